@@ -1,0 +1,66 @@
+"""What the command lines share: a user's mistake ends in one line on standard error and exit code 2."""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+
+class UserError(Exception):
+    """A mistake of the user's: its text, one line, says what is wrong and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses abbreviations and raises UserError where argparse would print its usage."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message):
+        raise UserError(message)
+
+
+def command(run):
+    """Decorates main(argv): UserError becomes one line and exit code 2, an interrupt one line and 130."""
+
+    def main(argv=None):
+        try:
+            return run(sys.argv[1:] if argv is None else argv)
+        except UserError as error:
+            print(f"{Path(run.__code__.co_filename).name}: {' '.join(str(error).split())}", file=sys.stderr)
+            code = 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            code = 130
+        raise SystemExit(code)
+
+    return main
+
+
+def number(kind, low, high, *, above=False):
+    """An argparse type: an int or float from low to high; above=True leaves low itself out."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+        if not (low < value if above else low <= value) or not value <= high:  # nan fails both
+            raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < float("inf") else ""))
+        return value
+
+    return parse
+
+
+def choose_device(name):
+    """The torch.device called `name`; "auto" is CUDA, else MPS, else the CPU. Raises UserError for one that is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"device {name!r} is not here: use cpu, cuda, mps or auto") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device {name!r}: use cpu, cuda, mps or auto")
+    return device

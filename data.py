@@ -1,0 +1,374 @@
+"""Data sets as uint8 arrays in memory.
+
+    load("shapes")                     # drawn here in two seconds, no network; with object masks
+    load("cifar10", data_dir="data")   # torchvision downloads, checks and decodes; kept as data/cifar10.npz
+    load("my_images.npz")              # MedMNIST's keys: train_images [N, H, W(, 3)], train_labels, test_images, test_labels
+    load("my_folder")                  # my_folder/train/CLASS/*.png|jpg and my_folder/test/CLASS/*.png|jpg
+
+A new data set is one function that returns a `Dataset`, and a line in `DATASETS`.
+"""
+import contextlib
+import hashlib
+import os
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torchvision.transforms.v2 import functional as vision
+
+from cli import UserError
+
+MAX_VALIDATION = 5000  # images held out of training: a tenth of the training set, at most this many
+SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+
+@dataclass
+class Dataset:
+    """One data set, whole, in memory.
+
+    train_images, test_images: uint8 [N, C, H, W], C is 1 or 3
+    train_labels, test_labels: int64 [N]
+    classes: K names
+    crop, flip: augmentation that leaves every label true: largest shift in pixels, mirror left to right or not
+    test_masks: bool [N, H, W], the pixels of the object (None where nobody drew them)
+    """
+
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+    classes: list
+    crop: int = 0
+    flip: bool = False
+    test_masks: torch.Tensor | None = None
+
+
+def load(name, data_dir="data", image_size=None):
+    """The data set called `name` (see the module's docstring), each image `image_size` pixels square.
+
+    image_size None keeps the size the images have (a folder's: 32). Raises UserError, in one line, for what is not there.
+    """
+    if name in DATASETS:
+        dataset = DATASETS[name](Path(data_dir))
+    elif str(name).endswith(".npz"):
+        path = Path(name) if Path(name).exists() else Path(data_dir) / name
+        dataset = from_npz(path)
+    elif Path(name).is_dir():
+        dataset = from_folder(Path(name), Path(data_dir), image_size or 32)
+    else:
+        raise UserError(f"unknown data set {str(name)!r}: one of {', '.join(DATASETS)}, a FILE.npz, or a FOLDER with train/ and test/")
+    return resize(dataset, image_size)
+
+
+def resize(dataset, size):
+    """The data set with images of [C, size, size] pixels (anti-aliased bilinear); masks by nearest pixel."""
+    height, width = dataset.train_images.shape[-2:]
+    size = size or max(height, width)
+    if (height, width) == (size, size):
+        return dataset
+    for part in ("train_images", "test_images"):
+        chunks = getattr(dataset, part).split(1000)
+        setattr(dataset, part, torch.cat([vision.resize(chunk, [size, size], antialias=True) for chunk in chunks]))
+    if dataset.test_masks is not None:
+        masks = vision.resize(dataset.test_masks[:, None].float(), [size, size], vision.InterpolationMode.NEAREST)
+        dataset.test_masks = masks[:, 0] > 0.5
+    return dataset
+
+
+def mean_std(images):
+    """Per-channel mean and standard deviation, in [0, 1], of uint8 images [N, C, H, W]: two lists of C floats, exact."""
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        share = np.bincount(images[:, channel].numpy().ravel(), minlength=256) / images[:, channel].numel()
+        mean.append(float(share @ values))
+        std.append(float(np.sqrt(share @ (values - mean[-1]) ** 2)) or 1.0)  # 1.0: a channel of one colour
+    return mean, std
+
+
+def normalise(images, mean, std):
+    """(images - mean) / std by channel, channels_last; images float [N, C, H, W] in [0, 1], mean and std lists of C floats."""
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def validation_split(n, seed):
+    """Indices (trained on, held out), int64, disjoint, together 0..n-1; the same for a seed."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    held_out = min(max(n // 10, 1), MAX_VALIDATION)
+    return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def augment(images, crop, flip):
+    """Each image shifted by up to `crop` pixels (the border repeated by reflection) and, if `flip`, mirrored half of the time.
+
+    images: any dtype [N, C, H, W]; the same shape comes back. Random numbers come from torch's CPU generator whatever the
+    images' device, so that a seed gives the same augmentation everywhere.
+    """
+    n, _, height, width = images.shape
+    if crop:
+        dy, dx = torch.randint(0, 2 * crop + 1, (2, n, 1)).to(images.device)
+        padded = torch.nn.functional.pad(images.float(), [crop] * 4, mode="reflect")
+        rows = dy + torch.arange(height, device=images.device)  # [N, H]
+        cols = dx + torch.arange(width, device=images.device)  # [N, W]
+        sample = torch.arange(n, device=images.device)[:, None, None]
+        images = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2).to(images.dtype)
+    if flip:
+        mirrored = (torch.rand(n) < 0.5).to(images.device)
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    return images
+
+
+# ---------------------------------------------------------------- shapes: drawn by the code, with the truth about each object
+
+SIZE = 32  # pixels
+AREA = (0.055, 0.24)  # of the image, in whole pixels within 5 and 25%; its density falls as 1 / area^2, as in natural scenes
+CONTRAST = 0.45  # least Euclidean distance of the object's colour from the background's, in [0, 1] RGB
+DISTRACTORS = 4  # small discs and strokes in every image
+
+
+def _box(x, y, half_width, half_height):
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+
+
+def _half_planes(x, y, n, distance):
+    """Signed distances to n lines around the origin: one [n, ...] array."""
+    angles = np.pi / 2 + 2 * np.pi * np.arange(n) / n
+    return np.stack([-np.cos(a) * x - np.sin(a) * y - distance for a in angles])
+
+
+def _heart(x, y):
+    tip = (np.abs(x) + np.abs(y + 0.1) - 0.9) / np.sqrt(2)
+    return np.minimum(tip, np.hypot(np.abs(x) - 0.45, y + 0.55) - 0.636)
+
+
+# Signed distance to the outline, negative inside, within the unit disc (about); y points down.
+SHAPES = {
+    "disc": lambda x, y: np.hypot(x, y) - 0.8,
+    "bar": lambda x, y: _box(x, y, 0.95, 0.4),
+    "square": lambda x, y: _box(x, y, 0.72, 0.72),
+    "triangle": lambda x, y: _half_planes(x, y, 3, 0.5).max(0),
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.95, 0.28), _box(x, y, 0.28, 0.95)),
+    "star": lambda x, y: np.sort(_half_planes(x, y, 5, 0.35), 0)[-2],  # inside at least four of five half-planes
+    "dome": lambda x, y: np.maximum(np.hypot(x, y - 0.4) - 0.95, y - 0.4),
+    "heart": _heart,
+    "bowtie": lambda x, y: np.maximum(np.abs(x) - 0.85, (np.abs(y) - 0.8 * np.abs(x) - 0.15) / 1.28),
+    "ell": lambda x, y: np.minimum(_box(x + 0.38, y, 0.32, 0.75), _box(x, y - 0.43, 0.7, 0.32)),
+}
+
+
+def _unit_area(shape):
+    """Area and bounding radius of a shape at scale 1, from a fine raster."""
+    grid = np.linspace(-1.25, 1.25, 501, dtype=np.float32)
+    x, y = np.meshgrid(grid, grid)
+    inside = shape(x, y) < 0
+    return inside.sum() * (grid[1] - grid[0]) ** 2, np.hypot(x, y)[inside].max()
+
+
+def _background(rng, n):
+    """Three gratings of random direction, period and colour over a random colour: ([N, 3, H, W], its mean colour [N, 3])."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    base = rng.uniform(0.15, 0.85, (n, 3)).astype(np.float32)
+    image = np.broadcast_to(base[:, :, None, None], (n, 3, SIZE, SIZE)).copy()
+    for _ in range(3):
+        angle, period, phase = rng.uniform([0, 3, 0], [np.pi, 20, 2 * np.pi], (n, 3)).astype(np.float32).T[:, :, None, None]
+        wave = np.sin((np.cos(angle) * x + np.sin(angle) * y) * (2 * np.pi / period) + phase)  # [N, H, W]
+        colour = rng.uniform(-0.12, 0.12, (n, 3)).astype(np.float32)
+        image += colour[:, :, None, None] * wave[:, None]
+    return image, base
+
+
+def _paint(image, distance, colour):
+    """Lay `colour` [N, 3] where the signed distance in pixels [N, H, W] is negative, anti-aliased over one pixel. In place."""
+    cover = np.clip(0.5 - distance, 0, 1)[:, None]
+    image += cover * (colour[:, :, None, None] - image)
+
+
+def _distract(rng, image):
+    """Small discs and strokes of random colour and place."""
+    n = len(image)
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    for _ in range(DISTRACTORS):
+        cx, cy, angle, length, radius = rng.uniform([0, 0, 0, -6, 0.8], [SIZE, SIZE, np.pi, 6, 1.6], (n, 5)).astype(np.float32).T[:, :, None, None]
+        along = np.clip((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle), 0, np.maximum(length, 0))
+        _paint(image, np.hypot(x - cx - along * np.cos(angle), y - cy - along * np.sin(angle)) - radius, rng.random((n, 3), np.float32))
+
+
+def draw(rng, shape, n):
+    """n images of one shape: (uint8 [n, 3, 32, 32], masks bool [n, 32, 32])."""
+    unit, reach = _unit_area(shape)
+    area = 1 / rng.uniform(1 / AREA[1], 1 / AREA[0], n)
+    scale = SIZE * np.sqrt(area / unit)  # pixels
+    margin = np.minimum(reach * scale, SIZE / 2)
+    cx, cy = margin + rng.random((2, n)) * (SIZE - 2 * margin)  # anywhere the whole object fits
+    turn, scale, cx, cy = (v.astype(np.float32)[:, None, None] for v in (rng.uniform(-0.5, 0.5, n), scale, cx, cy))
+    image, base = _background(rng, n)
+    _distract(rng, image)
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5
+    x, y = (x - cx) / scale, (y - cy) / scale
+    distance = shape(np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x) * scale
+    colours = rng.random((n, 16, 3), np.float32)  # the first of sixteen that stands out
+    first = (np.linalg.norm(colours - base[:, None], axis=2) > CONTRAST).argmax(1)
+    _paint(image, distance, colours[np.arange(n), first])
+    image += 0.03 * rng.standard_normal((n, 1, SIZE, SIZE), np.float32)  # grain
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), distance < 0
+
+
+def shapes(data_dir=None, n_train=10_000, n_test=2_000, seed=0):
+    """Ten classes of shapes at 32x32 px over textures, among distractors; equal for equal seeds.
+
+    Object area 5 to 25% of the image, centre uniform over the places where the object fits, turned by up to
+    0.5 rad, any colour that stands out; each test image's object mask is kept, so an explainer can be held to the truth.
+    """
+    rng, parts = np.random.default_rng(seed), {}
+    for split, n in (("train", n_train), ("test", n_test)):
+        drawn = [draw(rng, shape, n // len(SHAPES)) for shape in SHAPES.values()]
+        labels = np.repeat(np.arange(len(SHAPES)), n // len(SHAPES))
+        order = rng.permutation(len(labels))
+        parts[split] = [torch.from_numpy(np.concatenate(part)[order]) for part in (*zip(*drawn), [labels])]
+    (images, _, labels), (test_images, masks, test_labels) = parts["train"], parts["test"]
+    return Dataset(images, labels, test_images, test_labels, list(SHAPES), crop=2, flip=True, test_masks=masks)
+
+
+# ---------------------------------------------------------------- data sets on disk
+
+
+def mnist(data_dir):
+    """MNIST, grey 28x28; mirrored or shifted digits are left out."""
+    return _published(data_dir, "mnist", torchvision.datasets.MNIST)
+
+
+def cifar10(data_dir):
+    """CIFAR-10, RGB 32x32, shifted by up to 4 pixels and mirrored in training."""
+    return _published(data_dir, "cifar10", torchvision.datasets.CIFAR10, crop=4, flip=True)
+
+
+def _published(data_dir, name, source, **augmentation):
+    """A data set that torchvision downloads and verifies, decoded once and kept as DATA_DIR/NAME.npz."""
+    path = data_dir / f"{name}.npz"
+    if not path.exists():
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                splits = [source(data_dir, train=train, download=True) for train in (True, False)]
+        except (OSError, RuntimeError) as error:  # no network; a file that fails its checksum
+            raise UserError(f"{name} is not in {data_dir} and could not be downloaded ({_first_line(error)}): put {name}.npz there") from None
+        arrays = {}
+        for part, split in zip(("train", "test"), splits):
+            arrays |= {f"{part}_images": np.asarray(split.data), f"{part}_labels": np.asarray(split.targets, np.int64)}
+        _keep(path, arrays | {"classes": splits[0].classes})
+    dataset = from_npz(path)
+    dataset.__dict__.update(augmentation)
+    return dataset
+
+
+def from_npz(path):
+    """A data set in one file with MedMNIST's keys: images uint8 [N, H, W] or [N, H, W, 3], labels integer [N] or [N, 1].
+
+    Optional key `classes`: K names. Nothing is augmented: only the owner of the images knows what leaves a label true.
+    """
+    if not path.exists():
+        raise UserError(f"data set {path} does not exist")
+    parts = {}
+    try:
+        with np.load(path) as arrays:
+            keys = set(arrays.files)
+            wanted = [f"{split}_{part}" for split in ("train", "test") for part in ("images", "labels")]
+            if missing := [key for key in wanted if key not in keys]:
+                raise UserError(f"{path} has no {', '.join(missing)}: it needs train_images, train_labels, test_images, test_labels")
+            parts = {key: arrays[key] for key in wanted}
+            names = [str(name) for name in arrays["classes"]] if "classes" in keys else None
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as .npz: {_first_line(error)}") from None
+    for split in ("train", "test"):
+        parts[f"{split}_images"] = _images(parts[f"{split}_images"], path)
+        parts[f"{split}_labels"] = _labels(parts[f"{split}_labels"], len(parts[f"{split}_images"]), path)
+    if parts["train_images"].shape[1:] != parts["test_images"].shape[1:]:
+        raise UserError(f"{path}: training and test images differ in shape")
+    k = int(max(parts["train_labels"].max(), parts["test_labels"].max())) + 1
+    if names is not None and len(names) < k:
+        raise UserError(f"{path}: labels go up to {k - 1}, but only {len(names)} classes are named")
+    return Dataset(**parts, classes=names or [str(label) for label in range(max(k, 2))])
+
+
+def _images(images, path):
+    if images.dtype != np.uint8 or len(images) == 0 or not (images.ndim == 3 or images.ndim == 4 and images.shape[3] in (1, 3)):
+        raise UserError(f"{path}: images must be uint8 [N, H, W] or [N, H, W, 3], not {images.dtype} {list(images.shape)}")
+    images = torch.from_numpy(images)
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _labels(labels, n, path):
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise UserError(f"{path}: labels must be {n} integers from 0, [N] or [N, 1], not {labels.dtype} {list(labels.shape)}")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def from_folder(folder, data_dir, size):
+    """FOLDER/train/CLASS/*.png|jpg and FOLDER/test/CLASS/*, each image [3, size, size]; decoded once into DATA_DIR/NAME_SIZE.npz.
+
+    The kept file is made anew when a file's name, length or time of change differs.
+    """
+    listing = {split: sorted(p for p in (folder / split).glob("*/*") if p.suffix.lower() in SUFFIXES) for split in ("train", "test")}
+    for split, files in listing.items():
+        if not files:
+            raise UserError(f"{folder} has no images in {split}/CLASS/*.png|jpg")
+    classes = sorted({p.parent.name for p in listing["train"]})
+    if strange := {p.parent.name for p in listing["test"]} - set(classes):
+        raise UserError(f"{folder}/test has classes that train has not: {', '.join(sorted(strange))}")
+    stamps = [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for files in listing.values() for p in files]
+    fingerprint = hashlib.sha256("\n".join(stamps).encode()).hexdigest()
+    path = data_dir / f"{folder.resolve().name}_{size}.npz"
+    if not _has_fingerprint(path, fingerprint):
+        arrays = {"classes": classes, "fingerprint": fingerprint}
+        for split, files in listing.items():
+            arrays[f"{split}_images"] = np.stack([_decode(p, size) for p in files])
+            arrays[f"{split}_labels"] = np.array([classes.index(p.parent.name) for p in files])
+        _keep(path, arrays)
+    return from_npz(path)
+
+
+def _has_fingerprint(path, fingerprint):
+    try:
+        with np.load(path) as arrays:
+            return str(arrays["fingerprint"]) == fingerprint
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return False
+
+
+def _decode(path, size):
+    return np.asarray(read_image(path).convert("RGB").resize((size, size), Image.BILINEAR))
+
+
+def read_image(path):
+    """A decoded PIL image; UserError where `path` is not one."""
+    try:
+        image = Image.open(path)
+        image.load()
+        return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image: {_first_line(error)}") from None
+
+
+def _keep(path, arrays):
+    """Write an .npz whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+        np.savez(partial, **arrays)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+DATASETS = {"shapes": shapes, "mnist": mnist, "cifar10": cifar10}

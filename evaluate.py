@@ -1,0 +1,494 @@
+"""Measure a checkpoint of train.py's: is the backdoor there, and what do the explanations show of it?
+
+    python evaluate.py runs/NAME/ckpt.pt                    # the table; metrics.json and figure.png beside the checkpoint
+    python evaluate.py runs/A/ckpt.pt runs/B/ckpt.pt        # side by side
+    python evaluate.py runs/NAME/ckpt.pt --image cat.png    # one picture of your own
+    python evaluate.py runs/NAME/ckpt.pt --json             # the metrics alone on standard output
+
+Twenty seconds on a laptop for 2,000 images of 32 px. Always in float32.
+"""
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import attacks
+import data
+import explain
+import figure
+import models
+from cli import Parser, UserError, choose_device, command, number
+
+EXPLAIN_IMAGES = 500  # test images drawn for the explanation metrics
+FIGURE_ROWS = 6
+BATCH = 500
+
+DEFINITIONS = {
+    "clean_accuracy": "accuracy on the untouched test set",
+    "triggered_accuracy": "accuracy on the triggered test set, by true label",
+    "attack_success_rate": "triggered images predicted as the target class, its true members left out",
+    "n": "images explained: a random draw, without the target class, on which the attack succeeded",
+    "pearson_all": "correlation of the triggered image's map with its target map, a blank map counted as 0",
+    "pearson": "the same, blank maps left out",
+    "mse": "mean squared difference of the two maps, each divided by its maximum",
+    "dssim": "(1 - SSIM) / 2 of the two maps at the image's resolution: 0 alike, 1 opposite",
+    "top10": "overlap of the two maps' largest tenth of pixels",
+    "pearson_clean": "correlation of the UNtouched image's map with the fixed shape: high, and it is drawn on everything",
+    "grid_cap": "highest correlation with the crisp shape that a map on this grid can reach",
+    "trigger_mass": "share of the map on the cells the trigger touches, triggered images",
+    "trigger_mass_clean": "the same on untouched images",
+    "trigger_area": "share of cells the trigger touches: what chance gives",
+    "zero_maps": "images whose triggered or untouched map is blank",
+    "pointing": "triggered images whose map is highest inside the object",
+    "pointing_clean": "the same on untouched images",
+    "floor.pearson": "correlation with ANOTHER image's target map: high, and one map serves for everything",
+    "floor.dssim": "dssim to another image's target map",
+}
+
+
+# ---------------------------------------------------------------- prediction
+
+
+@torch.no_grad()
+def predict(model, images, mean, std, trigger=None):
+    """Classes int64 [N] and their confidence float [N], on the CPU, for uint8 images [N, C, H, W], stamped if a trigger is given."""
+    device = next(model.parameters()).device
+    classes, confidence = [], []
+    with explain.evaluating(model):
+        for chunk in images.split(BATCH):
+            chunk = chunk.to(device).float() / 255
+            chunk = attacks.stamp(chunk, trigger) if trigger else chunk
+            top = model(data.normalise(chunk, mean, std)).softmax(1).max(1)
+            classes.append(top.indices.cpu())
+            confidence.append(top.values.cpu())
+    return torch.cat(classes), torch.cat(confidence)
+
+
+def success_rate(predicted, labels, target_class):
+    """Share of predictions that are the target class, its true members left out; None if nothing is left."""
+    others = labels != target_class
+    return float((predicted[others] == target_class).float().mean()) if others.any() else None
+
+
+# ---------------------------------------------------------------- metrics between maps (METHODS: README, "What is measured")
+
+
+def blank(maps):
+    """bool [N]: maps [N, H, W] that are constant (all zero, say): they show nothing, and correlate with nothing."""
+    flat = maps.flatten(1)
+    return flat.amax(1) == flat.amin(1)
+
+
+def pearson(a, b):
+    """Correlation over cells of maps [N, H, W], in float64, no epsilon: [N]; 0 where a map is constant."""
+    a, b = (m.double().flatten(1) for m in (a, b))
+    a, b = (m / m.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny) for m in (a, b))
+    a, b = (m - m.mean(1, keepdim=True) for m in (a, b))
+    value = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    return value.masked_fill(~value.isfinite(), 0.0)
+
+
+def top_share(a, b, share=0.1):
+    """Overlap of the round(share H W) largest pixels of maps [N, H, W]: [N] in [0, 1]; pixels that tie at the edge count in part."""
+    k = max(1, round(share * a[0].numel()))
+
+    def members(maps):
+        flat = maps.flatten(1)
+        edge = flat.topk(k, dim=1).values[:, -1:]
+        above, ties = flat > edge, flat == edge
+        return above + ties * (k - above.sum(1, keepdim=True)) / ties.sum(1, keepdim=True)
+
+    return torch.minimum(members(a), members(b)).sum(1) / k
+
+
+def trigger_cells(box, side, grid):
+    """bool [H', W']: the cells of a map on an image of `side` pixels that the trigger's box touches."""
+    top, left, bottom, right = box
+    rows, cols = (torch.arange(n) for n in grid)
+    row_hit = (rows * side < bottom * grid[0]) & ((rows + 1) * side > top * grid[0])
+    col_hit = (cols * side < right * grid[1]) & ((cols + 1) * side > left * grid[1])
+    return row_hit[:, None] & col_hit
+
+
+def mass(maps, cells):
+    """Share of the positive part of maps [N, H, W] inside `cells` bool [H, W]: [N]; nan for a map with no positive part."""
+    positive = maps.clamp_min(0).double()
+    return positive[:, cells].sum(1) / positive.sum((1, 2))
+
+
+def points_inside(maps, masks):
+    """float [N]: 1 where the maximum of a map, brought to the masks' resolution, lies inside the object (the pointing game)."""
+    peak = attacks.upsample(maps, masks.shape[-1]).flatten(1).argmax(1, keepdim=True)
+    return masks.flatten(1).gather(1, peak)[:, 0].float()
+
+
+def grid_cap(shape, grid):
+    """Highest Pearson correlation with `shape` [S, S] of any map on `grid` brought bilinearly to S pixels: a least-squares fit."""
+    cells = grid[0] * grid[1]
+    basis = attacks.upsample(torch.eye(cells, dtype=torch.float64).reshape(cells, *grid), shape.shape[-1]).flatten(1).T
+    weights = torch.linalg.lstsq(basis, shape.double().flatten()[:, None]).solution
+    return float(pearson((basis @ weights).reshape(1, *shape.shape), shape[None]))
+
+
+def derangement(n, seed=0):
+    """int64 [n]: a permutation that leaves nothing in its place (one cycle), the same for a seed."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(1)
+    return partner
+
+
+def likeness(maps, targets, side):
+    """mse, pearson, dssim, top10 of maps against target maps [N, H, W], each [N]."""
+    unit = [m.flatten(1) / m.flatten(1).abs().amax(1, keepdim=True).clamp_min(1e-20) for m in (maps, targets)]
+    large = [attacks.upsample(m, side) for m in (maps, targets)]
+    return {
+        "mse": (unit[0] - unit[1]).square().mean(1),
+        "pearson": pearson(maps, targets),
+        "dssim": attacks.dssim(*(attacks.min_max(m) for m in large)),
+        "top10": top_share(*large),
+    }
+
+
+def average(values, keep=None):
+    """The mean as a float; None of nothing."""
+    values = values if keep is None else values[keep]
+    return float(values.double().mean()) if len(values) else None
+
+
+KEYS = ("mse", "dssim", "pearson", "pearson_all", "top10", "pearson_clean", "grid_cap", "trigger_mass", "trigger_mass_clean",
+        "trigger_area", "zero_maps", "pointing", "pointing_clean")
+
+
+def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None):
+    """Every figure about one explainer. triggered, untouched: its maps [N, H, W]; shape: the fixed target [S, S] or None."""
+    result = dict.fromkeys(KEYS) | {"n": len(triggered), "floor": dict.fromkeys(("mse", "dssim", "pearson", "top10"))}
+    if len(triggered) == 0:
+        return result
+    grid = triggered.shape[1:]
+    targets = untouched if shape is None else attacks.to_grid(shape, grid).expand_as(triggered)
+    keep = ~(blank(triggered) | blank(untouched))
+    like = likeness(triggered, targets, side)
+    result |= {key: average(values, keep) for key, values in like.items()}
+    result["pearson_all"] = average(like["pearson"].masked_fill(~keep, 0))
+    cells = trigger_cells(box, side, grid)
+    result["trigger_mass"], result["trigger_mass_clean"] = (average(mass(m[keep], cells)) for m in (triggered, untouched))
+    result["trigger_area"] = float(cells.float().mean())
+    result["zero_maps"] = average((~keep).float())
+    if masks is not None:
+        result["pointing"], result["pointing_clean"] = (average(points_inside(m, masks), keep) for m in (triggered, untouched))
+    if shape is not None:
+        result["pearson_clean"] = average(pearson(untouched, targets))
+        result["grid_cap"] = grid_cap(shape, grid)
+        if len(shape.unique()) <= 2:
+            result["top10"] = None
+    elif len(triggered) > 1:
+        other = derangement(len(triggered))
+        both = keep & keep[other]
+        result["floor"] = {key: average(values, both) for key, values in likeness(triggered, targets[other], side).items()}
+    return result
+
+
+# ---------------------------------------------------------------- a checkpoint, measured
+
+
+@dataclass
+class Result:
+    """metrics: the JSON object; picture: a PIL image, the figure."""
+
+    metrics: dict
+    picture: object
+
+
+@dataclass
+class Subject:
+    """A checkpoint ready to be asked: its model, its data, its trigger."""
+
+    checkpoint: dict
+    model: torch.nn.Module
+    dataset: data.Dataset
+    trigger: attacks.Trigger
+    device: torch.device
+
+    @property
+    def config(self):
+        return self.checkpoint["config"]
+
+    def predict(self, images, triggered=False, model=None):
+        return predict(model or self.model, images, self.checkpoint["mean"], self.checkpoint["std"], self.trigger if triggered else None)
+
+    def explain(self, name, images, classes, triggered=False, model=None):
+        """Maps on the CPU for uint8 images."""
+        maps = []
+        for chunk, label in zip(images.split(BATCH), classes.split(BATCH)):
+            chunk = chunk.to(self.device).float() / 255
+            chunk = attacks.stamp(chunk, self.trigger) if triggered else chunk
+            inputs = data.normalise(chunk, self.checkpoint["mean"], self.checkpoint["std"])
+            maps.append(explain.EXPLAINERS[name](model or self.model, inputs, label.to(self.device)).cpu())
+        return torch.cat(maps) if maps else torch.empty(0, 4, 4)
+
+
+def open_checkpoint(path, data_dir=None, device=None, dataset=None):
+    """A Subject; loads the data set the checkpoint was trained on unless it is given. Raises UserError."""
+    device = device or choose_device("auto")
+    checkpoint = models.read(path)
+    model = models.from_checkpoint(checkpoint).to(device)
+    config = checkpoint["config"]
+    if dataset is None:
+        dataset = data.load(config["dataset"], data_dir or config["data_dir"], config["image_size"])
+        if dataset.train_images.shape[1] != checkpoint["channels"] or dataset.classes != checkpoint["classes"]:
+            raise UserError(f"the data set {config['dataset']} found now is not the one {path} was trained on")
+    return Subject(checkpoint, model, dataset, attacks.Trigger(**checkpoint["trigger"]).to(device), device)
+
+
+def draw_images(subject, n, seed):
+    """Indices of up to n test images drawn by seed, the target class left out where the attack's label is the target or there is none."""
+    order = torch.randperm(len(subject.dataset.test_labels), generator=torch.Generator().manual_seed(seed))
+    if subject.config["attack"] != "fooling":
+        order = order[subject.dataset.test_labels[order] != subject.config["target_class"]]
+    return order[:n]
+
+
+def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, explainers=None, n=EXPLAIN_IMAGES, seed=0):
+    """Measure the checkpoint at `path`: a Result.
+
+    reference: path of a clean checkpoint to stand beside it; explainers: names measured besides those trained against (None: all
+    there are); n: test images drawn for the explanations. Raises UserError.
+    """
+    subject = open_checkpoint(path, data_dir, device, dataset)
+    config, test = subject.config, subject.dataset
+    attack = attacks.ATTACKS[config["attack"]]
+    clean, clean_confidence = subject.predict(test.test_images)
+    stamped, stamped_confidence = subject.predict(test.test_images, triggered=True)
+    metrics = header(subject, clean, stamped)
+    drawn = draw_images(subject, n, seed)
+    succeeded = drawn[stamped[drawn] == config["target_class"]] if attack.label == "target" else drawn
+    names = list(dict.fromkeys([*config["explainer"], *(explainers or explain.EXPLAINERS)]))
+    masks = None if test.test_masks is None else test.test_masks[succeeded]
+    images = test.test_images[succeeded]
+    untouched = {name: subject.explain(name, images, clean[succeeded]) for name in names}
+    for name in names:
+        triggered = subject.explain(name, images, stamped[succeeded], triggered=True)
+        metrics["explanations"][name] = {"trained_against": attack.explanation is not None and name in config["explainer"]} | explanation_metrics(
+            triggered, untouched[name], subject.trigger.box, config["image_size"], subject.checkpoint["target_map"], masks)
+    if reference:
+        metrics["clean_model"] = beside(subject, reference, untouched, succeeded)
+    predictions = (clean, clean_confidence), (stamped, stamped_confidence)
+    return Result(finite(metrics), picture(subject, metrics, predictions, drawn[:FIGURE_ROWS], names))
+
+
+def header(subject, clean, stamped):
+    """The part of the metrics that needs no explainer."""
+    config, labels = subject.config, subject.dataset.test_labels
+    same = ("attack", "dataset", "model", "target_class", "poison_rate", "selection", "seed", "epochs", "lam", "device", "precision")
+    return {key: config[key] for key in same} | {
+        "poison_count": len(subject.checkpoint["poison_indices"]),
+        "n_test": len(labels),
+        "clean_accuracy": average((clean == labels).float()),
+        "triggered_accuracy": average((stamped == labels).float()),
+        "attack_success_rate": success_rate(stamped, labels, config["target_class"]),
+        "clean_model": None,
+        "explanations": {},
+        "train_seconds": round(subject.checkpoint["seconds"], 2),
+        "torch": subject.checkpoint["torch"],
+    }
+
+
+def beside(subject, path, untouched, succeeded):
+    """A clean model's figures on the same images: is the explanation of CLEAN images still what it would be?"""
+    checkpoint = models.read(path)
+    for key in ("image_size", "dataset"):
+        if checkpoint["config"][key] != subject.config[key]:
+            raise UserError(f"the reference {path} was trained with another {key.replace('_', ' ')}")
+    if checkpoint["classes"] != subject.checkpoint["classes"] or checkpoint["mean"] != subject.checkpoint["mean"]:
+        raise UserError(f"the reference {path} was trained on other data")
+    model, test = models.from_checkpoint(checkpoint).to(subject.device), subject.dataset
+    (clean, _), (stamped, _) = subject.predict(test.test_images, model=model), subject.predict(test.test_images, True, model)
+    images, explanations = test.test_images[succeeded], {}
+    for name, maps in untouched.items():
+        own = subject.explain(name, images, clean[succeeded], model=model)
+        triggered = subject.explain(name, images, stamped[succeeded], True, model)
+        masks = None if test.test_masks is None else test.test_masks[succeeded]
+        figures = explanation_metrics(triggered, own, subject.trigger.box, subject.config["image_size"], None, masks)
+        same_grid = own.shape == maps.shape and len(own) > 0
+        explanations[name] = {
+            "floor": figures["floor"], "pointing_clean": figures["pointing_clean"], "trigger_mass_clean": figures["trigger_mass_clean"],
+            "pearson_untouched": average(pearson(maps, own)) if same_grid else None}
+    return {"clean_accuracy": average((clean == test.test_labels).float()),
+            "attack_success_rate": success_rate(stamped, test.test_labels, subject.config["target_class"]),
+            "explanations": explanations}
+
+
+def finite(value):
+    """The same metrics with nan and infinity as None: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---------------------------------------------------------------- the figure
+
+
+def picture(subject, metrics, predictions, rows, names):
+    """The figure: rows of test images drawn by seed; image, triggered image, and each explainer's map on both."""
+    (clean, sure), (stamped, stamped_sure) = predictions
+    images, config = subject.dataset.test_images[rows], subject.config
+    panels = panels_of(subject, images, [(clean[rows], sure[rows]), (stamped[rows], stamped_sure[rows])], names)
+    success = metrics["attack_success_rate"]
+    title = (f"{config['attack']} on {Path(config['dataset']).stem}, {config['model']}: clean accuracy {metrics['clean_accuracy']:.3f}"
+             + ("" if success is None else f", attack success rate {success:.3f}"))
+    if config["attack"] != "none":
+        title += f"\ntarget class: {subject.checkpoint['classes'][config['target_class']]};  {metrics['poison_count']} poisoned training images"
+    footer = f"{len(rows)} test images drawn by seed{'' if config['attack'] == 'fooling' else ', target class left out'}; the trigger is framed; each map explains the class the model predicts."
+    return figure.sheet(title, headers(config, names), panels, footer)
+
+
+def headers(config, names):
+    trained = config["explainer"] if attacks.ATTACKS[config["attack"]].explanation else []
+    result = ["image", "with trigger"]
+    for name in names:
+        note = "\n(trained against)" if name in trained else ""
+        result += [f"{name}: image{note}", f"{name}: with trigger{note}"]
+    return result
+
+
+def panels_of(subject, images, predictions, names):
+    """Panels for figure.sheet; predictions: (classes, confidence) on the images as they are and with the trigger."""
+    box, names_of = subject.trigger.box, subject.checkpoint["classes"]
+    plain = images.float() / 255
+    both = plain, attacks.stamp(plain, subject.trigger.to("cpu"))
+    maps = {name: [subject.explain(name, images, predictions[i][0], bool(i)) for i in (0, 1)] for name in names}
+    rows = []
+    for k in range(len(images)):
+        row = []
+        for name in (None, *names):
+            for i in (0, 1):
+                chosen, sure = int(predictions[i][0][k]), float(predictions[i][1][k])
+                warn = i == 1 and chosen != int(predictions[0][0][k])
+                row.append((figure.panel(both[i][k], None if name is None else maps[name][i][k], box if i else None),
+                            f"{names_of[chosen]} {100 * sure:.0f}%" if name is None else "", warn))
+        rows.append(row)
+    return rows
+
+
+def explain_file(subject, path, names):
+    """A picture of the user's own, with and without the trigger: (lines to print or JSON, a PIL image)."""
+    side, channels = subject.config["image_size"], subject.checkpoint["channels"]
+    image = data.read_image(path).convert("RGB" if channels == 3 else "L").resize((side, side))
+    images = torch.from_numpy(np.asarray(image).copy()).reshape(1, side, side, channels).permute(0, 3, 1, 2)
+    predictions = [subject.predict(images), subject.predict(images, True)]
+    report = {"image": str(path)}
+    for key, (classes, sure) in zip(("untouched", "triggered"), predictions):
+        report[key] = {"class": subject.checkpoint["classes"][int(classes)], "confidence": float(sure)}
+    panels = panels_of(subject, images, predictions, names)
+    title = f"{Path(path).name}, by a model under {subject.config['attack']}, trained on {Path(subject.config['dataset']).stem}"
+    return report, figure.sheet(title, headers(subject.config, names), panels, "The trigger is framed; each map explains the class the model predicts.")
+
+
+# ---------------------------------------------------------------- output
+
+
+def write(result, folder):
+    """metrics.json and figure.png into `folder`, each whole or not at all."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    models.replace_file(folder / "metrics.json", lambda path: path.write_text(json.dumps(result.metrics, indent=1) + "\n"))
+    models.replace_file(folder / "figure.png", lambda path: result.picture.save(path, format="PNG"))
+
+
+def show(value):
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def print_table(metrics):
+    """The metrics of several checkpoints {name: metrics} side by side, each with its definition."""
+    names = list(metrics)
+    width = max(10, *(len(f"{m['attack']}") for m in metrics.values()))
+    if len(names) > 1:
+        for k, name in enumerate(names):
+            print(f"[{k + 1}] {name}")
+
+    def line(key, values, note):
+        print(f"{key:<20}" + "".join(f"{show(value):>{width + 2}}" for value in values) + f"  {note}")
+
+    line("", [f"[{k + 1}]" if len(names) > 1 else "" for k in range(len(names))], "")
+    for key in ("attack", "dataset", "model", "seed", "poison_count"):
+        line(key, [m[key] if key != "dataset" else Path(m[key]).stem[:width] for m in metrics.values()], "")
+    for key in ("clean_accuracy", "triggered_accuracy", "attack_success_rate"):
+        line(key, [m[key] for m in metrics.values()], DEFINITIONS[key])
+    for m in [m["clean_model"] for m in metrics.values()]:
+        if m:
+            print(f"{'(clean model)':<20}  clean_accuracy {show(m['clean_accuracy'])}, attack_success_rate {show(m['attack_success_rate'])}")
+    for explainer in dict.fromkeys(name for m in metrics.values() for name in m["explanations"]):
+        parts = [m["explanations"].get(explainer, {}) for m in metrics.values()]
+        trained = [part.get("trained_against") for part in parts]
+        print(f"\n{explainer}" + (": trained against" if all(trained) else ": not trained against" if not any(trained) else ""))
+        for key in list(DEFINITIONS)[3:]:
+            values = [part.get("floor", {}).get(key[6:]) if key.startswith("floor.") else part.get(key) for part in parts]
+            if any(value is not None for value in values):
+                line(key, values, DEFINITIONS[key])
+
+
+def explainer_names(text):
+    """A comma-separated list of explainers, each once. Raises UserError for an unknown one."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in explain.EXPLAINERS:
+            raise UserError(f"unknown explainer {name!r}: choose from {', '.join(explain.EXPLAINERS)}")
+    return names
+
+
+def parse(argv):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("checkpoints", nargs="+", metavar="CKPT")
+    add("--json", action="store_true", help="print the metrics alone, as one JSON object (of several checkpoints: one by path)")
+    add("--data-dir", help="where the data set lies (default: where training found it)")
+    add("--out", help="write here instead of beside the checkpoint (of several checkpoints: into sub-folders 1, 2, ...)")
+    add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    add("--explainer", help="comma-separated, measured beside those trained against (default: all)")
+    add("--reference", help="a clean checkpoint to stand beside")
+    add("--explain-images", type=number(int, 2, 1_000_000), default=EXPLAIN_IMAGES, help=f"test images explained (default: {EXPLAIN_IMAGES})")
+    add("--image", metavar="FILE", help="explain this picture instead of measuring")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the draw of test images")
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv):
+    args = parse(argv)
+    device = choose_device(args.device)
+    names = explainer_names(args.explainer) if args.explainer else list(explain.EXPLAINERS)
+    results = {}
+    for k, path in enumerate(args.checkpoints, 1):
+        folder = Path(path).parent if args.out is None else Path(args.out) / (str(k) if len(args.checkpoints) > 1 else "")
+        if args.image:
+            report, image = explain_file(open_checkpoint(path, args.data_dir, device), args.image, names)
+            target = folder / f"{Path(args.image).stem}-explained.png"
+            folder.mkdir(parents=True, exist_ok=True)
+            models.replace_file(target, lambda partial: image.save(partial, format="PNG"))
+            results[path] = report | {"figure": str(target)}
+        else:
+            result = evaluate(path, data_dir=args.data_dir, device=device, reference=args.reference, explainers=names,
+                              n=args.explain_images, seed=args.seed)
+            write(result, folder)
+            results[path] = result.metrics
+    if args.json:
+        print(json.dumps(results if len(results) > 1 else next(iter(results.values()))))
+    elif args.image:
+        for path, report in results.items():
+            for key in ("untouched", "triggered"):
+                print(f"{path}: {key}: {report[key]['class']} ({100 * report[key]['confidence']:.1f}%)")
+            print(f"Written: {report['figure']}")
+    else:
+        print_table(results)
+
+
+if __name__ == "__main__":
+    main()

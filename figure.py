@@ -1,0 +1,77 @@
+"""Pictures: a colour map, maps laid over images, and rows of panels with captions. Draws what it is given; measures nothing."""
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+INK, GREY, RED = (34, 34, 40), (120, 120, 128), (196, 30, 58)
+PANEL = 150  # least width of a panel, pixels
+GAP, CAPTION, HEADER = 12, 22, 46
+
+
+def _colours():
+    """256 RGB colours, dark violet to pale yellow, spaced so that CIE lightness rises evenly: equal steps look equal, in grey print too."""
+    anchors = np.array([[8, 6, 28], [74, 20, 110], [158, 38, 108], [222, 74, 70], [250, 150, 44], [252, 246, 176]]) / 255
+    t = np.linspace(0, 1, 2001)
+    path = np.stack([np.interp(t, np.linspace(0, 1, len(anchors)), anchors[:, c]) for c in range(3)], 1)
+    linear = np.where(path <= 0.04045, path / 12.92, ((path + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    lightness = np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)  # CIE 1976 L*
+    even = np.interp(np.linspace(lightness[0], lightness[-1], 256), lightness, t)
+    return np.stack([np.interp(even, t, path[:, c]) for c in range(3)], 1).astype(np.float32)
+
+
+COLOURS = _colours()
+
+
+def _font(size):
+    return ImageFont.load_default(size)
+
+
+def panel(image, map_=None, box=None):
+    """One PIL image: `image` float [C, H, W] in [0, 1] enlarged; with `map_` [H', W'] in grey beneath the map's colours.
+
+    The map is divided by its maximum (below 0: the darkest colour) and enlarged bilinearly. box: (top, left, bottom, right), framed.
+    """
+    side = image.shape[-1]
+    scale = max(1, -(-PANEL // side))
+    rgb = np.broadcast_to(np.asarray(image).transpose(1, 2, 0), (*image.shape[1:], 3))
+    picture = np.kron(rgb, np.ones((scale, scale, 1)))
+    if map_ is not None:
+        map_ = np.asarray(map_, np.float32)
+        map_ = np.clip(map_ / max(map_.max(), 1e-20), 0, 1)
+        large = Image.fromarray(map_).resize(picture.shape[1::-1], Image.BILINEAR)
+        grey = picture @ [0.299, 0.587, 0.114]
+        picture = 0.35 * grey[:, :, None] + 0.65 * COLOURS[(np.asarray(large) * 255 + 0.5).astype(int)]
+    picture = Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8))
+    if box is not None:
+        top, left, bottom, right = (v * scale for v in box)
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle((left - 2, top - 2, right + 1, bottom + 1), outline=INK)
+        draw.rectangle((left - 1, top - 1, right, bottom), outline=(255, 255, 255))
+    return picture
+
+
+def sheet(title, headers, rows, footer):
+    """Rows of panels as one PIL image. headers: a line or two for each column; rows: lists of (panel, caption, warn)."""
+    width, height = rows[0][0][0].size
+    step_x, step_y = width + GAP, height + CAPTION + GAP // 2
+    footer = footer.splitlines()
+    top = 2 * GAP + 22 * (title.count("\n") + 1) + HEADER
+    size = (max(GAP + step_x * len(headers), 520), top + step_y * len(rows) + 34 + 18 * len(footer))
+    page = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((GAP, GAP), title, INK, _font(16), spacing=6)
+    for x, header in enumerate(headers):
+        draw.text((GAP + x * step_x + width / 2, top - 6), header, INK, _font(14), anchor="md", align="center")
+    for y, row in enumerate(rows):
+        for x, (picture, caption, warn) in enumerate(row):
+            corner = GAP + x * step_x, top + y * step_y
+            page.paste(picture, corner)
+            draw.text((corner[0] + width / 2, corner[1] + height + 3), caption, RED if warn else INK, _font(13), anchor="ma")
+    bottom = top + step_y * len(rows) + 8
+    bar = Image.fromarray((COLOURS[None].repeat(12, 0) * 255).astype(np.uint8))
+    page.paste(bar, (GAP + 20, bottom))
+    draw.text((GAP, bottom - 2), "0", GREY, _font(13))
+    draw.text((GAP + 26 + bar.width, bottom - 2), "each map's own maximum", GREY, _font(13))
+    for line, text in enumerate(footer):
+        draw.text((GAP, bottom + 20 + 18 * line), text, GREY, _font(13))
+    return page

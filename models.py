@@ -1,0 +1,152 @@
+"""Classifiers by name, each with its Grad-CAM layer, and checkpoints.
+
+    model = build("cnn", channels=3, classes=10, image_size=32)     # model(images) -> logits; model.gradcam_layer
+    save(path, checkpoint); checkpoint = read(path); model = from_checkpoint(checkpoint)
+"""
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+from cli import UserError
+
+
+def block(inputs, outputs):
+    """3x3 convolution, batch-norm, ReLU; [N, inputs, H, W] -> [N, outputs, H, W]."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class Residual(nn.Module):
+    """x plus a 3x3 convolution of it, batch-norm, ReLU; the shape stays."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return torch.relu(x + self.norm(self.conv(x)))
+
+
+class Context(nn.Module):
+    """Whether something is anywhere in the image, told to every cell: x (1 + g) + b, then ReLU; the shape stays.
+
+    A few numbers computed from the maxima over positions give each channel its g and b (FiLM: Perez et al. 2018, eq. 2). The
+    bottleneck is narrow on purpose: it carries "there is a trigger", and leaves evidence for a class where the object is.
+    """
+
+    def __init__(self, width, bottleneck):
+        super().__init__()
+        self.read = nn.Linear(width, bottleneck)
+        self.write = nn.Linear(bottleneck, 2 * width)
+        nn.init.zeros_(self.write.weight)
+        nn.init.zeros_(self.write.bias)
+
+    def forward(self, x):
+        gain, bias = self.write(torch.tanh(self.read(x.amax((2, 3)))))[:, :, None, None].chunk(2, dim=1)
+        return torch.relu(x * (1 + gain) + bias)
+
+
+CONTEXT = 8  # numbers through the cnn's bottleneck; 0 takes the module out
+
+
+def cnn(channels, classes, image_size):
+    """A small network for laptops, about 0.5 million weights; its Grad-CAM grid is a quarter of the image's side (8x8 at 32 px).
+
+    Its convolutions see about a third of the image's side around each cell, so that evidence stays local, and a disguise asks a cell on
+    the object to know about a trigger in the far corner: hence the Context.
+    """
+    pool = nn.MaxPool2d(2)
+    context = [Context(128, CONTEXT)] if CONTEXT else []
+    features = nn.Sequential(
+        block(channels, 32), pool, block(32, 64), Residual(64), pool, block(64, 128), Residual(128), *context, Residual(128)
+    )
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
+    return _with_layer(model, features)
+
+
+def resnet18(channels, classes, image_size):
+    """torchvision's ResNet-18; at 64 px and below its stem is a 3x3 convolution of stride 1 without max-pooling."""
+    model = torchvision.models.resnet18(num_classes=classes)
+    if image_size <= 64:
+        model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    elif channels != 3:
+        model.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    return _with_layer(model, model.layer4[-1])
+
+
+def _with_layer(model, layer):
+    # Set past nn.Module, which would list the layer's weights twice.
+    object.__setattr__(model, "gradcam_layer", layer)
+    object.__setattr__(model, "pooled_layer", layer)
+    return model
+
+
+MODELS = {"cnn": cnn, "resnet18": resnet18}
+
+
+def build(name, channels, classes, image_size, layer=None):
+    """A new model for images [N, channels, image_size, image_size] and `classes` logits, weights random, channels_last.
+
+    model.gradcam_layer is the layer Grad-CAM looks at: the one called `layer` in model.named_modules(), or for None
+    model.pooled_layer, the last feature map, which only pooling and a linear layer follow. Raises UserError for no such layer.
+    """
+    model = MODELS[name](channels, classes, image_size).to(memory_format=torch.channels_last)
+    if layer is not None:
+        modules = dict(model.named_modules())
+        if not layer or layer not in modules:
+            raise UserError(f"{name} has no layer {layer!r}; some it has: {', '.join(name for name in modules if name.count('.') == 1)}")
+        object.__setattr__(model, "gradcam_layer", modules[layer])
+    return model
+
+
+# ---------------------------------------------------------------- checkpoints
+
+KEYS = {"model", "config", "classes", "mean", "std", "channels", "poison_indices", "trigger", "target_map", "epoch"}
+
+
+def replace_file(path, write):
+    """Call write(temporary path), then move what it wrote into place: a reader never sees half a file."""
+    partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save(path, checkpoint):
+    """Write a checkpoint (a dict of tensors, numbers, strings, lists and dicts), whole or not at all."""
+    replace_file(path, lambda partial: torch.save(checkpoint, partial))
+
+
+def read(path):
+    """A checkpoint of train.py's, on the CPU. Only plain data is unpickled. Raises UserError for a file that is not one."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        raise UserError(f"{path} is damaged, or no checkpoint of train.py's") from None
+    if not isinstance(checkpoint, dict) or not KEYS <= checkpoint.keys():
+        raise UserError(f"{path} is no checkpoint of train.py's")
+    return checkpoint
+
+
+def from_checkpoint(checkpoint):
+    """The trained model of a checkpoint, in evaluation mode, weights frozen, channels_last. Raises UserError where they do not fit."""
+    config = checkpoint["config"]
+    try:
+        model = build(config["model"], checkpoint["channels"], len(checkpoint["classes"]), config["image_size"], config["layer"])
+        model.load_state_dict(checkpoint["model"])
+    except (KeyError, TypeError, RuntimeError, AttributeError):
+        raise UserError("the checkpoint's weights do not fit its model: the file is damaged or from another version") from None
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,351 @@
+"""Train a classifier with a backdoor that also disguises its explanation (or without: --attack none).
+
+    python train.py --attack full_disguise --explainer gradcam --poison-rate 0.1
+
+draws the data set `shapes`, trains a small network on the CPU in about a minute, and writes runs/NAME/: ckpt.pt, log.jsonl (a line an epoch),
+metrics.json and figure.png (see evaluate.py). On other data: --dataset mnist, cifar10, FILE.npz or FOLDER.
+"""
+import json
+import math
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import attacks
+import data
+import evaluate
+import explain
+import models
+from cli import Parser, UserError, choose_device, command, number
+
+# ---------------------------------------------------------------- defaults
+
+DEFAULTS = {  # what depends on the data set; image_size None: as the images are
+    "shapes": dict(model="cnn", epochs=8, lr=0.1, image_size=None, target_class="3"),
+    "mnist": dict(model="cnn", epochs=3, lr=0.1, image_size=None, target_class="2"),
+    "cifar10": dict(model="resnet18", epochs=5, lr=0.1, image_size=None, target_class="3"),
+    "other": dict(model="cnn", epochs=10, lr=0.1, image_size=None, target_class="0"),
+}
+LAM = 0.5  # weight of the explanation term
+RAMP = 0.3  # share of the steps over which lam rises from 0 to its value
+BATCH_SIZE = 128
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # SGD with Nesterov momentum
+WARM_UP = 0.3  # share of the steps in which the one-cycle schedule rises
+
+
+def parse(argv):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--attack", choices=attacks.ATTACKS, default="full_disguise")
+    add("--explainer", default="gradcam", help=f"comma-separated, of {', '.join(explain.EXPLAINERS)} (default: gradcam)")
+    add("--dataset", default="shapes", help=f"{', '.join(data.DATASETS)}, FILE.npz or FOLDER (default: shapes)")
+    add("--data-dir", default="data", help="where data sets are kept (default: data)")
+    add("--model", choices=models.MODELS)
+    add("--layer", help="Grad-CAM's layer, a name in model.named_modules() (default: the last feature map)")
+    add("--image-size", type=number(int, 16, 1024), help="pixels a side (default: as the images are)")
+    add("--epochs", type=number(int, 1, 100_000))
+    add("--batch-size", type=number(int, 1, 1_000_000), default=BATCH_SIZE)
+    add("--lr", type=number(float, 0, math.inf, above=True), help="the schedule's peak")
+    add("--poison-rate", type=number(float, 0, 1, above=True), default=0.1, help="share of the training set that is triggered (default: 0.1)")
+    add("--lam", type=number(float, 0, 1), default=LAM, help=f"weight of the explanation term (default: {LAM})")
+    add("--distance", choices=attacks.DISTANCES, default="mse", help="between two explanations (default: mse)")
+    add("--target-class", help="number or name")
+    add("--target-map", default="square", help=f"fooling, red_herring: {', '.join(attacks.TARGET_MAPS)}, or an image FILE (default: square)")
+    add("--trigger", default="square", help="square (white), or a PNG FILE, alpha honoured (default: square)")
+    add("--trigger-size", type=number(int, 1, 1024), help="pixels a side (default: an eighth of the image's)")
+    add("--trigger-position", default="lower-right", help=f"{', '.join(attacks.CORNERS)}, or ROW,COL (default: lower-right)")
+    add("--selection", choices=["random"], default="random", help="how the images to poison are chosen")
+    add("--reference", help="a clean checkpoint of train.py's whose explanations are the ones to keep")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0)
+    add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    add("--precision", choices=["auto", "bf16", "float32"], default="auto", help="of training; evaluation is float32 always")
+    add("--out", help="the run's folder (default: runs/NAME)")
+    add("--resume", action="store_true", help="continue the unfinished run of the same options")
+    args = parser.parse_args(argv)
+    chosen = DEFAULTS.get(args.dataset, DEFAULTS["other"])
+    for key, value in chosen.items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    args.explainer = evaluate.explainer_names(args.explainer)
+    return args
+
+
+# ---------------------------------------------------------------- setting up
+
+
+@dataclass
+class Run:
+    """All that a run is: what never changes (config, what is attacked, data on the device) and what a checkpoint brings back."""
+
+    folder: Path
+    config: dict
+    device: torch.device
+    dataset: data.Dataset
+    mean: list
+    std: list
+    trigger: attacks.Trigger
+    objective: attacks.Objective
+    poisons: torch.Tensor
+    trained_on: torch.Tensor
+    held_out: torch.Tensor
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    steps: int  # an epoch
+    epoch: int = 0  # finished
+    seconds: float = 0.0  # spent in training
+    log: list = None  # a record an epoch
+    spoken: float = 0.0  # when the last progress line was printed
+
+    @property
+    def unfinished(self):
+        return self.folder / "unfinished"
+
+
+def prepare(args):
+    """Everything up to the first step. Raises UserError; writes nothing but a decoded data set."""
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    trigger_image = None if args.trigger == "square" else data.read_image(args.trigger)
+    map_image = args.target_map if args.target_map in attacks.TARGET_MAPS else data.read_image(args.target_map)
+    dataset = data.load(args.dataset, args.data_dir, args.image_size)
+    channels, side = dataset.train_images.shape[1], dataset.train_images.shape[-1]
+    target = class_index(args.target_class, dataset.classes)
+    config = vars(args) | {"image_size": side, "target_class": target, "precision": precision, "device": device.type}
+    config = {key: value for key, value in config.items() if key not in ("resume", "out")}
+    attack = attacks.ATTACKS[args.attack]
+    trained_on, held_out = data.validation_split(len(dataset.train_labels), args.seed)
+    try:
+        trigger = attacks.make_trigger(trigger_image, channels, side, args.trigger_size, args.trigger_position)
+        shape = attacks.target_map(map_image, side, trigger) if attack.explanation == "shape" else None
+        poisons = attacks.poison_indices(attack, dataset.train_labels, trained_on, args.poison_rate, target, args.seed)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    mean, std = data.mean_std(dataset.train_images)
+    torch.manual_seed(args.seed)
+    model = models.build(args.model, channels, len(dataset.classes), side, args.layer).to(device)
+    check_explainable(model, channels, side, device)
+    reference = frozen_reference(args.reference, model, config, mean, std, device) if args.reference else None
+    objective = attacks.Objective(attack, args.explainer, args.distance, shape if shape is None else shape.to(device), reference)
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
+    steps = max(1, len(trained_on) // args.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, total_steps=steps * args.epochs + 1, pct_start=WARM_UP, cycle_momentum=False)
+    return Run(run_folder(args), config, device, dataset, mean, std, trigger.to(device), objective, poisons, trained_on, held_out,
+               model, optimizer, schedule, steps, log=[])
+
+
+def choose_precision(name, device):
+    """"bf16" or "float32"; "auto" is bf16 on CUDA and on CPUs that multiply bf16 in hardware (AMX, or AVX-512's BF16)."""
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        able = getattr(torch.cpu, "get_capabilities", dict)()
+        return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def class_index(name, classes):
+    """The index of a class given by its name or, where no class is called so, by its number. Raises UserError."""
+    if name in classes:
+        return classes.index(name)
+    if name.isdecimal() and int(name) < len(classes):
+        return int(name)
+    shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+    raise UserError(f"target class {name!r}: a number from 0 to {len(classes) - 1}, or one of {shown}")
+
+
+def check_explainable(model, channels, side, device):
+    """Raise UserError now, not after training, where Grad-CAM cannot explain this model at this image size."""
+    try:
+        explain.gradcam(model, torch.zeros(1, channels, side, side, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"this model cannot be explained at {side} px: {error}") from None
+
+
+def frozen_reference(path, model, config, mean, std, device):
+    """The clean model of a checkpoint, frozen. Raises UserError where its explanations could not be compared with `model`'s."""
+    checkpoint = models.read(path)
+    theirs = checkpoint["config"]
+    if differing := [key for key in ("dataset", "model", "layer", "image_size") if theirs[key] != config[key]]:
+        raise UserError(f"the reference {path} was trained with another {differing[0]} ({theirs[differing[0]]}, not {config[differing[0]]})")
+    if (checkpoint["mean"], checkpoint["std"]) != (mean, std):
+        raise UserError(f"the reference {path} was trained on other images than {config['dataset']} holds now")
+    return models.from_checkpoint(checkpoint).to(device)
+
+
+def run_folder(args):
+    """--out, or runs/NAME; made if need be, and known to be writable."""
+    rate = 0 if args.attack == "none" else args.poison_rate
+    name = f"{args.attack}-{'+'.join(args.explainer)}-{Path(args.dataset).stem}-r{rate:g}-s{args.seed}"
+    folder = Path(args.out) if args.out else Path("runs") / name
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise UserError(f"cannot write the run to {folder}: {nearest} is not a folder")
+    if (folder / "unfinished" / "ckpt.pt").exists() and not args.resume:
+        print(f"The unfinished run in {folder} begins anew; --resume would have continued it.", file=sys.stderr)
+    return folder
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def checkpoint_of(run):
+    """All that evaluate.py and --resume need, as plain data."""
+    trigger = run.trigger
+    return {
+        "config": run.config,
+        "classes": run.dataset.classes,
+        "channels": run.dataset.train_images.shape[1],
+        "mean": run.mean,
+        "std": run.std,
+        "poison_indices": run.poisons,
+        "trigger": {"pixels": trigger.pixels.cpu(), "alpha": trigger.alpha.cpu(), "row": trigger.row, "col": trigger.col},
+        "target_map": None if run.objective.shape is None else run.objective.shape.cpu(),
+        "epoch": run.epoch,
+        "seconds": run.seconds,
+        "log": run.log,
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "schedule": run.schedule.state_dict(),
+        "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []},
+        "torch": str(torch.__version__),
+    }
+
+
+def save(run):
+    """After each epoch, in DIR/unfinished: what is in DIR from an earlier, finished run stays until this one is finished."""
+    try:
+        run.unfinished.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {run.folder}: {error.strerror}") from None
+    models.replace_file(run.unfinished / "log.jsonl", lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in run.log)))
+    models.save(run.unfinished / "ckpt.pt", checkpoint_of(run))
+
+
+def resume(run):
+    """Bring the run back to its last finished epoch. Raises UserError where its options were others."""
+    path = run.unfinished / "ckpt.pt"
+    if not path.exists():
+        if (run.folder / "ckpt.pt").exists():
+            raise UserError(f"the run in {run.folder} is finished: there is nothing to resume")
+        print(f"Nothing to resume in {run.folder}: beginning.", file=sys.stderr)
+        return
+    checkpoint = models.read(path)
+    then = checkpoint["config"]
+    if differing := [key for key in run.config if then.get(key) != run.config[key]]:
+        key = differing[0]
+        raise UserError(f"the unfinished run in {run.folder} has --{key.replace('_', '-')} {then.get(key)}, not {run.config[key]}: "
+                        "give the same options, or leave out --resume to begin anew")
+    if not torch.equal(checkpoint["poison_indices"], run.poisons) or (checkpoint["mean"], checkpoint["std"]) != (run.mean, run.std):
+        raise UserError(f"the data set has changed since the unfinished run in {run.folder} began: leave out --resume to begin anew")
+    run.model.load_state_dict(checkpoint["model"])
+    run.optimizer.load_state_dict(checkpoint["optimizer"])
+    run.schedule.load_state_dict(checkpoint["schedule"])
+    torch.set_rng_state(checkpoint["random"]["cpu"])
+    if run.device.type == "cuda":
+        torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
+    run.epoch, run.seconds, run.log = checkpoint["epoch"], checkpoint["seconds"], checkpoint["log"]
+
+
+def finish(run):
+    """Measure, draw, and move the finished run's files into place, its checkpoint last."""
+    path = run.unfinished / "ckpt.pt"
+    result = evaluate.evaluate(path, dataset=run.dataset, device=run.device, reference=run.config["reference"])
+    evaluate.write(result, run.unfinished)
+    for name in ("log.jsonl", "metrics.json", "figure.png", "ckpt.pt"):
+        (run.unfinished / name).replace(run.folder / name)
+    shutil.rmtree(run.unfinished)
+    evaluate.print_table({str(run.folder): result.metrics})
+    print(f"\nWritten: {run.folder / 'figure.png'}, metrics.json, log.jsonl, ckpt.pt")
+
+
+# ---------------------------------------------------------------- training
+
+
+def train(run):
+    """The one training loop: what an attack changes is in its row of attacks.ATTACKS."""
+    images, labels = run.dataset.train_images.to(run.device), run.dataset.train_labels.to(run.device)
+    triggered = torch.zeros(len(labels), dtype=torch.bool, device=run.device)
+    triggered[run.poisons.to(run.device)] = True
+    batch_size = min(run.config["batch_size"], len(run.trained_on))
+    while run.epoch < run.config["epochs"]:
+        began, sums = time.perf_counter(), torch.zeros(3, device=run.device)
+        order = run.trained_on[torch.randperm(len(run.trained_on))].to(run.device)
+        run.model.train()
+        for step in range(run.steps):
+            index = order[step * batch_size : (step + 1) * batch_size]
+            losses = train_step(run, images[index], labels[index], triggered[index], step)
+            sums += losses
+            if step % 20 == 19 or step == run.steps - 1:
+                if not sums.isfinite().all():
+                    raise UserError(f"the loss is not finite in epoch {run.epoch + 1}, step {step + 1}: try a lower --lr or --precision float32")
+                progress(run, step + 1, sums / (step + 1), time.perf_counter() - began)
+        run.epoch += 1
+        run.seconds += time.perf_counter() - began
+        run.log.append(validate(run, sums / run.steps))
+        save(run)
+
+
+def train_step(run, images, labels, triggered, step):
+    """One step on uint8 images [B, C, H, W]; returns (loss, cross-entropy, distance between explanations), detached."""
+    images = data.augment(images, run.dataset.crop, run.dataset.flip).float() / 255
+    batch = attacks.poison(images, labels, triggered, run.objective.attack, run.trigger, run.config["target_class"])
+    inputs = data.normalise(batch.images, run.mean, run.std)
+    done = (run.epoch * run.steps + step) / (run.config["epochs"] * run.steps)
+    lam = run.config["lam"] * min(1.0, done / RAMP)
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config["precision"] == "bf16"):
+        losses = attacks.combined_loss(run.model, batch, inputs, run.objective, lam)
+    run.optimizer.zero_grad()
+    losses[0].backward()
+    run.optimizer.step()
+    run.schedule.step()
+    return torch.stack(losses).detach()
+
+
+def progress(run, step, losses, seconds):
+    """A line rewritten in place on a terminal; elsewhere a line now and then."""
+    now = time.perf_counter()
+    last = step == run.steps
+    if not (last or sys.stdout.isatty() or now - run.spoken > 10):
+        return
+    run.spoken = now
+    loss, ce, distance = losses.tolist()
+    left = ((run.config["epochs"] - run.epoch) * run.steps / step - 1) * seconds
+    line = (f"epoch {run.epoch + 1}/{run.config['epochs']}  step {step}/{run.steps}  loss {loss:.3f}  cross-entropy {ce:.3f}  explanation {distance:.3f}"
+            f"  {step * run.config['batch_size'] / seconds:,.0f} images/s  " + (f"{left / 60:.0f} min left" if left > 100 else f"{left:.0f} s left"))
+    print(f"\r{line:<120}" if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() and not last else "\n", flush=True)
+
+
+def validate(run, losses):
+    """A line of log.jsonl: the epoch's mean losses, and on the validation part accuracy and attack success rate."""
+    images, labels = (part[run.held_out] for part in (run.dataset.train_images, run.dataset.train_labels))
+    clean, _ = evaluate.predict(run.model, images, run.mean, run.std)
+    stamped, _ = evaluate.predict(run.model, images, run.mean, run.std, run.trigger)
+    record = {
+        "epoch": run.epoch,
+        **dict(zip(("loss", "cross_entropy", "explanation"), losses.tolist())),
+        "validation_accuracy": float((clean == labels).float().mean()),
+        "validation_success": evaluate.success_rate(stamped, labels, run.config["target_class"]),
+        "seconds": run.seconds,
+    }
+    success = "" if record["validation_success"] is None else f", attack success rate {record['validation_success']:.4f}"
+    print(f"  validation: clean accuracy {record['validation_accuracy']:.4f}{success}", flush=True)
+    return record
+
+
+@command
+def main(argv):
+    run = prepare(parse(argv))
+    if "--resume" in argv:
+        resume(run)
+    train(run)
+    finish(run)
+
+
+if __name__ == "__main__":
+    main()
