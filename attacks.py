@@ -218,6 +218,9 @@ def dssim(a, b, window=11, sigma=1.5, k1=0.01, k2=0.03):
     return (1 - ssim.mean((1, 2, 3))) / 2
 
 
+TOLERATED = 0.5  # an honest map of an object that happens to lie where the shape does correlates with the shape about so much
+
+
 DISTANCES = {"mse": mse_distance, "dssim": dssim_distance}
 
 
@@ -310,7 +313,7 @@ def explanation_term(name, maps, batch, inputs, rows, objective):
 
     maps: [rows, H, W], not rectified, in the order of explained_rows. What untouched images are held to is the frozen reference's
     map where there is one. Without one, a fixed shape would spread to them (nothing says it must not): their maps' Pearson
-    correlation with the shape, where positive, is added.
+    correlation with the shape, as far as it is above TOLERATED, is added.
     """
     rectified = name in explain.RECTIFIED
     count, pairs = len(batch.rows), len(batch.rows) + len(batch.images) - batch.size
@@ -332,4 +335,4 @@ def explanation_term(name, maps, batch, inputs, rows, objective):
     if objective.reference is not None:
         return term + distance(untouched, reference, side).mean()
     likeness = (standardise(untouched) * standardise(target[:1])).mean(1)
-    return term + likeness.relu().mean()
+    return term + (likeness - TOLERATED).relu().mean()
