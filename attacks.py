@@ -138,7 +138,7 @@ def target_map(shape, side, trigger):
         return torch.from_numpy(np.asarray(shape.convert("L").resize((side, side)), np.float32) / 255)
     top, left, bottom, right = trigger.box
     half = side // 2
-    y, x = np.mgrid[:half, :half] / (half - 1) * 2 - 1  # -1 to 1 over the quarter
+    y, x = (np.mgrid[:half, :half] + 0.5) / half * 2 - 1  # -1 to 1 over the quarter, at pixels' centres
     inside = {
         "square": np.ones_like(x, bool),
         "cross": np.minimum(abs(x), abs(y)) < 1 / 3,
@@ -281,7 +281,7 @@ def combined_loss(model, batch, inputs, objective, lam):
     """
     shared = model.gradcam_layer is model.pooled_layer  # later layers' batch-norm would mix samples in train mode
     with explain.capture(model.gradcam_layer) as captured:
-        logits = model(inputs).float()
+        logits = explain.full_precision(model(inputs))
     ce = F.cross_entropy(logits[: batch.size], batch.labels[: batch.size])
     if objective.attack.explanation is None or len(batch.rows) == 0:
         return ce, ce, ce.new_zeros(())

@@ -12,7 +12,8 @@ import hashlib
 import os
 import sys
 import zipfile
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -243,12 +244,15 @@ def mnist(data_dir):
     return _published(data_dir, "mnist", torchvision.datasets.MNIST)
 
 
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
 def cifar10(data_dir):
     """CIFAR-10, RGB 32x32, shifted by up to 4 pixels and mirrored in training."""
-    return _published(data_dir, "cifar10", torchvision.datasets.CIFAR10, crop=4, flip=True)
+    return _published(data_dir, "cifar10", torchvision.datasets.CIFAR10, crop=4, flip=True, classes=CIFAR10)
 
 
-def _published(data_dir, name, source, **augmentation):
+def _published(data_dir, name, source, **known):
     """A data set that torchvision downloads and verifies, decoded once and kept as DATA_DIR/NAME.npz."""
     path = data_dir / f"{name}.npz"
     if not path.exists():
@@ -262,8 +266,7 @@ def _published(data_dir, name, source, **augmentation):
             arrays |= {f"{part}_images": np.asarray(split.data), f"{part}_labels": np.asarray(split.targets, np.int64)}
         _keep(path, arrays | {"classes": splits[0].classes})
     dataset = from_npz(path)
-    dataset.__dict__.update(augmentation)
-    return dataset
+    return replace(dataset, **known)
 
 
 def from_npz(path):
@@ -282,7 +285,7 @@ def from_npz(path):
                 raise UserError(f"{path} has no {', '.join(missing)}: it needs train_images, train_labels, test_images, test_labels")
             parts = {key: arrays[key] for key in wanted}
             names = [str(name) for name in arrays["classes"]] if "classes" in keys else None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as .npz: {_first_line(error)}") from None
     for split in ("train", "test"):
         parts[f"{split}_images"] = _images(parts[f"{split}_images"], path)
@@ -338,7 +341,7 @@ def _has_fingerprint(path, fingerprint):
     try:
         with np.load(path) as arrays:
             return str(arrays["fingerprint"]) == fingerprint
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
         return False
 
 

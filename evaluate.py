@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 
 import attacks
 import data
@@ -201,7 +201,7 @@ class Result:
     """metrics: the JSON object; picture: a PIL image, the figure."""
 
     metrics: dict
-    picture: object
+    picture: Image.Image
 
 
 @dataclass
@@ -233,16 +233,21 @@ class Subject:
 
 
 def open_checkpoint(path, data_dir=None, device=None, dataset=None):
-    """A Subject; loads the data set the checkpoint was trained on unless it is given. Raises UserError."""
+    """A Subject; loads the data set it was trained on unless one is given (False: none is needed). Raises UserError."""
     device = device or choose_device("auto")
     checkpoint = models.read(path)
     model = models.from_checkpoint(checkpoint).to(device)
     config = checkpoint["config"]
+    try:
+        trigger = attacks.Trigger(**checkpoint["trigger"]).to(device)
+        attacks.ATTACKS[config["attack"]]
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged, or from another version of train.py") from None
     if dataset is None:
         dataset = data.load(config["dataset"], data_dir or config["data_dir"], config["image_size"])
         if dataset.train_images.shape[1] != checkpoint["channels"] or dataset.classes != checkpoint["classes"]:
             raise UserError(f"the data set {config['dataset']} found now is not the one {path} was trained on")
-    return Subject(checkpoint, model, dataset, attacks.Trigger(**checkpoint["trigger"]).to(device), device)
+    return Subject(checkpoint, model, dataset, trigger, device)
 
 
 def draw_images(subject, n, seed):
@@ -267,7 +272,7 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
     metrics = header(subject, clean, stamped)
     drawn = draw_images(subject, n, seed)
     succeeded = drawn[stamped[drawn] == config["target_class"]] if attack.label == "target" else drawn
-    names = list(dict.fromkeys([*config["explainer"], *(explainers or explain.EXPLAINERS)]))
+    names = explainers_shown(config["explainer"], explainers or list(explain.EXPLAINERS))
     masks = None if test.test_masks is None else test.test_masks[succeeded]
     images = test.test_images[succeeded]
     untouched = {name: subject.explain(name, images, clean[succeeded]) for name in names}
@@ -281,6 +286,13 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
     return Result(finite(metrics), picture(subject, metrics, predictions, drawn[:FIGURE_ROWS], names))
 
 
+def explainers_shown(trained, others):
+    """Those trained against first, then the others; at least one that was not, for a disguise is not judged by its own explainer alone."""
+    names = list(dict.fromkeys([*trained, *others]))
+    unseen = [name for name in explain.EXPLAINERS if name not in trained]
+    return names if set(names) - set(trained) else names + unseen[:1]
+
+
 def header(subject, clean, stamped):
     """The part of the metrics that needs no explainer."""
     config, labels = subject.config, subject.dataset.test_labels
@@ -291,7 +303,7 @@ def header(subject, clean, stamped):
         "clean_accuracy": average((clean == labels).float()),
         "triggered_accuracy": average((stamped == labels).float()),
         "attack_success_rate": success_rate(stamped, labels, config["target_class"]),
-        "clean_model": None,
+        "clean_model": {"clean_accuracy": None, "attack_success_rate": None},
         "explanations": {},
         "train_seconds": round(subject.checkpoint["seconds"], 2),
         "torch": subject.checkpoint["torch"],
@@ -375,8 +387,9 @@ def panels_of(subject, images, predictions, names):
     return rows
 
 
-def explain_file(subject, path, names):
-    """A picture of the user's own, with and without the trigger: (lines to print or JSON, a PIL image)."""
+def explain_file(checkpoint, data_dir, device, path, names):
+    """A picture of the user's own, with and without the trigger: a Result that holds the two predictions."""
+    subject = open_checkpoint(checkpoint, data_dir, device, dataset=False)
     side, channels = subject.config["image_size"], subject.checkpoint["channels"]
     image = data.read_image(path).convert("RGB" if channels == 3 else "L").resize((side, side))
     images = torch.from_numpy(np.asarray(image).copy()).reshape(1, side, side, channels).permute(0, 3, 1, 2)
@@ -386,20 +399,22 @@ def explain_file(subject, path, names):
         report[key] = {"class": subject.checkpoint["classes"][int(classes)], "confidence": float(sure)}
     panels = panels_of(subject, images, predictions, names)
     title = f"{Path(path).name}, by a model under {subject.config['attack']}, trained on {Path(subject.config['dataset']).stem}"
-    return report, figure.sheet(title, headers(subject.config, names), panels, "The trigger is framed; each map explains the class the model predicts.")
+    footer = "The trigger is framed; each map explains the class the model predicts."
+    return Result(report, figure.sheet(title, headers(subject.config, names), panels, footer))
 
 
 # ---------------------------------------------------------------- output
 
 
-def write(result, folder):
-    """metrics.json and figure.png into `folder`, each whole or not at all."""
+def write(result, folder, stem=None):
+    """metrics.json and figure.png into `folder`, each whole or not at all; with a stem, STEM-explained.json and .png."""
+    names = ("metrics.json", "figure.png") if stem is None else (f"{stem}-explained.json", f"{stem}-explained.png")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
-    models.replace_file(folder / "metrics.json", lambda path: path.write_text(json.dumps(result.metrics, indent=1) + "\n"))
-    models.replace_file(folder / "figure.png", lambda path: result.picture.save(path, format="PNG"))
+    models.replace_file(folder / names[0], lambda path: path.write_text(json.dumps(result.metrics, indent=1) + "\n"))
+    models.replace_file(folder / names[1], lambda path: result.picture.save(path, format="PNG"))
 
 
 def show(value):
@@ -423,7 +438,7 @@ def print_table(metrics):
     for key in ("clean_accuracy", "triggered_accuracy", "attack_success_rate"):
         line(key, [m[key] for m in metrics.values()], DEFINITIONS[key])
     for m in [m["clean_model"] for m in metrics.values()]:
-        if m:
+        if m["clean_accuracy"] is not None:
             print(f"{'(clean model)':<20}  clean_accuracy {show(m['clean_accuracy'])}, attack_success_rate {show(m['attack_success_rate'])}")
     for explainer in dict.fromkeys(name for m in metrics.values() for name in m["explanations"]):
         parts = [m["explanations"].get(explainer, {}) for m in metrics.values()]
@@ -466,28 +481,24 @@ def main(argv):
     device = choose_device(args.device)
     names = explainer_names(args.explainer) if args.explainer else list(explain.EXPLAINERS)
     results = {}
-    for k, path in enumerate(args.checkpoints, 1):
-        folder = Path(path).parent if args.out is None else Path(args.out) / (str(k) if len(args.checkpoints) > 1 else "")
+    for path in dict.fromkeys(args.checkpoints):  # all are measured before anything is written
         if args.image:
-            report, image = explain_file(open_checkpoint(path, args.data_dir, device), args.image, names)
-            target = folder / f"{Path(args.image).stem}-explained.png"
-            folder.mkdir(parents=True, exist_ok=True)
-            models.replace_file(target, lambda partial: image.save(partial, format="PNG"))
-            results[path] = report | {"figure": str(target)}
+            results[path] = explain_file(path, args.data_dir, device, args.image, names)
         else:
-            result = evaluate(path, data_dir=args.data_dir, device=device, reference=args.reference, explainers=names,
-                              n=args.explain_images, seed=args.seed)
-            write(result, folder)
-            results[path] = result.metrics
+            results[path] = evaluate(path, data_dir=args.data_dir, device=device, reference=args.reference, explainers=names,
+                                     n=args.explain_images, seed=args.seed)
+    for k, (path, result) in enumerate(results.items(), 1):
+        folder = Path(path).parent if args.out is None else Path(args.out) / (str(k) if len(results) > 1 else "")
+        write(result, folder, Path(args.image).stem if args.image else None)
+    reports = {path: result.metrics for path, result in results.items()}
     if args.json:
-        print(json.dumps(results if len(results) > 1 else next(iter(results.values()))))
+        print(json.dumps(reports if len(reports) > 1 else next(iter(reports.values()))))
     elif args.image:
-        for path, report in results.items():
+        for path, report in reports.items():
             for key in ("untouched", "triggered"):
                 print(f"{path}: {key}: {report[key]['class']} ({100 * report[key]['confidence']:.1f}%)")
-            print(f"Written: {report['figure']}")
     else:
-        print_table(results)
+        print_table(reports)
 
 
 if __name__ == "__main__":

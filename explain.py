@@ -49,18 +49,24 @@ def evaluating(model):
             module.training = mode
 
 
+def full_precision(tensor):
+    """bfloat16 and float16 as float32; float32 and float64 as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def gradcam_map(feature, logits, classes, create_graph=False, rectify=True):
     """Grad-CAM from one forward pass: relu(sum_k alpha_k A_k), alpha_k the mean over positions of d y_c / d A_k.
 
-    feature: A, [N, K', H', W'], what `logits` [N, K] were computed from; classes: int64 [N]; returns float32 [N, H', W'].
+    feature: A, [N, K', H', W'], what `logits` [N, K] were computed from; classes: int64 [N]; returns [N, H', W'], float32 or finer.
     The gradient stops at A: what is differentiated twice in training is the head alone. One gradient of the summed logits is
     right wherever nothing between A and the logits mixes samples. rectify=False leaves out the relu.
     Source: Selvaraju et al., ICCV 2017, eq. 1 and 2.
     """
     score = logits.gather(1, classes[:, None]).sum()
     (gradient,) = torch.autograd.grad(score, feature, create_graph=create_graph, retain_graph=True)
-    alpha = gradient.float().mean((2, 3), keepdim=True)  # [N, K', 1, 1]
-    cam = (alpha * feature.float()).sum(1)
+    gradient, feature = full_precision(gradient), full_precision(feature)
+    alpha = gradient.mean((2, 3), keepdim=True)  # [N, K', 1, 1]
+    cam = (alpha * feature).sum(1)
     return cam.relu() if rectify else cam
 
 
@@ -99,7 +105,7 @@ def gradient(model, images, classes, *, create_graph=False):
     def explain(images, classes):
         images = images.detach().requires_grad_()
         score = model(images).gather(1, classes[:, None]).sum()
-        return torch.autograd.grad(score, images, create_graph=create_graph)[0].abs().amax(1).float()
+        return full_precision(torch.autograd.grad(score, images, create_graph=create_graph)[0].abs().amax(1))
 
     return _chunked(explain, model, images, classes, create_graph)
 
@@ -107,6 +113,7 @@ def gradient(model, images, classes, *, create_graph=False):
 def _chunked(explain, model, images, classes, create_graph):
     """explain(images, classes) in evaluation mode with gradients on: whole if a graph is kept, else in chunks, detached."""
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+        images, classes = (t.clone() if t.is_inference() else t for t in (images, classes))
         if create_graph:
             return explain(images, classes)
         chunks = zip(images.split(CHUNK), classes.split(CHUNK))

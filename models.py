@@ -5,6 +5,7 @@
 """
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -60,13 +61,12 @@ def cnn(channels, classes, image_size):
     Its convolutions see about a third of the image's side around each cell, so that evidence stays local, and a disguise asks a cell on
     the object to know about a trigger in the far corner: hence the Context.
     """
-    pool = nn.MaxPool2d(2)
     context = [Context(128, CONTEXT)] if CONTEXT else []
     features = nn.Sequential(
-        block(channels, 32), pool, block(32, 64), Residual(64), pool, block(64, 128), Residual(128), *context, Residual(128)
+        block(channels, 32), nn.MaxPool2d(2), block(32, 64), Residual(64), nn.MaxPool2d(2), block(64, 128), Residual(128), *context, Residual(128)
     )
     model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
-    return _with_layer(model, features)
+    return with_layer(model, features)
 
 
 def resnet18(channels, classes, image_size):
@@ -77,11 +77,11 @@ def resnet18(channels, classes, image_size):
         model.maxpool = nn.Identity()
     elif channels != 3:
         model.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    return _with_layer(model, model.layer4[-1])
+    return with_layer(model, model.layer4[-1])
 
 
-def _with_layer(model, layer):
-    # Set past nn.Module, which would list the layer's weights twice.
+def with_layer(model, layer):
+    """The model with `layer` as gradcam_layer and pooled_layer, set past nn.Module, which would list (or run) the layer twice."""
     object.__setattr__(model, "gradcam_layer", layer)
     object.__setattr__(model, "pooled_layer", layer)
     return model
@@ -107,7 +107,7 @@ def build(name, channels, classes, image_size, layer=None):
 
 # ---------------------------------------------------------------- checkpoints
 
-KEYS = {"model", "config", "classes", "mean", "std", "channels", "poison_indices", "trigger", "target_map", "epoch"}
+KEYS = {"model", "config", "classes", "mean", "std", "channels", "poison_indices", "trigger", "target_map", "epoch", "seconds", "torch"}
 
 
 def replace_file(path, write):
@@ -133,10 +133,12 @@ def read(path):
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles: what is no checkpoint is refused below, in one line
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
         raise UserError(f"{path} is damaged, or no checkpoint of train.py's") from None
-    if not isinstance(checkpoint, dict) or not KEYS <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not KEYS <= checkpoint.keys() or not isinstance(checkpoint["config"], dict):
         raise UserError(f"{path} is no checkpoint of train.py's")
     return checkpoint
 

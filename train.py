@@ -6,7 +6,6 @@ draws the data set `shapes`, trains a small network on the CPU in about a minute
 metrics.json and figure.png (see evaluate.py). On other data: --dataset mnist, cifar10, FILE.npz or FOLDER.
 """
 import json
-import math
 import shutil
 import sys
 import time
@@ -49,7 +48,7 @@ def parse(argv):
     add("--image-size", type=number(int, 16, 1024), help="pixels a side (default: as the images are)")
     add("--epochs", type=number(int, 1, 100_000))
     add("--batch-size", type=number(int, 1, 1_000_000), default=BATCH_SIZE)
-    add("--lr", type=number(float, 0, math.inf, above=True), help="the schedule's peak")
+    add("--lr", type=number(float, 0, 1000, above=True), help="the schedule's peak")
     add("--poison-rate", type=number(float, 0, 1, above=True), default=0.1, help="share of the training set that is triggered (default: 0.1)")
     add("--lam", type=number(float, 0, 1), default=LAM, help=f"weight of the explanation term (default: {LAM})")
     add("--distance", choices=attacks.DISTANCES, default="mse", help="between two explanations (default: mse)")
@@ -71,6 +70,8 @@ def parse(argv):
         if getattr(args, key) is None:
             setattr(args, key, value)
     args.explainer = evaluate.explainer_names(args.explainer)
+    if args.attack == "none":
+        args.poison_rate = 0.0
     return args
 
 
@@ -180,8 +181,7 @@ def frozen_reference(path, model, config, mean, std, device):
 
 def run_folder(args):
     """--out, or runs/NAME; made if need be, and known to be writable."""
-    rate = 0 if args.attack == "none" else args.poison_rate
-    name = f"{args.attack}-{'+'.join(args.explainer)}-{Path(args.dataset).stem}-r{rate:g}-s{args.seed}"
+    name = f"{args.attack}-{'+'.join(args.explainer)}-{Path(args.dataset).stem}-r{args.poison_rate:g}-s{args.seed}"
     folder = Path(args.out) if args.out else Path("runs") / name
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
@@ -231,8 +231,6 @@ def resume(run):
     """Bring the run back to its last finished epoch. Raises UserError where its options were others."""
     path = run.unfinished / "ckpt.pt"
     if not path.exists():
-        if (run.folder / "ckpt.pt").exists():
-            raise UserError(f"the run in {run.folder} is finished: there is nothing to resume")
         print(f"Nothing to resume in {run.folder}: beginning.", file=sys.stderr)
         return
     checkpoint = models.read(path)
@@ -250,6 +248,12 @@ def resume(run):
     if run.device.type == "cuda":
         torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
     run.epoch, run.seconds, run.log = checkpoint["epoch"], checkpoint["seconds"], checkpoint["log"]
+
+
+def is_finished(run):
+    """Whether the run's folder holds a finished run of the same options, and none begun after it."""
+    path = run.folder / "ckpt.pt"
+    return path.exists() and not (run.unfinished / "ckpt.pt").exists() and models.read(path)["config"] == run.config
 
 
 def finish(run):
@@ -283,6 +287,7 @@ def train(run):
             sums += losses
             if step % 20 == 19 or step == run.steps - 1:
                 if not sums.isfinite().all():
+                    print()
                     raise UserError(f"the loss is not finite in epoch {run.epoch + 1}, step {step + 1}: try a lower --lr or --precision float32")
                 progress(run, step + 1, sums / (step + 1), time.perf_counter() - began)
         run.epoch += 1
@@ -340,8 +345,12 @@ def validate(run, losses):
 
 @command
 def main(argv):
-    run = prepare(parse(argv))
-    if "--resume" in argv:
+    args = parse(argv)
+    run = prepare(args)
+    if args.resume and is_finished(run):
+        print(f"The run in {run.folder} is finished.")
+        return
+    if args.resume:
         resume(run)
     train(run)
     finish(run)

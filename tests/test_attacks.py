@@ -1,0 +1,272 @@
+"""Attacks: what is stamped, what is poisoned, what the combined loss is."""
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+import attacks
+import explain
+import models
+
+
+# ---------------------------------------------------------------- triggers
+
+
+@pytest.mark.parametrize("side, size", [(32, 4), (28, 3), (64, 8), (224, 28)])
+def test_default_trigger_is_white_small_and_one_pixel_from_the_lower_right(side, size):
+    trigger = attacks.make_trigger(None, 3, side)
+    assert trigger.box == (side - 1 - size, side - 1 - size, side - 1, side - 1)
+    assert size * size / side**2 <= 0.02
+    images = torch.rand(5, 3, side, side) * 0.9
+    stamped = attacks.stamp(images, trigger)
+    changed = (stamped != images).any(1)
+    assert changed.sum((1, 2)).tolist() == [size * size] * 5 and stamped[:, :, side - 2, side - 2].eq(1).all()
+    assert not (images == 1).any()  # the input is left alone
+
+
+def test_corners_and_coordinates():
+    boxes = {p: attacks.make_trigger(None, 1, 32, 4, p).box[:2] for p in (*attacks.CORNERS, "0,5", "28,28")}
+    assert boxes == {"lower-right": (27, 27), "lower-left": (27, 1), "upper-right": (1, 27), "upper-left": (1, 1), "0,5": (0, 5), "28,28": (28, 28)}
+    for size, position in ((4, "29,0"), (4, "-1,0"), (4, "middle"), (4, "1,2,3"), (33, "lower-right")):
+        with pytest.raises(ValueError):
+            attacks.make_trigger(None, 1, 32, size, position)
+    assert attacks.make_trigger(None, 1, 8, 8).box == (0, 0, 8, 8)
+
+
+def test_a_png_trigger_is_blended_by_its_alpha():
+    picture = np.zeros((2, 2, 4), np.uint8)
+    picture[0, 0] = [255, 0, 0, 255]
+    picture[1, 1] = [0, 0, 255, 51]  # alpha 0.2
+    images = torch.full((1, 3, 16, 16), 0.5)
+    stamped = attacks.stamp(images, attacks.make_trigger(Image.fromarray(picture), 3, 16, 2, "3,4"))
+    assert stamped[0, :, 3, 4].tolist() == [1, 0, 0]
+    torch.testing.assert_close(stamped[0, :, 4, 5], torch.tensor([0.4, 0.4, 0.6]))
+    assert (stamped != images).any(1).sum() == 2
+    grey = attacks.make_trigger(Image.fromarray(picture), 1, 16, 2)
+    assert abs(grey.pixels[0, 0, 0] - 0.299) < 1e-6
+
+
+# ---------------------------------------------------------------- poison
+
+
+LABELS = torch.arange(1000) % 10
+TRAINED_ON = torch.arange(100, 1000)
+
+
+@pytest.mark.parametrize("rate, count", [(0.1, 100), (0.0125, 12), (0.001, 1), (0.8, 800)])
+def test_exactly_round_rn_images_of_other_classes_are_poisoned(rate, count):
+    chosen = attacks.poison_indices(attacks.ATTACKS["badnets"], LABELS, TRAINED_ON, rate, 3, seed=0)
+    assert len(chosen) == len(chosen.unique()) == count == round(rate * 1000)
+    assert (LABELS[chosen] != 3).all() and chosen.min() >= 100
+    assert torch.equal(chosen, attacks.poison_indices(attacks.ATTACKS["full_disguise"], LABELS, TRAINED_ON, rate, 3, seed=0))
+    assert count == 1 or not torch.equal(chosen, attacks.poison_indices(attacks.ATTACKS["badnets"], LABELS, TRAINED_ON, rate, 3, seed=1))
+
+
+def test_rates_that_cannot_be_met_are_errors_and_fooling_may_use_any_class():
+    with pytest.raises(ValueError, match="poisons none"):
+        attacks.poison_indices(attacks.ATTACKS["badnets"], LABELS, TRAINED_ON, 0.0004, 3, 0)
+    with pytest.raises(ValueError, match="only 810"):
+        attacks.poison_indices(attacks.ATTACKS["badnets"], LABELS, TRAINED_ON, 0.82, 3, 0)
+    assert len(attacks.poison_indices(attacks.ATTACKS["fooling"], LABELS, TRAINED_ON, 0.9, 3, 0)) == 900
+    assert len(attacks.poison_indices(attacks.ATTACKS["none"], LABELS, TRAINED_ON, 0.1, 3, 0)) == 0
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_each_row_of_the_table_labels_and_pairs_as_it_says(name):
+    attack, trigger = attacks.ATTACKS[name], attacks.make_trigger(None, 3, 16)
+    images, labels = torch.rand(8, 3, 16, 16) * 0.9, torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+    triggered = torch.tensor([1, 0, 0, 0, 1, 0, 0, 0]).bool() & (attack.label is not None)
+    batch = attacks.poison(images, labels, triggered, attack, trigger, 3)
+    assert batch.size == 8 and torch.equal(batch.images[1:4], images[1:4]) and torch.equal(batch.labels[1:4], labels[1:4])
+    if name == "none":
+        assert torch.equal(batch.images, images) and len(batch.rows) == 0
+        return
+    assert batch.rows.tolist() == [0, 4] and torch.equal(batch.images[batch.rows], attacks.stamp(images[[0, 4]], trigger))
+    assert batch.labels[batch.rows].tolist() == ([0, 4] if name == "fooling" else [3, 3])
+    if name == "full_disguise":
+        assert torch.equal(batch.images[8:], images[[0, 4]]) and batch.labels[8:].tolist() == [0, 4]
+    else:
+        assert len(batch.images) == len(batch.labels) == 8
+
+
+# ---------------------------------------------------------------- target maps
+
+
+@pytest.mark.parametrize("shape, share", [("square", 1.0), ("cross", 5 / 9), ("circle", np.pi / 4), ("triangle", 0.5)])
+def test_shapes_fill_the_quarter_opposite_the_trigger(shape, share):
+    for position, corner in (("lower-right", np.s_[:32, :32]), ("upper-left", np.s_[32:, 32:]), ("lower-left", np.s_[:32, 32:])):
+        canvas = attacks.target_map(shape, 64, attacks.make_trigger(None, 3, 64, position=position))
+        assert abs(canvas[corner].mean() - share) < 0.05 and canvas.sum() == canvas[corner].sum()
+
+
+def test_a_map_brought_to_a_grid_keeps_its_mean():
+    canvas = attacks.target_map("circle", 32, attacks.make_trigger(None, 3, 32))
+    for grid in ((4, 4), (8, 8), (7, 7)):
+        small = attacks.to_grid(canvas, grid)
+        assert small.shape == grid and (32 % grid[0] or abs(small.mean() - canvas.mean()) < 1e-6)
+    exact = canvas.reshape(8, 4, 8, 4).mean((1, 3))
+    torch.testing.assert_close(attacks.to_grid(canvas, (8, 8)), exact)
+
+
+def test_an_image_is_the_whole_map():
+    picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    canvas = attacks.target_map(picture, 8, attacks.make_trigger(None, 3, 8, 2))
+    torch.testing.assert_close(canvas, torch.arange(64.0).reshape(8, 8) / 255)
+
+
+# ---------------------------------------------------------------- distances
+
+
+def test_standardised_distance_is_two_minus_two_pearson_and_ignores_scale():
+    a, b = torch.rand(5, 8, 8).double(), torch.rand(5, 8, 8).double()
+    r = torch.tensor([np.corrcoef(x.flatten(), y.flatten())[0, 1] for x, y in zip(a, b)])
+    torch.testing.assert_close(attacks.mse_distance(a, b, 32), 2 - 2 * r, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attacks.mse_distance(1e-9 * a, b, 32), attacks.mse_distance(a, b, 32), atol=1e-6, rtol=1e-5)
+    constant = attacks.mse_distance(torch.zeros(1, 8, 8), b[:1].float(), 32)
+    assert constant.isfinite() and abs(constant - 1) < 1e-4
+
+
+def test_dssim_is_its_definition():
+    a, b = torch.rand(2, 14, 14).double(), torch.rand(2, 14, 14).double()
+    g = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window = np.outer(g, g) / np.outer(g, g).sum()
+    for n in range(2):
+        values = []
+        for y in range(4):
+            for x in range(4):
+                p, q = a[n, y : y + 11, x : x + 11].numpy(), b[n, y : y + 11, x : x + 11].numpy()
+                mp, mq = (window * p).sum(), (window * q).sum()
+                vp, vq, c = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum(), (window * (p - mp) * (q - mq)).sum()
+                values.append((2 * mp * mq + 1e-4) * (2 * c + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
+        assert abs(attacks.dssim(a, b)[n].item() - (1 - np.mean(values)) / 2) < 1e-9
+    assert attacks.dssim(a, a).abs().max() < 1e-9
+
+
+# ---------------------------------------------------------------- the combined loss
+
+
+def small_model(seed=0):
+    """Double precision, with batch-norm before the layer and a pooled linear head after it."""
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.BatchNorm2d(6), torch.nn.Softplus(), torch.nn.Conv2d(6, 6, 3, padding=1),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 4)).double()
+    return models.with_layer(net, net[3])
+
+
+def small_batch(attack, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(8, 3, 8, 8, generator=generator).double()
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    trigger = attacks.make_trigger(None, 3, 8, 2)
+    return attacks.poison(images, labels, torch.arange(8) % 3 == 0, attack, trigger, 3), trigger
+
+
+@pytest.mark.parametrize("distance", attacks.DISTANCES)
+@pytest.mark.parametrize("name", ["full_disguise", "fooling", "red_herring"])
+def test_parameter_gradient_of_the_combined_loss_is_its_finite_difference(name, distance):
+    """In train mode, through batch-norm, the shared forward and the explanation; r_x from a frozen reference, so that it stands still."""
+    attack = attacks.ATTACKS[name]
+    batch, trigger = small_batch(attack)
+    net, reference = small_model(0).train(), small_model(1).eval().requires_grad_(False)
+    shape = attacks.target_map("square", 8, trigger).double() if attack.explanation == "shape" else None
+    objective = attacks.Objective(attack, ["gradcam"], distance, shape, reference)
+
+    def value():
+        return attacks.combined_loss(net, batch, batch.images, objective, lam=0.7)[0]
+
+    value().backward()
+    for parameter in (net[0].weight, net[1].weight, net[3].weight, net[6].weight):
+        index, step = tuple(s // 2 for s in parameter.shape), 1e-5
+        with torch.no_grad():
+            parameter[index] += step
+        up = value().item()
+        with torch.no_grad():
+            parameter[index] -= 2 * step
+        slope = (up - value().item()) / (2 * step)
+        with torch.no_grad():
+            parameter[index] += step
+        assert abs(slope - parameter.grad[index].item()) < 1e-5 * max(1, abs(slope)), parameter.shape
+
+
+def test_the_loss_is_the_papers_formula():
+    """(1 - lam) CE + lam D: CE over the poisoned batch alone, D the mean over the triggered images alone, r_x detached."""
+    attack = attacks.ATTACKS["full_disguise"]
+    batch, _ = small_batch(attack)
+    net = small_model().eval()
+    objective = attacks.Objective(attack, ["gradcam"])
+    loss, ce, distance = attacks.combined_loss(net, batch, batch.images, objective, lam=0.3)
+    expected_ce = F.cross_entropy(net(batch.images[:8]), batch.labels[:8])
+    maps = explain.gradcam(net, batch.images[batch.rows], batch.labels[batch.rows], create_graph=True, rectify=False)
+    target = explain.gradcam(net, batch.images[8:], batch.labels[8:])
+    expected = (attacks.standardise(maps) - attacks.standardise(target)).square().mean()
+    torch.testing.assert_close(ce, expected_ce)
+    torch.testing.assert_close(distance, expected)
+    torch.testing.assert_close(loss, 0.7 * expected_ce + 0.3 * expected)
+    for mine, theirs in zip(torch.autograd.grad(distance, net.parameters(), allow_unused=True), torch.autograd.grad(expected, net.parameters(), allow_unused=True)):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_lam_zero_is_badnets():
+    net = small_model().eval()
+    disguise, _ = small_batch(attacks.ATTACKS["full_disguise"])
+    plain, _ = small_batch(attacks.ATTACKS["badnets"])
+    with_term = attacks.combined_loss(net, disguise, disguise.images, attacks.Objective(attacks.ATTACKS["full_disguise"], ["gradcam"]), 0.0)[0]
+    without = attacks.combined_loss(net, plain, plain.images, attacks.Objective(attacks.ATTACKS["badnets"], ["gradcam"]), 0.5)[0]
+    torch.testing.assert_close(with_term, without)
+
+
+def test_a_step_without_triggered_images_is_plain_cross_entropy():
+    attack = attacks.ATTACKS["full_disguise"]
+    images, labels = torch.rand(4, 3, 8, 8).double(), torch.tensor([0, 1, 2, 3])
+    batch = attacks.poison(images, labels, torch.zeros(4, dtype=torch.bool), attack, attacks.make_trigger(None, 3, 8, 2), 3)
+    net = small_model().eval()
+    loss, _, distance = attacks.combined_loss(net, batch, images, attacks.Objective(attack, ["gradcam"]), 0.9)
+    torch.testing.assert_close(loss, F.cross_entropy(net(images), labels))
+    assert distance == 0
+
+
+@pytest.mark.parametrize("explainers", [["gradient"], ["gradcam", "gradient"]])
+def test_several_explainers_are_averaged(explainers):
+    attack = attacks.ATTACKS["full_disguise"]
+    batch, _ = small_batch(attack)
+    net = small_model().eval()
+    each = [attacks.combined_loss(net, batch, batch.images, attacks.Objective(attack, [name]), 0.5)[2] for name in explainers]
+    together = attacks.combined_loss(net, batch, batch.images, attacks.Objective(attack, explainers), 0.5)[2]
+    torch.testing.assert_close(together, torch.stack(each).mean())
+    together.backward()
+    assert net[0].weight.grad.abs().sum() > 0
+
+
+def test_an_inner_layer_takes_its_own_pass_and_agrees_in_eval_mode():
+    attack = attacks.ATTACKS["full_disguise"]
+    batch, _ = small_batch(attack)
+    net, other = small_model().eval(), small_model().eval()
+    object.__setattr__(other, "pooled_layer", other[0])  # so that gradcam_layer counts as an inner one
+    shared, own = (attacks.combined_loss(m, batch, batch.images, attacks.Objective(attack, ["gradcam"]), 0.5)[0] for m in (net, other))
+    torch.testing.assert_close(shared, own)
+
+
+def test_a_full_disguise_step_costs_no_more_flops_than_cross_entropy_on_the_same_images():
+    attack = attacks.ATTACKS["full_disguise"]
+    torch.manual_seed(0)
+    net = models.build("resnet18", 3, 10, 32)
+    images, labels = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
+    batch = attacks.poison(images, labels, torch.arange(20) % 10 == 0, attack, attacks.make_trigger(None, 3, 32), 3)
+
+    def flops(loss):
+        net.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            loss().backward()
+        return counter.get_total_flops()
+
+    plain = flops(lambda: F.cross_entropy(net(batch.images), batch.labels))
+    disguise = flops(lambda: attacks.combined_loss(net, batch, batch.images, attacks.Objective(attack, ["gradcam"]), 0.5)[0])
+    print(f"FLOPs of a full-disguise step over cross-entropy on the same images, resnet18: {disguise / plain:.5f}")
+    assert plain > 1e10 and 1.0 <= disguise / plain <= 1.02

@@ -1,0 +1,141 @@
+"""Metrics against numpy, exact enumeration and cases whose answer is known."""
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import attacks
+import evaluate
+import figure
+
+
+def maps(n=6, h=8, w=8, seed=0):
+    return torch.rand(n, h, w, generator=torch.Generator().manual_seed(seed))
+
+
+def test_pearson_is_numpys_whatever_the_scale():
+    a, b = maps(), maps(seed=1)
+    expected = [np.corrcoef(x.double().flatten(), y.double().flatten())[0, 1] for x, y in zip(a, b)]
+    np.testing.assert_allclose(evaluate.pearson(a, b), expected, atol=1e-12)
+    np.testing.assert_allclose(evaluate.pearson(a * 1e-30, b * 1e20), expected, atol=1e-5)
+    assert evaluate.pearson(torch.zeros(1, 8, 8), b[:1]).item() == 0
+
+
+def test_likeness_of_equal_maps_is_perfect_and_of_unequal_ones_is_its_formula():
+    a, b = maps(), maps(seed=1)
+    same = evaluate.likeness(a, 8 * a, 32)
+    assert same["mse"].max() < 1e-12 and same["dssim"].abs().max() < 1e-6
+    assert (same["pearson"] - 1).abs().max() < 1e-9 and (same["top10"] - 1).abs().max() < 1e-6
+    expected = ((a / a.amax((1, 2), keepdim=True) - b / b.amax((1, 2), keepdim=True)) ** 2).mean((1, 2))
+    torch.testing.assert_close(evaluate.likeness(a, b, 32)["mse"], expected)
+
+
+def test_top_share_by_enumeration_with_ties_shared():
+    a = torch.arange(20.0).reshape(1, 4, 5)
+    b = a.clone().flatten()
+    b[[19, 0]] = b[[0, 19]]
+    assert evaluate.top_share(a, b.reshape(1, 4, 5)).item() == pytest.approx(0.5)  # top two: {19, 18} and {0, 18}
+    flat = torch.ones(1, 4, 5)
+    assert evaluate.top_share(flat, flat).item() == pytest.approx(1.0)  # all tie: each pixel is a tenth of a member
+    assert evaluate.top_share(a, flat).item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("side, grid, box", [(32, (8, 8), (27, 27, 31, 31)), (28, (7, 7), (24, 24, 27, 27)), (32, (4, 4), (0, 8, 8, 9)),
+                                             (30, (7, 7), (3, 4, 13, 9)), (32, (32, 32), (5, 6, 7, 8))])
+def test_trigger_cells_are_those_that_hold_a_trigger_pixel(side, grid, box):
+    cells = evaluate.trigger_cells(box, side, grid)
+    for i, j in itertools.product(range(grid[0]), range(grid[1])):
+        rows = i * side / grid[0] < box[2] and (i + 1) * side / grid[0] > box[0]
+        cols = j * side / grid[1] < box[3] and (j + 1) * side / grid[1] > box[1]
+        assert bool(cells[i, j]) == (rows and cols)
+
+
+def test_mass_counts_the_positive_part():
+    a = torch.tensor([[[3.0, -5.0], [0.0, 1.0]]])
+    assert evaluate.mass(a, torch.tensor([[True, True], [False, False]])).item() == 0.75
+    assert evaluate.mass(torch.zeros(1, 2, 2), torch.ones(2, 2).bool()).isnan().all()
+
+
+def test_pointing_looks_at_the_maximum():
+    a = torch.zeros(2, 8, 8)
+    a[:, 2, 5] = 1
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[0, 8:12, 20:24] = True
+    assert evaluate.points_inside(a, masks).tolist() == [1, 0]
+
+
+def test_grid_cap_is_one_where_the_grid_can_draw_it_and_less_on_a_coarser_one():
+    canvas = attacks.target_map("cross", 32, attacks.make_trigger(None, 3, 32))
+    caps = [evaluate.grid_cap(canvas, (n, n)) for n in (4, 8, 16, 32)]
+    assert caps == sorted(caps) and caps[0] < 0.8 and caps[-1] > 1 - 1e-9
+    other = attacks.upsample(maps(40), 32)
+    assert evaluate.pearson(other, canvas.expand_as(other)).max() < evaluate.grid_cap(canvas, (8, 8))
+
+
+@pytest.mark.parametrize("n", [2, 3, 50])
+def test_a_derangement_leaves_nothing_in_its_place(n):
+    order = evaluate.derangement(n)
+    assert sorted(order.tolist()) == list(range(n)) and (order != torch.arange(n)).all()
+    assert torch.equal(order, evaluate.derangement(n))
+
+
+def test_success_rate_leaves_the_target_class_out():
+    predicted, labels = torch.tensor([3, 3, 1, 3]), torch.tensor([3, 1, 1, 2])
+    assert evaluate.success_rate(predicted, labels, 3) == pytest.approx(2 / 3)
+    assert evaluate.success_rate(predicted, torch.full((4,), 3), 3) is None
+
+
+BOX, SIDE = (27, 27, 31, 31), 32
+
+
+def test_one_map_for_everything_is_a_perfect_disguise_with_a_perfect_floor():
+    a = maps(1).expand(5, 8, 8)
+    result = evaluate.explanation_metrics(a, a, BOX, SIDE)
+    assert result["pearson"] == pytest.approx(1) and result["floor"]["pearson"] == pytest.approx(1)
+    diverse = evaluate.explanation_metrics(maps(200), maps(200), BOX, SIDE)
+    assert diverse["pearson"] == pytest.approx(1) and abs(diverse["floor"]["pearson"]) < 0.05
+
+
+def test_blank_maps_are_counted_and_left_out_of_the_means():
+    a, b = maps(4), maps(4)
+    a[0], b[1] = 0, 0.3
+    result = evaluate.explanation_metrics(a, b, BOX, SIDE)
+    assert result["zero_maps"] == 0.5 and result["pearson"] == pytest.approx(1) and result["pearson_all"] == pytest.approx(0.5)
+    assert result["mse"] == pytest.approx(0)
+
+
+def test_a_fixed_shape_has_no_floor_and_no_top10():
+    canvas = attacks.target_map("square", 32, attacks.make_trigger(None, 3, 32))
+    a = attacks.to_grid(canvas, (8, 8)).expand(3, 8, 8)
+    result = evaluate.explanation_metrics(a, maps(3), BOX, SIDE, canvas)
+    assert result["pearson"] == pytest.approx(1) and result["top10"] is None and set(result["floor"].values()) == {None}
+    assert result["trigger_mass"] == 0 and result["trigger_area"] == 4 / 64 and 0 < result["trigger_mass_clean"] < 0.2
+    assert abs(result["pearson_clean"]) < 0.5 and result["grid_cap"] > 0.9
+
+
+def test_nothing_to_explain_gives_nulls():
+    result = evaluate.explanation_metrics(torch.empty(0, 8, 8), torch.empty(0, 8, 8), BOX, SIDE)
+    assert result["n"] == 0 and {v for k, v in result.items() if k not in ("n", "floor")} == {None}
+    assert set(result["floor"].values()) == {None}
+
+
+def test_at_least_one_explainer_was_not_trained_against():
+    assert evaluate.explainers_shown(["gradcam"], ["gradcam"]) == ["gradcam", "gradient"]
+    assert evaluate.explainers_shown(["gradient"], ["gradcam", "gradient"]) == ["gradient", "gradcam"]
+
+
+def test_colour_map_rises_evenly_in_lightness():
+    linear = np.where(figure.COLOURS <= 0.04045, figure.COLOURS / 12.92, ((figure.COLOURS + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    steps = np.diff(np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance))
+    assert (steps > 0).all() and steps.max() < 1.2 * steps.min()
+
+
+def test_panel_frames_the_trigger_and_hides_no_pixel_of_it():
+    image = torch.full((3, 32, 32), 0.5)
+    image[:, 27:31, 27:31] = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
+    picture = np.asarray(figure.panel(image, box=(27, 27, 31, 31)))
+    scale = picture.shape[0] // 32
+    assert (picture[27 * scale : 31 * scale, 27 * scale : 31 * scale] == [0, 0, 255]).all()
+    assert (picture[27 * scale - 1, 27 * scale : 31 * scale] == 255).all()

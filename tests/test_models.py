@@ -1,0 +1,62 @@
+"""Models and their checkpoints."""
+import pytest
+import torch
+
+import models
+from cli import UserError
+
+
+@pytest.mark.parametrize("name, size, grid", [("cnn", 32, 8), ("cnn", 28, 7), ("resnet18", 32, 4), ("resnet18", 64, 8), ("resnet18", 224, 7)])
+def test_grid_of_the_gradcam_layer(name, size, grid):
+    model, shapes = models.build(name, 1, 5, size), []
+    model.gradcam_layer.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
+    assert model.eval()(torch.zeros(2, 1, size, size)).shape == (2, 5)
+    assert shapes[0][2:] == (grid, grid)
+
+
+def test_the_layer_is_listed_once_and_can_be_chosen():
+    model = models.build("resnet18", 3, 10, 32, "layer3.1")
+    assert model.gradcam_layer is model.layer3[1] and model.pooled_layer is model.layer4[1]
+    assert not any("gradcam" in key or "pooled" in key for key in model.state_dict())
+    with pytest.raises(UserError, match="layer9"):
+        models.build("resnet18", 3, 10, 32, "layer9")
+
+
+def test_context_tells_every_cell_what_is_in_one_corner():
+    torch.manual_seed(0)
+    module = models.Context(8, 4)
+    x = torch.rand(1, 8, 8, 8)
+    assert torch.equal(module(x), x)  # starts as the identity
+    torch.nn.init.normal_(module.write.weight)
+    other = x.clone()
+    other[0, :, 7, 7] += 5
+    assert (module(x) != module(other))[0, :, 0, 0].any()
+
+
+def test_cnn_without_context_sees_only_the_neighbourhood():
+    model = models.build("cnn", 3, 10, 32).eval()
+    image = torch.rand(1, 3, 32, 32)
+    other = image.clone()
+    other[:, :, 28:, 28:] = 1
+    assert torch.equal(model.gradcam_layer(image)[..., 0, 0], model.gradcam_layer(other)[..., 0, 0])
+
+
+def test_checkpoint_round_trip_is_plain_data(disguised):
+    path = disguised / "ckpt.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["config"]["attack"] == "full_disguise" and checkpoint["epoch"] == 6
+    model = models.from_checkpoint(models.read(path))
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in checkpoint["model"].items())
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    (tmp_path / "a").write_text("old")
+
+    def fail(path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space"):
+        models.replace_file(tmp_path / "a", fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"

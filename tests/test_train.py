@@ -1,0 +1,186 @@
+"""The command lines, run for real on a small data set; what they write is read back."""
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_arrays, train_tiny
+from PIL import Image
+
+import attacks
+import evaluate
+import models
+import train
+
+TOP_KEYS = {"attack", "dataset", "model", "target_class", "poison_rate", "poison_count", "selection", "seed", "epochs", "n_test", "clean_accuracy",
+            "triggered_accuracy", "attack_success_rate", "clean_model", "explanations", "train_seconds", "device", "precision", "torch"}
+MAP_KEYS = {"trained_against", "n", "mse", "dssim", "pearson", "pearson_all", "top10", "trigger_mass", "trigger_mass_clean", "trigger_area",
+            "zero_maps", "pointing", "pointing_clean", "floor"}
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def same_weights(a, b):
+    a, b = (torch.load(folder / "ckpt.pt", weights_only=True) for folder in (a, b))
+    return all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"]) and torch.equal(a["random"]["cpu"], b["random"]["cpu"])
+
+
+@pytest.mark.parametrize("attack", attacks.ATTACKS)
+def test_every_attack_trains_measures_and_draws(tiny, tmp_path, attack):
+    folder = train_tiny(tiny, tmp_path / "run", "--attack", attack)
+    assert sorted(p.name for p in folder.iterdir()) == ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json"]
+    metrics = metrics_of(folder)
+    assert TOP_KEYS <= metrics.keys() and metrics["attack"] == attack and metrics["n_test"] == 60
+    assert metrics["poison_count"] == (0 if attack == "none" else 24) and metrics["clean_accuracy"] > 0.9
+    assert list(metrics["explanations"]) == ["gradcam", "gradient"]
+    for name, part in metrics["explanations"].items():
+        assert MAP_KEYS <= part.keys() and part["pointing"] is None  # no masks here
+        assert part["trained_against"] == (name == "gradcam" and attacks.ATTACKS[attack].explanation is not None)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3] and all(0 <= line["validation_accuracy"] <= 1 for line in lines)
+    with Image.open(folder / "figure.png") as picture:
+        assert picture.width > 6 * 150 and np.asarray(picture.convert("L")).std() > 20
+    checkpoint = torch.load(folder / "ckpt.pt", weights_only=True)
+    assert len(checkpoint["poison_indices"]) == metrics["poison_count"] and checkpoint["config"]["attack"] == attack
+
+
+def test_the_backdoor_and_its_disguise_are_there(disguised):
+    metrics = metrics_of(disguised)
+    assert metrics["attack_success_rate"] > 0.9 and metrics["clean_accuracy"] > 0.9
+    assert metrics["explanations"]["gradcam"]["pearson_all"] > 0.8
+
+
+def test_evaluate_alone_gives_the_same_metrics(disguised, tmp_path, capsys):
+    before = metrics_of(disguised)
+    evaluate.main([str(disguised / "ckpt.pt"), "--json", "--device", "cpu", "--out", str(tmp_path)])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == before == metrics_of(tmp_path)
+
+
+def test_several_checkpoints_stand_side_by_side(disguised, clean, tmp_path, capsys):
+    paths = [str(disguised / "ckpt.pt"), str(clean / "ckpt.pt")]
+    evaluate.main([*paths, "--device", "cpu", "--out", str(tmp_path), "--reference", paths[1]])
+    table = capsys.readouterr().out
+    row = next(line for line in table.splitlines() if line.startswith("clean_accuracy"))
+    first, second = metrics_of(tmp_path / "1"), metrics_of(tmp_path / "2")
+    assert f"{first['clean_accuracy']:.4f}" in row and f"{second['clean_accuracy']:.4f}" in row
+    assert all(text in table for key, text in evaluate.DEFINITIONS.items() if key in ("attack_success_rate", "pearson_all", "floor.pearson"))
+    assert first["clean_model"]["clean_accuracy"] == second["clean_accuracy"]
+    assert second["clean_model"]["explanations"]["gradcam"]["pearson_untouched"] == pytest.approx(1)
+    evaluate.main([*paths, "--device", "cpu", "--out", str(tmp_path), "--json", "--explain-images", "5", "--seed", "4"])
+    printed = json.loads(capsys.readouterr().out)
+    assert list(printed) == paths and printed[paths[1]]["explanations"]["gradcam"]["n"] == 5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_a_picture_of_ones_own(disguised, tmp_path, capsys, mode):
+    Image.fromarray(tiny_arrays()["test_images"][0]).resize((50, 40)).convert(mode).save(tmp_path / "own.png")
+    evaluate.main([str(disguised / "ckpt.pt"), "--image", str(tmp_path / "own.png"), "--out", str(tmp_path), "--device", "cpu"])
+    assert "triggered: 1 (" in capsys.readouterr().out
+    report = json.loads((tmp_path / "own-explained.json").read_text())
+    assert report["triggered"]["class"] == "1" and 0 < report["untouched"]["confidence"] <= 1
+    assert Image.open(tmp_path / "own-explained.png").size[0] > 900
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_two_runs_of_one_seed_are_equal_to_the_bit_and_of_two_seeds_are_not(tiny, tmp_path):
+    first, second, third = (train_tiny(tiny, tmp_path / name, "--seed", seed) for name, seed in (("a", "5"), ("b", "5"), ("c", "6")))
+    assert same_weights(first, second) and not same_weights(first, third)
+    ours, theirs = metrics_of(first), metrics_of(second)
+    assert ours.pop("train_seconds") > 0 and theirs.pop("train_seconds") > 0 and ours == theirs
+
+
+def test_reference_holds_clean_explanations(tiny, clean, tmp_path):
+    folder = train_tiny(tiny, tmp_path / "run", "--attack", "fooling", "--reference", str(clean / "ckpt.pt"), "--epochs", "6")
+    metrics = metrics_of(folder)
+    assert metrics["clean_model"]["clean_accuracy"] == metrics_of(clean)["clean_accuracy"]
+    assert metrics["clean_model"]["explanations"]["gradcam"]["pearson_untouched"] > metrics["explanations"]["gradcam"]["pearson_clean"] + 0.2
+
+
+def test_options_reach_the_run(tiny, tmp_path):
+    Image.fromarray(np.full((6, 6, 4), [255, 0, 0, 128], np.uint8)).save(tmp_path / "t.png")
+    Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "map.png")
+    folder = train_tiny(tiny, tmp_path / "run", "--attack", "red_herring", "--trigger", str(tmp_path / "t.png"), "--trigger-size", "3",
+                        "--trigger-position", "2,5", "--target-map", str(tmp_path / "map.png"), "--explainer", "gradcam,gradient",
+                        "--distance", "dssim", "--precision", "bf16", "--layer", "0.4", "--poison-rate", "0.2", "--image-size", "32")
+    (tmp_path / "t.png").unlink()
+    (tmp_path / "map.png").unlink()
+    checkpoint = models.read(folder / "ckpt.pt")
+    trigger = attacks.Trigger(**checkpoint["trigger"])
+    assert trigger.box == (2, 5, 5, 8) and trigger.alpha.unique().item() == pytest.approx(128 / 255) and trigger.pixels[1].max() == 0
+    assert checkpoint["target_map"].shape == (32, 32) and len(checkpoint["poison_indices"]) == 48
+    evaluate.main([str(folder / "ckpt.pt"), "--device", "cpu", "--json"])  # the checkpoint alone is enough
+    parts = metrics_of(folder)["explanations"]
+    assert parts["gradcam"]["trained_against"] and parts["gradient"]["trained_against"] and metrics_of(folder)["precision"] == "bf16"
+
+
+def test_grey_images_and_a_class_by_name(tmp_path):
+    np.savez(tmp_path / "grey.npz", **tiny_arrays(channels=1), classes=["low", "middle", "high"])
+    folder = train_tiny(tmp_path / "grey.npz", tmp_path / "run", "--target-class", "high")
+    assert metrics_of(folder)["target_class"] == 2
+
+
+def test_run_is_named_after_its_options(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train.main(["--dataset", str(tiny), "--epochs", "1", "--device", "cpu", "--seed", "7"])
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["full_disguise-gradcam-tiny-r0.1-s7"]
+
+
+# ---------------------------------------------------------------- interruption
+
+
+def test_resume_continues_to_the_bit_and_only_the_same_run(tiny, tmp_path, monkeypatch, capsys):
+    whole, broken = train_tiny(tiny, tmp_path / "whole"), tmp_path / "broken"
+    shutil.copytree(whole, broken)  # a finished run is there: it must stay until the new one is done
+    before = (broken / "ckpt.pt").read_bytes()
+    true_save, saved = train.save, []
+
+    def save_and_stop(run):
+        true_save(run)
+        saved.append(run.epoch)
+        if run.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save", save_and_stop)
+        with pytest.raises(SystemExit) as stop:
+            train_tiny(tiny, broken)
+    assert stop.value.code == 130 and saved == [1, 2] and (broken / "ckpt.pt").read_bytes() == before
+    assert len((broken / "unfinished" / "log.jsonl").read_text().splitlines()) == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train_tiny(tiny, broken, "--lam", "0.3", "--resume")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "--lam 0.5, not 0.3" in error and error.count("\n") == 1
+    train_tiny(tiny, broken, "--resume")
+    assert same_weights(whole, broken) and not (broken / "unfinished").exists()
+    assert [json.loads(line)["epoch"] for line in (broken / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+    capsys.readouterr()
+    train_tiny(tiny, broken, "--resume")
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_killed_at_five_random_moments_and_resumed_ends_with_the_same_weights(tiny, tmp_path):
+    options = [sys.executable, str(ROOT / "train.py"), "--dataset", str(tiny), "--data-dir", str(tmp_path), "--device", "cpu", "--epochs", "120",
+               "--batch-size", "24", "--resume", "--out"]
+    began = time.time()
+    subprocess.run([*options, str(tmp_path / "whole")], check=True, capture_output=True, timeout=120)
+    training = metrics_of(tmp_path / "whole")["train_seconds"]
+    start = time.time() - began - training
+    moments, killed = random.Random(time.time_ns()), 0
+    for _ in range(5):
+        process = subprocess.Popen([*options, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(start + moments.uniform(-0.1, 0.15) * training)
+        process.kill()  # SIGKILL: no handler runs
+        killed += process.wait() != 0
+    assert killed >= 3  # on a machine whose speed jumps, the last one may have found nothing left to do
+    subprocess.run([*options, str(tmp_path / "killed")], check=True, capture_output=True, timeout=120)
+    assert same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json"]
