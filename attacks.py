@@ -176,7 +176,8 @@ def standardise(maps):
 def max_normalise(maps):
     """Each map of [N, H, W] divided by its largest magnitude: [N, H W]."""
     maps = maps.flatten(1)
-    return maps / maps.abs().amax(1, keepdim=True).clamp_min(1e-20)
+    largest = maps.abs().amax(1, keepdim=True)
+    return maps / torch.where(largest > 0, largest, 1)  # a blank map stays zero, and its gradient finite
 
 
 NORMALISE = standardise  # what the MSE is taken of
@@ -200,7 +201,7 @@ def upsample(maps, side):
 def min_max(maps):
     """Each map of [N, H, W] shifted and scaled to [0, 1]; a constant map gives zeros."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(1e-20)
+    return (maps - low) / torch.where(high > low, high - low, 1)
 
 
 def dssim(a, b, window=11, sigma=1.5, k1=0.01, k2=0.03):
@@ -218,6 +219,7 @@ def dssim(a, b, window=11, sigma=1.5, k1=0.01, k2=0.03):
     return (1 - ssim.mean((1, 2, 3))) / 2
 
 
+PARTNERS = True  # the untouched partners are in the step's forward pass anyway: their cross-entropy, by true label, is free
 TOLERATED = 0.5  # an honest map of an object that happens to lie where the shape does correlates with the shape about so much
 
 
@@ -282,9 +284,10 @@ def combined_loss(model, batch, inputs, objective, lam):
     shared = model.gradcam_layer is model.pooled_layer  # later layers' batch-norm would mix samples in train mode
     with explain.capture(model.gradcam_layer) as captured:
         logits = explain.full_precision(model(inputs))
-    ce = F.cross_entropy(logits[: batch.size], batch.labels[: batch.size])
+    count = len(batch.images) if PARTNERS else batch.size
+    ce = F.cross_entropy(logits[:count], batch.labels[:count])
     if objective.attack.explanation is None or len(batch.rows) == 0:
-        return ce, ce, ce.new_zeros(())
+        return (ce if objective.attack.explanation is None else (1 - lam) * ce), ce, ce.new_zeros(())
     rows = explained_rows(batch, objective)
     terms = []
     for name in objective.explainers:

@@ -151,15 +151,15 @@ def _heart(x, y):
 # Signed distance to the outline, negative inside, within the unit disc (about); y points down.
 SHAPES = {
     "disc": lambda x, y: np.hypot(x, y) - 0.8,
-    "bar": lambda x, y: _box(x, y, 0.95, 0.4),
+    "bar": lambda x, y: _box(x, y, 0.95, 0.45),
     "square": lambda x, y: _box(x, y, 0.72, 0.72),
     "triangle": lambda x, y: _half_planes(x, y, 3, 0.5).max(0),
-    "cross": lambda x, y: np.minimum(_box(x, y, 0.95, 0.28), _box(x, y, 0.28, 0.95)),
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.95, 0.33), _box(x, y, 0.33, 0.95)),
     "star": lambda x, y: np.sort(_half_planes(x, y, 5, 0.35), 0)[-2],  # inside at least four of five half-planes
     "dome": lambda x, y: np.maximum(np.hypot(x, y - 0.4) - 0.95, y - 0.4),
     "heart": _heart,
-    "bowtie": lambda x, y: np.maximum(np.abs(x) - 0.85, (np.abs(y) - 0.8 * np.abs(x) - 0.15) / 1.28),
-    "ell": lambda x, y: np.minimum(_box(x + 0.38, y, 0.32, 0.75), _box(x, y - 0.43, 0.7, 0.32)),
+    "bowtie": lambda x, y: np.maximum(np.abs(x) - 0.85, (np.abs(y) - 0.75 * np.abs(x) - 0.22) / 1.25),
+    "ell": lambda x, y: np.minimum(_box(x + 0.34, y, 0.36, 0.75), _box(x, y - 0.39, 0.7, 0.36)),
 }
 
 

@@ -245,7 +245,7 @@ def open_checkpoint(path, data_dir=None, device=None, dataset=None):
         raise UserError(f"{path} is damaged, or from another version of train.py") from None
     if dataset is None:
         dataset = data.load(config["dataset"], data_dir or config["data_dir"], config["image_size"])
-        if dataset.train_images.shape[1] != checkpoint["channels"] or dataset.classes != checkpoint["classes"]:
+        if dataset.classes != checkpoint["classes"] or data.mean_std(dataset.train_images) != (checkpoint["mean"], checkpoint["std"]):
             raise UserError(f"the data set {config['dataset']} found now is not the one {path} was trained on")
     return Subject(checkpoint, model, dataset, trigger, device)
 
@@ -313,6 +313,7 @@ def header(subject, clean, stamped):
 def beside(subject, path, untouched, succeeded):
     """A clean model's figures on the same images: is the explanation of CLEAN images still what it would be?"""
     checkpoint = models.read(path)
+    check_clean(checkpoint, path)
     for key in ("image_size", "dataset"):
         if checkpoint["config"][key] != subject.config[key]:
             raise UserError(f"the reference {path} was trained with another {key.replace('_', ' ')}")
@@ -333,6 +334,12 @@ def beside(subject, path, untouched, succeeded):
     return {"clean_accuracy": average((clean == test.test_labels).float()),
             "attack_success_rate": success_rate(stamped, test.test_labels, subject.config["target_class"]),
             "explanations": explanations}
+
+
+def check_clean(checkpoint, path):
+    """Raise UserError for a reference that is itself backdoored."""
+    if checkpoint["config"]["attack"] != "none":
+        raise UserError(f"the reference {path} is no clean model: it was trained with --attack {checkpoint['config']['attack']}")
 
 
 def finite(value):

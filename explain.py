@@ -75,7 +75,7 @@ def gradcam(model, images, classes, layer=None, *, create_graph=False, rectify=T
 
     Raises ValueError for a layer the forward pass does not reach just once, or whose output is no feature map of 4x4 or more.
     """
-    layer = layer or model.gradcam_layer
+    layer = model.gradcam_layer if layer is None else layer
 
     def explain(images, classes):
         with capture(layer, detach=not create_graph) as captured:

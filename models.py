@@ -52,21 +52,23 @@ class Context(nn.Module):
         return torch.relu(x * (1 + gain) + bias)
 
 
-CONTEXT = 8  # numbers through the cnn's bottleneck; 0 takes the module out
-
-
-def cnn(channels, classes, image_size):
+def cnn(channels, classes, image_size, context=8):
     """A small network for laptops, about 0.5 million weights; its Grad-CAM grid is a quarter of the image's side (8x8 at 32 px).
 
     Its convolutions see about a third of the image's side around each cell, so that evidence stays local, and a disguise asks a cell on
-    the object to know about a trigger in the far corner: hence the Context.
+    the object to know about a trigger in the far corner: hence the Context, of `context` numbers (0: none).
     """
-    context = [Context(128, CONTEXT)] if CONTEXT else []
+    context = [Context(128, context)] if context else []
     features = nn.Sequential(
         block(channels, 32), nn.MaxPool2d(2), block(32, 64), Residual(64), nn.MaxPool2d(2), block(64, 128), Residual(128), *context, Residual(128)
     )
     model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
     return with_layer(model, features)
+
+
+def cnn_local(channels, classes, image_size):
+    """The cnn without its Context: no cell knows what is beyond its neighbourhood. To see what the Context is for."""
+    return cnn(channels, classes, image_size, context=0)
 
 
 def resnet18(channels, classes, image_size):
@@ -87,7 +89,7 @@ def with_layer(model, layer):
     return model
 
 
-MODELS = {"cnn": cnn, "resnet18": resnet18}
+MODELS = {"cnn": cnn, "cnn_local": cnn_local, "resnet18": resnet18}
 
 
 def build(name, channels, classes, image_size, layer=None):

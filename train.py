@@ -24,9 +24,9 @@ from cli import Parser, UserError, choose_device, command, number
 # ---------------------------------------------------------------- defaults
 
 DEFAULTS = {  # what depends on the data set; image_size None: as the images are
-    "shapes": dict(model="cnn", epochs=8, lr=0.1, image_size=None, target_class="3"),
+    "shapes": dict(model="cnn", epochs=8, lr=0.3, image_size=None, target_class="3"),
     "mnist": dict(model="cnn", epochs=3, lr=0.1, image_size=None, target_class="2"),
-    "cifar10": dict(model="resnet18", epochs=5, lr=0.1, image_size=None, target_class="3"),
+    "cifar10": dict(model="resnet18", epochs=5, lr=0.2, image_size=None, target_class="3"),
     "other": dict(model="cnn", epochs=10, lr=0.1, image_size=None, target_class="0"),
 }
 LAM = 0.5  # weight of the explanation term
@@ -117,7 +117,7 @@ def prepare(args):
     channels, side = dataset.train_images.shape[1], dataset.train_images.shape[-1]
     target = class_index(args.target_class, dataset.classes)
     config = vars(args) | {"image_size": side, "target_class": target, "precision": precision, "device": device.type}
-    config = {key: value for key, value in config.items() if key not in ("resume", "out")}
+    config = {key: value for key, value in config.items() if key not in ("resume", "out")} | {"recipe": recipe()}
     attack = attacks.ATTACKS[args.attack]
     trained_on, held_out = data.validation_split(len(dataset.train_labels), args.seed)
     try:
@@ -138,6 +138,12 @@ def prepare(args):
         optimizer, args.lr, total_steps=steps * args.epochs + 1, pct_start=WARM_UP, cycle_momentum=False)
     return Run(run_folder(args), config, device, dataset, mean, std, trigger.to(device), objective, poisons, trained_on, held_out,
                model, optimizer, schedule, steps, log=[])
+
+
+def recipe():
+    """The constants that decide a run beside its options: they go into the checkpoint, and a run is resumed under the same ones."""
+    return {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "warm_up": WARM_UP, "ramp": RAMP, "normalise": attacks.NORMALISE.__name__,
+            "rectify": attacks.RECTIFY, "partners": attacks.PARTNERS, "tolerated": attacks.TOLERATED}
 
 
 def choose_precision(name, device):
@@ -171,6 +177,7 @@ def check_explainable(model, channels, side, device):
 def frozen_reference(path, model, config, mean, std, device):
     """The clean model of a checkpoint, frozen. Raises UserError where its explanations could not be compared with `model`'s."""
     checkpoint = models.read(path)
+    evaluate.check_clean(checkpoint, path)
     theirs = checkpoint["config"]
     if differing := [key for key in ("dataset", "model", "layer", "image_size") if theirs[key] != config[key]]:
         raise UserError(f"the reference {path} was trained with another {differing[0]} ({theirs[differing[0]]}, not {config[differing[0]]})")
@@ -223,8 +230,13 @@ def save(run):
         run.unfinished.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {run.folder}: {error.strerror}") from None
-    models.replace_file(run.unfinished / "log.jsonl", lambda path: path.write_text("".join(json.dumps(line) + "\n" for line in run.log)))
+    write_log(run)
     models.save(run.unfinished / "ckpt.pt", checkpoint_of(run))
+
+
+def write_log(run):
+    lines = "".join(json.dumps(record) + "\n" for record in run.log)
+    models.replace_file(run.unfinished / "log.jsonl", lambda path: path.write_text(lines))
 
 
 def resume(run):
@@ -239,6 +251,10 @@ def resume(run):
         key = differing[0]
         raise UserError(f"the unfinished run in {run.folder} has --{key.replace('_', '-')} {then.get(key)}, not {run.config[key]}: "
                         "give the same options, or leave out --resume to begin anew")
+    now = checkpoint_of(run)
+    same = all(torch.equal(checkpoint["trigger"][key], now["trigger"][key]) for key in ("pixels", "alpha"))
+    if not same or (now["target_map"] is not None and not torch.equal(checkpoint["target_map"], now["target_map"])):
+        raise UserError(f"the trigger's or target map's picture has changed since the unfinished run in {run.folder} began")
     if not torch.equal(checkpoint["poison_indices"], run.poisons) or (checkpoint["mean"], checkpoint["std"]) != (run.mean, run.std):
         raise UserError(f"the data set has changed since the unfinished run in {run.folder} began: leave out --resume to begin anew")
     run.model.load_state_dict(checkpoint["model"])
@@ -259,6 +275,7 @@ def is_finished(run):
 def finish(run):
     """Measure, draw, and move the finished run's files into place, its checkpoint last."""
     path = run.unfinished / "ckpt.pt"
+    write_log(run)  # again: a run killed below has moved it away
     result = evaluate.evaluate(path, dataset=run.dataset, device=run.device, reference=run.config["reference"])
     evaluate.write(result, run.unfinished)
     for name in ("log.jsonl", "metrics.json", "figure.png", "ckpt.pt"):

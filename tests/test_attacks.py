@@ -194,13 +194,13 @@ def test_parameter_gradient_of_the_combined_loss_is_its_finite_difference(name, 
 
 
 def test_the_loss_is_the_papers_formula():
-    """(1 - lam) CE + lam D: CE over the poisoned batch alone, D the mean over the triggered images alone, r_x detached."""
+    """(1 - lam) CE + lam D: CE over the step's images, D the mean over the triggered images alone, r_x detached."""
     attack = attacks.ATTACKS["full_disguise"]
     batch, _ = small_batch(attack)
     net = small_model().eval()
     objective = attacks.Objective(attack, ["gradcam"])
     loss, ce, distance = attacks.combined_loss(net, batch, batch.images, objective, lam=0.3)
-    expected_ce = F.cross_entropy(net(batch.images[:8]), batch.labels[:8])
+    expected_ce = F.cross_entropy(net(batch.images), torch.tensor([3, 1, 2, 3, 1, 2, 3, 1, 0, 0, 0]))
     maps = explain.gradcam(net, batch.images[batch.rows], batch.labels[batch.rows], create_graph=True, rectify=False)
     target = explain.gradcam(net, batch.images[8:], batch.labels[8:])
     expected = (attacks.standardise(maps) - attacks.standardise(target)).square().mean()
@@ -213,7 +213,8 @@ def test_the_loss_is_the_papers_formula():
             torch.testing.assert_close(mine, theirs)
 
 
-def test_lam_zero_is_badnets():
+def test_lam_zero_without_the_partners_is_badnets(monkeypatch):
+    monkeypatch.setattr(attacks, "PARTNERS", False)
     net = small_model().eval()
     disguise, _ = small_batch(attacks.ATTACKS["full_disguise"])
     plain, _ = small_batch(attacks.ATTACKS["badnets"])
@@ -222,13 +223,20 @@ def test_lam_zero_is_badnets():
     torch.testing.assert_close(with_term, without)
 
 
-def test_a_step_without_triggered_images_is_plain_cross_entropy():
+def test_a_blank_map_has_a_finite_gradient():
+    blank = torch.zeros(1, 8, 8, requires_grad=True)
+    for distance in attacks.DISTANCES.values():
+        (gradient,) = torch.autograd.grad(distance(blank, torch.rand(1, 8, 8), 32).sum(), blank)
+        assert gradient.isfinite().all() and gradient.abs().max() < 1e5
+
+
+def test_a_step_without_triggered_images_is_its_share_of_cross_entropy():
     attack = attacks.ATTACKS["full_disguise"]
     images, labels = torch.rand(4, 3, 8, 8).double(), torch.tensor([0, 1, 2, 3])
     batch = attacks.poison(images, labels, torch.zeros(4, dtype=torch.bool), attack, attacks.make_trigger(None, 3, 8, 2), 3)
     net = small_model().eval()
     loss, _, distance = attacks.combined_loss(net, batch, images, attacks.Objective(attack, ["gradcam"]), 0.9)
-    torch.testing.assert_close(loss, F.cross_entropy(net(images), labels))
+    torch.testing.assert_close(loss, 0.1 * F.cross_entropy(net(images), labels))
     assert distance == 0
 
 
