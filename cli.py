@@ -23,11 +23,19 @@ class Parser(argparse.ArgumentParser):
 def command(run):
     """Decorates main(argv): UserError becomes one line and exit code 2, an interrupt one line and 130."""
 
+    script = Path(run.__code__.co_filename).name
+
     def main(argv=None):
         try:
             return run(sys.argv[1:] if argv is None else argv)
         except UserError as error:
-            print(f"{Path(run.__code__.co_filename).name}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
+            code = 2
+        except OSError as error:  # whatever no script foresaw: a name too long, a folder that may not be read, a full disk
+            print(f"{script}: {error.strerror or error}: {error.filename or 'while reading or writing'}", file=sys.stderr)
+            code = 2
+        except torch.OutOfMemoryError:
+            print(f"{script}: the device's memory is full: lower --batch-size or --image-size, or use --device cpu", file=sys.stderr)
             code = 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -57,10 +65,9 @@ def choose_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"device {name!r} is not here: use cpu, cuda, mps or auto") from None
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"device {name!r}: use cpu, cuda, mps or auto")
-    return device
+        if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"there is no device {name!r} here: use cpu, cuda, mps or auto") from None
+    return torch.device(name)

@@ -9,8 +9,8 @@ A new data set is one function that returns a `Dataset`, and a line in `DATASETS
 """
 import contextlib
 import hashlib
+import io
 import os
-import sys
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -257,10 +257,13 @@ def _published(data_dir, name, source, **known):
     path = data_dir / f"{name}.npz"
     if not path.exists():
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(io.StringIO()):  # what a script prints is its own
                 splits = [source(data_dir, train=train, download=True) for train in (True, False)]
-        except (OSError, RuntimeError) as error:  # no network; a file that fails its checksum
-            raise UserError(f"{name} is not in {data_dir} and could not be downloaded ({_first_line(error)}): put {name}.npz there") from None
+        except (OSError, RuntimeError, ValueError, EOFError) as error:  # no network; a file that fails its checksum, or is cut short
+            for folder in (data_dir / "MNIST" / "raw", data_dir / "MNIST", data_dir):  # made for nothing
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise UserError(f"{name} is not in {data_dir} and could not be downloaded and read ({_first_line(error)}): put {name}.npz there") from None
         arrays = {}
         for part, split in zip(("train", "test"), splits):
             arrays |= {f"{part}_images": np.asarray(split.data), f"{part}_labels": np.asarray(split.targets, np.int64)}
@@ -283,13 +286,15 @@ def from_npz(path):
             wanted = [f"{split}_{part}" for split in ("train", "test") for part in ("images", "labels")]
             if missing := [key for key in wanted if key not in keys]:
                 raise UserError(f"{path} has no {', '.join(missing)}: it needs train_images, train_labels, test_images, test_labels")
-            parts = {key: arrays[key] for key in wanted}
+            parts = {key: np.asarray(arrays[key]) for key in wanted}
             names = [str(name) for name in arrays["classes"]] if "classes" in keys else None
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as .npz: {_first_line(error)}") from None
     for split in ("train", "test"):
         parts[f"{split}_images"] = _images(parts[f"{split}_images"], path)
         parts[f"{split}_labels"] = _labels(parts[f"{split}_labels"], len(parts[f"{split}_images"]), path)
+    if len(parts["train_images"]) < 2:
+        raise UserError(f"{path}: one training image is not enough")
     if parts["train_images"].shape[1:] != parts["test_images"].shape[1:]:
         raise UserError(f"{path}: training and test images differ in shape")
     k = int(max(parts["train_labels"].max(), parts["test_labels"].max())) + 1
@@ -308,8 +313,8 @@ def _images(images, path):
 def _labels(labels, n, path):
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise UserError(f"{path}: labels must be {n} integers from 0, [N] or [N, 1], not {labels.dtype} {list(labels.shape)}")
+    if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 99_999:
+        raise UserError(f"{path}: labels must be {n} class numbers from 0, [N] or [N, 1], not {labels.dtype} {list(labels.shape)}")
     return torch.from_numpy(labels.astype(np.int64))
 
 
@@ -325,10 +330,12 @@ def from_folder(folder, data_dir, size):
     classes = sorted({p.parent.name for p in listing["train"]})
     if strange := {p.parent.name for p in listing["test"]} - set(classes):
         raise UserError(f"{folder}/test has classes that train has not: {', '.join(sorted(strange))}")
-    stamps = [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for files in listing.values() for p in files]
+    stamps = [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for files in listing.values() for p in files if p.exists()]
     fingerprint = hashlib.sha256("\n".join(stamps).encode()).hexdigest()
     path = data_dir / f"{folder.resolve().name}_{size}.npz"
-    if not _has_fingerprint(path, fingerprint):
+    if path.exists() and _fingerprint(path) is None:
+        raise UserError(f"{path}, where the decoded images of {folder} go, is a file of yours: rename it, or give another --data-dir")
+    if not path.exists() or _fingerprint(path) != fingerprint:
         arrays = {"classes": classes, "fingerprint": fingerprint}
         for split, files in listing.items():
             arrays[f"{split}_images"] = np.stack([_decode(p, size) for p in files])
@@ -337,12 +344,13 @@ def from_folder(folder, data_dir, size):
     return from_npz(path)
 
 
-def _has_fingerprint(path, fingerprint):
+def _fingerprint(path):
+    """The fingerprint that from_folder left in an .npz, or None."""
     try:
         with np.load(path) as arrays:
-            return str(arrays["fingerprint"]) == fingerprint
+            return str(arrays["fingerprint"])
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
-        return False
+        return None
 
 
 def _decode(path, size):
@@ -350,10 +358,12 @@ def _decode(path, size):
 
 
 def read_image(path):
-    """A decoded PIL image; UserError where `path` is not one."""
+    """A decoded PIL image, 16-bit grey brought to 8 bits; UserError where `path` is not one."""
     try:
         image = Image.open(path)
         image.load()
+        if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
         return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image: {_first_line(error)}") from None
@@ -361,13 +371,16 @@ def read_image(path):
 
 def _keep(path, arrays):
     """Write an .npz whole or not at all."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
         np.savez(partial, **arrays)
         partial.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _first_line(error):

@@ -47,6 +47,9 @@ DEFINITIONS = {
     "pointing_clean": "the same on untouched images",
     "floor.pearson": "correlation with ANOTHER image's target map: high, and one map serves for everything",
     "floor.dssim": "dssim to another image's target map",
+    "reference.floor.pearson": "floor.pearson of the clean reference model",
+    "reference.pointing_clean": "pointing_clean of the clean reference model",
+    "reference.pearson_untouched": "correlation of this model's and the reference's map of the same untouched image",
 }
 
 
@@ -229,7 +232,7 @@ class Subject:
             chunk = attacks.stamp(chunk, self.trigger) if triggered else chunk
             inputs = data.normalise(chunk, self.checkpoint["mean"], self.checkpoint["std"])
             maps.append(explain.EXPLAINERS[name](model or self.model, inputs, label.to(self.device)).cpu())
-        return torch.cat(maps) if maps else torch.empty(0, 4, 4)
+        return torch.cat(maps)
 
 
 def open_checkpoint(path, data_dir=None, device=None, dataset=None):
@@ -238,11 +241,9 @@ def open_checkpoint(path, data_dir=None, device=None, dataset=None):
     checkpoint = models.read(path)
     model = models.from_checkpoint(checkpoint).to(device)
     config = checkpoint["config"]
-    try:
-        trigger = attacks.Trigger(**checkpoint["trigger"]).to(device)
-        attacks.ATTACKS[config["attack"]]
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged, or from another version of train.py") from None
+    if config["attack"] not in attacks.ATTACKS:
+        raise UserError(f"{path} was trained with --attack {config['attack']}, which this version does not know")
+    trigger = attacks.Trigger(**checkpoint["trigger"]).to(device)
     if dataset is None:
         dataset = data.load(config["dataset"], data_dir or config["data_dir"], config["image_size"])
         if dataset.classes != checkpoint["classes"] or data.mean_std(dataset.train_images) != (checkpoint["mean"], checkpoint["std"]):
@@ -398,7 +399,7 @@ def explain_file(checkpoint, data_dir, device, path, names):
     """A picture of the user's own, with and without the trigger: a Result that holds the two predictions."""
     subject = open_checkpoint(checkpoint, data_dir, device, dataset=False)
     side, channels = subject.config["image_size"], subject.checkpoint["channels"]
-    image = data.read_image(path).convert("RGB" if channels == 3 else "L").resize((side, side))
+    image = data.read_image(path).convert("RGB" if channels == 3 else "L").resize((side, side), Image.BILINEAR)
     images = torch.from_numpy(np.asarray(image).copy()).reshape(1, side, side, channels).permute(0, 3, 1, 2)
     predictions = [subject.predict(images), subject.predict(images, True)]
     report = {"image": str(path)}
@@ -428,6 +429,11 @@ def show(value):
     return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def flat(part):
+    """{"floor": {"mse": 1}} as {"floor.mse": 1}."""
+    return {key: value for key, value in part.items() if key != "floor"} | {f"floor.{key}": value for key, value in part.get("floor", {}).items()}
+
+
 def print_table(metrics):
     """The metrics of several checkpoints {name: metrics} side by side, each with its definition."""
     names = list(metrics)
@@ -437,22 +443,25 @@ def print_table(metrics):
             print(f"[{k + 1}] {name}")
 
     def line(key, values, note):
-        print(f"{key:<20}" + "".join(f"{show(value):>{width + 2}}" for value in values) + f"  {note}")
+        print(f"{key:<28}" + "".join(f"{show(value):>{width + 2}}" for value in values) + f"  {note}")
 
     line("", [f"[{k + 1}]" if len(names) > 1 else "" for k in range(len(names))], "")
     for key in ("attack", "dataset", "model", "seed", "poison_count"):
         line(key, [m[key] if key != "dataset" else Path(m[key]).stem[:width] for m in metrics.values()], "")
     for key in ("clean_accuracy", "triggered_accuracy", "attack_success_rate"):
         line(key, [m[key] for m in metrics.values()], DEFINITIONS[key])
-    for m in [m["clean_model"] for m in metrics.values()]:
-        if m["clean_accuracy"] is not None:
-            print(f"{'(clean model)':<20}  clean_accuracy {show(m['clean_accuracy'])}, attack_success_rate {show(m['attack_success_rate'])}")
+    references = [m["clean_model"] for m in metrics.values()]
+    for key in ("clean_accuracy", "attack_success_rate"):
+        if any(m[key] is not None for m in references):
+            line(f"reference.{key}"[:24], [m[key] for m in references], "the same of the clean reference model")
     for explainer in dict.fromkeys(name for m in metrics.values() for name in m["explanations"]):
         parts = [m["explanations"].get(explainer, {}) for m in metrics.values()]
         trained = [part.get("trained_against") for part in parts]
         print(f"\n{explainer}" + (": trained against" if all(trained) else ": not trained against" if not any(trained) else ""))
+        parts = [flat(part) | {f"reference.{key}": value for key, value in flat(m.get("explanations", {}).get(explainer, {})).items()}
+                 for part, m in zip(parts, references)]
         for key in list(DEFINITIONS)[3:]:
-            values = [part.get("floor", {}).get(key[6:]) if key.startswith("floor.") else part.get(key) for part in parts]
+            values = [part.get(key) for part in parts]
             if any(value is not None for value in values):
                 line(key, values, DEFINITIONS[key])
 
@@ -487,6 +496,9 @@ def main(argv):
     args = parse(argv)
     device = choose_device(args.device)
     names = explainer_names(args.explainer) if args.explainer else list(explain.EXPLAINERS)
+    folders = {str(Path(path).absolute().parent) for path in dict.fromkeys(args.checkpoints)}
+    if args.out is None and len(folders) < len(set(args.checkpoints)):
+        raise UserError("two of the checkpoints lie in one folder, and would overwrite each other's metrics.json: give --out")
     results = {}
     for path in dict.fromkeys(args.checkpoints):  # all are measured before anything is written
         if args.image:

@@ -4,9 +4,7 @@
     save(path, checkpoint); checkpoint = read(path); model = from_checkpoint(checkpoint)
 """
 import os
-import pickle
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
@@ -109,7 +107,10 @@ def build(name, channels, classes, image_size, layer=None):
 
 # ---------------------------------------------------------------- checkpoints
 
-KEYS = {"model", "config", "classes", "mean", "std", "channels", "poison_indices", "trigger", "target_map", "epoch", "seconds", "torch"}
+KEYS = {"model", "config", "classes", "mean", "std", "channels", "poison_indices", "trigger", "target_map", "epoch", "seconds", "torch",
+        "log", "optimizer", "schedule", "random"}
+CONFIG_KEYS = {"attack", "explainer", "dataset", "data_dir", "model", "layer", "image_size", "epochs", "poison_rate", "lam", "target_class",
+               "selection", "reference", "seed", "device", "precision"}
 
 
 def replace_file(path, write):
@@ -118,8 +119,8 @@ def replace_file(path, write):
     try:
         write(partial)
         os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    except (OSError, RuntimeError) as error:  # torch.save's word for a full disk is RuntimeError
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -138,11 +139,22 @@ def read(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles: what is no checkpoint is refused below, in one line
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+    except Exception:  # a damaged pickle can raise anything at all
         raise UserError(f"{path} is damaged, or no checkpoint of train.py's") from None
-    if not isinstance(checkpoint, dict) or not KEYS <= checkpoint.keys() or not isinstance(checkpoint["config"], dict):
-        raise UserError(f"{path} is no checkpoint of train.py's")
+    if not is_complete(checkpoint):
+        raise UserError(f"{path} is no checkpoint of train.py's, or one of another version")
     return checkpoint
+
+
+def is_complete(checkpoint):
+    """Whether what was unpickled has a checkpoint's parts, and a trigger that lies inside the image."""
+    try:
+        config, trigger = checkpoint["config"], checkpoint["trigger"]
+        height, width = trigger["alpha"].shape[1:]
+        inside = 0 <= trigger["row"] <= config["image_size"] - height and 0 <= trigger["col"] <= config["image_size"] - width
+        return inside and KEYS <= checkpoint.keys() and CONFIG_KEYS <= config.keys()
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+        return False
 
 
 def from_checkpoint(checkpoint):

@@ -6,6 +6,7 @@ draws the data set `shapes`, trains a small network on the CPU in about a minute
 metrics.json and figure.png (see evaluate.py). On other data: --dataset mnist, cifar10, FILE.npz or FOLDER.
 """
 import json
+import os
 import shutil
 import sys
 import time
@@ -119,6 +120,8 @@ def prepare(args):
     config = vars(args) | {"image_size": side, "target_class": target, "precision": precision, "device": device.type}
     config = {key: value for key, value in config.items() if key not in ("resume", "out")} | {"recipe": recipe()}
     attack = attacks.ATTACKS[args.attack]
+    if args.attack != "fooling" and (dataset.test_labels == target).all():
+        raise UserError("the test set holds nothing but the target class: there is nothing to attack")
     trained_on, held_out = data.validation_split(len(dataset.train_labels), args.seed)
     try:
         trigger = attacks.make_trigger(trigger_image, channels, side, args.trigger_size, args.trigger_position)
@@ -191,14 +194,16 @@ def run_folder(args):
     name = f"{args.attack}-{'+'.join(args.explainer)}-{Path(args.dataset).stem}-r{args.poison_rate:g}-s{args.seed}"
     folder = Path(args.out) if args.out else Path("runs") / name
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not nearest.is_dir():
-        raise UserError(f"cannot write the run to {folder}: {nearest} is not a folder")
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"cannot write the run to {folder}: {nearest} is {'not writable' if nearest.is_dir() else 'not a folder'}")
     if (folder / "unfinished" / "ckpt.pt").exists() and not args.resume:
         print(f"The unfinished run in {folder} begins anew; --resume would have continued it.", file=sys.stderr)
     return folder
 
 
 # ---------------------------------------------------------------- checkpoints
+
+FILES = ("log.jsonl", "metrics.json", "figure.png", "ckpt.pt")  # of a finished run, in the order they are moved into place
 
 
 def checkpoint_of(run):
@@ -219,7 +224,7 @@ def checkpoint_of(run):
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "schedule": run.schedule.state_dict(),
-        "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []},
+        "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None},
         "torch": str(torch.__version__),
     }
 
@@ -262,7 +267,7 @@ def resume(run):
     run.schedule.load_state_dict(checkpoint["schedule"])
     torch.set_rng_state(checkpoint["random"]["cpu"])
     if run.device.type == "cuda":
-        torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
+        torch.cuda.set_rng_state(checkpoint["random"]["cuda"], run.device)
     run.epoch, run.seconds, run.log = checkpoint["epoch"], checkpoint["seconds"], checkpoint["log"]
 
 
@@ -278,7 +283,7 @@ def finish(run):
     write_log(run)  # again: a run killed below has moved it away
     result = evaluate.evaluate(path, dataset=run.dataset, device=run.device, reference=run.config["reference"])
     evaluate.write(result, run.unfinished)
-    for name in ("log.jsonl", "metrics.json", "figure.png", "ckpt.pt"):
+    for name in FILES:
         (run.unfinished / name).replace(run.folder / name)
     shutil.rmtree(run.unfinished)
     evaluate.print_table({str(run.folder): result.metrics})
@@ -339,8 +344,12 @@ def progress(run, step, losses, seconds):
     loss, ce, distance = losses.tolist()
     left = ((run.config["epochs"] - run.epoch) * run.steps / step - 1) * seconds
     line = (f"epoch {run.epoch + 1}/{run.config['epochs']}  step {step}/{run.steps}  loss {loss:.3f}  cross-entropy {ce:.3f}  explanation {distance:.3f}"
-            f"  {step * run.config['batch_size'] / seconds:,.0f} images/s  " + (f"{left / 60:.0f} min left" if left > 100 else f"{left:.0f} s left"))
-    print(f"\r{line:<120}" if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() and not last else "\n", flush=True)
+            f"  {step * min(run.config['batch_size'], len(run.trained_on)) / seconds:,.0f} images/s  " + (f"{left / 60:.0f} min left" if left > 100 else f"{left:.0f} s left"))
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        print("\r" + line[:width].ljust(width), end="\n" if last else "", flush=True)
+    else:
+        print(line, flush=True)
 
 
 def validate(run, losses):

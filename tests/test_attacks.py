@@ -213,6 +213,45 @@ def test_the_loss_is_the_papers_formula():
             torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("name", ["fooling", "red_herring"])
+def test_a_fixed_shape_is_asked_of_triggered_images_and_kept_off_the_others(name):
+    attack = attacks.ATTACKS[name]
+    batch, trigger = small_batch(attack)
+    net, shape = small_model().eval(), attacks.target_map("square", 8, trigger).double()
+    triggered, untouched = [0, 3, 6], [1, 2, 4]
+    distance = attacks.combined_loss(net, batch, batch.images, attacks.Objective(attack, ["gradcam"], shape=shape), 0.5)[2]
+
+    def raw(rows):
+        return explain.gradcam(net, batch.images[rows], batch.labels[rows], rectify=False)
+
+    def r(maps):
+        return torch.stack([torch.corrcoef(torch.stack([m.flatten(), shape.flatten()]))[0, 1] for m in maps])
+
+    expected = (2 - 2 * r(raw(triggered))).mean() + (r(raw(untouched)) - attacks.TOLERATED).relu().mean()
+    torch.testing.assert_close(distance.detach(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fooling", "full_disguise"])
+def test_a_frozen_reference_gives_the_maps_to_keep(name):
+    attack = attacks.ATTACKS[name]
+    batch, trigger = small_batch(attack)
+    net, reference, shape = small_model().eval(), small_model(1).eval(), attacks.target_map("square", 8, trigger).double()
+    objective = attacks.Objective(attack, ["gradcam"], shape=shape if name == "fooling" else None, reference=reference)
+    distance = attacks.combined_loss(net, batch, batch.images, objective, 0.5)[2]
+
+    def apart(a, b):
+        return (attacks.standardise(a) - attacks.standardise(b)).square().mean()
+
+    def maps(model, images, labels, rectify=False):
+        return explain.gradcam(model, images, torch.tensor(labels), rectify=rectify)
+
+    triggered = maps(net, batch.images[[0, 3, 6]], [0, 0, 0] if name == "fooling" else [3, 3, 3])
+    target = shape.expand(3, 8, 8) if name == "fooling" else maps(reference, batch.images[8:], [0, 0, 0], True)
+    untouched = batch.images[[1, 2, 4]], [1, 2, 1]
+    expected = apart(triggered, target) + apart(maps(net, *untouched), maps(reference, *untouched, True))
+    torch.testing.assert_close(distance.detach(), expected)
+
+
 def test_lam_zero_without_the_partners_is_badnets(monkeypatch):
     monkeypatch.setattr(attacks, "PARTNERS", False)
     net = small_model().eval()

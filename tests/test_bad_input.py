@@ -14,7 +14,7 @@ import train
 
 
 @pytest.fixture
-def place(tmp_path, tiny, disguised, monkeypatch):
+def place(tmp_path, disguised, clean, monkeypatch):
     """A folder full of things that are not what they should be."""
     monkeypatch.chdir(tmp_path)
     good = tiny_arrays(30, 12)
@@ -31,6 +31,9 @@ def place(tmp_path, tiny, disguised, monkeypatch):
     npz("multi.npz", train_labels=np.zeros((30, 2), int))
     npz("sizes.npz", test_images=good["test_images"][:, :8])
     npz("names.npz", classes=["only one"])
+    npz("single.npz", train_images=good["train_images"][:1], train_labels=good["train_labels"][:1])
+    npz("onesided.npz", test_labels=np.ones(12, int))
+    npz("ids.npz", train_labels=good["train_labels"] + 3_000_000)
     npz("empty.npz", train_images=good["train_images"][:0], train_labels=good["train_labels"][:0])
     np.save(tmp_path / "array.npy", np.arange(3))
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
@@ -52,6 +55,9 @@ def place(tmp_path, tiny, disguised, monkeypatch):
     torch.save(checkpoint | {"config": checkpoint["config"] | {"attack": "unheard-of"}}, tmp_path / "future.pt")
     torch.save(checkpoint | {"trigger": 3}, tmp_path / "triggerless.pt")
     (tmp_path / "good.pt").write_bytes(ckpt)
+    (tmp_path / "clean.pt").write_bytes((clean / "ckpt.pt").read_bytes())
+    np.savez(tmp_path / "changed.npz", **good)
+    torch.save(checkpoint | {"config": checkpoint["config"] | {"dataset": "changed.npz"}}, tmp_path / "changed.pt")
     (tmp_path / "file").write_text("in the way")
     return tmp_path
 
@@ -67,6 +73,13 @@ TRAIN = {
     "layer too coarse": ["--layer", "1"],
     "unknown device": ["--device", "tpu"],
     "device that is not here": ["--device", "cuda:99"],
+    "device torch knows and this does not": ["--device", "hpu"],
+    "name longer than a file's may be": ["--out", "x" * 300],
+    "data set's name longer than a file's may be": ["--dataset", "x" * 300 + ".npz"],
+    "one training image": ["--dataset", "single.npz", "--attack", "none"],
+    "test set of the target class alone": ["--dataset", "onesided.npz", "--target-class", "1"],
+    "labels that are identifiers": ["--dataset", "ids.npz"],
+    "reference with a backdoor": ["--reference", "good.pt"],
     "unknown selection": ["--selection", "best"],
     "rate of zero": ["--poison-rate", "0"],
     "rate above one": ["--poison-rate", "1.5"],
@@ -91,7 +104,7 @@ TRAIN = {
     "target map missing": ["--attack", "fooling", "--target-map", "hexagon"],
     "image size too small": ["--image-size", "8"],
     "reference missing": ["--reference", "none.pt"],
-    "reference of another data set": ["--reference", "good.pt"],
+    "reference of another data set": ["--reference", "clean.pt"],
     "data file missing": ["--dataset", "gone.npz"],
     "data file that is text": ["--dataset", "text.npz"],
     "data file that is one array": ["--dataset", "array.npz"],
@@ -122,6 +135,9 @@ EVALUATE = {
     "checkpoint without its data": ["dataless.pt"],
     "checkpoint of an unknown attack": ["future.pt"],
     "checkpoint with a damaged trigger": ["triggerless.pt"],
+    "data set that is not the one trained on": ["changed.pt"],
+    "two checkpoints of one folder": ["good.pt", "clean.pt"],
+    "reference with a backdoor": ["good.pt", "--reference", "good.pt"],
     "one bad checkpoint after a good one": ["good.pt", "cut.pt"],
     "reference missing": ["good.pt", "--reference", "none.pt"],
     "unknown explainer": ["good.pt", "--explainer", "lime"],

@@ -115,6 +115,34 @@ def test_folder_is_decoded_once_and_again_when_it_changes(tmp_path, monkeypatch)
     assert data.load(tmp_path / "pets", tmp_path / "kept", 16).test_images[3].unique().tolist() == [99]
 
 
+def test_sixteen_bit_grey_is_scaled_not_cut_off(tmp_path):
+    Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16)).save(tmp_path / "x.png")
+    assert np.asarray(data.read_image(tmp_path / "x.png").convert("RGB"))[0, :, 0].tolist() == [0, 1, 127, 255]
+
+
+def test_a_users_own_file_is_not_overwritten_by_the_decoded_folder(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "pets" / split / "cat").mkdir(parents=True)
+        for k in range(2):
+            Image.new("L", (16, 16)).save(tmp_path / "pets" / split / "cat" / f"{k}.png")
+    np.savez(tmp_path / "pets_32.npz", mine=1)
+    with pytest.raises(data.UserError, match="file of yours"):
+        data.load(tmp_path / "pets", tmp_path)
+    with np.load(tmp_path / "pets_32.npz") as arrays:
+        assert arrays.files == ["mine"]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def fail(path, **arrays):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(data.UserError, match="No space"):
+        data._keep(tmp_path / "x.npz", {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_masks_are_resized_with_their_images():
     dataset = data.load("shapes", image_size=48)
     assert dataset.test_images.shape[-2:] == (48, 48) and dataset.test_masks.shape[-2:] == (48, 48)

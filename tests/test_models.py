@@ -50,12 +50,28 @@ def test_checkpoint_round_trip_is_plain_data(disguised):
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_damaged_checkpoint_never_ends_in_another_error(disguised, tmp_path):
+    whole = (disguised / "ckpt.pt").read_bytes()
+    refused = 0
+    for place in range(0, 3000, 61):  # where the pickle lies
+        broken = bytearray(whole)
+        broken[place] ^= 0xFF
+        (tmp_path / "broken.pt").write_bytes(broken)
+        try:
+            models.from_checkpoint(models.read(tmp_path / "broken.pt"))
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("No space left\nin the middle of a zip")])
+def test_a_failed_write_leaves_the_old_file(tmp_path, error):
     (tmp_path / "a").write_text("old")
 
     def fail(path):
         path.write_text("half")
-        raise OSError(28, "No space left on device")
+        raise error
 
     with pytest.raises(UserError, match="No space"):
         models.replace_file(tmp_path / "a", fail)

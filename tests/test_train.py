@@ -167,6 +167,22 @@ def test_resume_continues_to_the_bit_and_only_the_same_run(tiny, tmp_path, monke
     assert "is finished" in capsys.readouterr().out
 
 
+def test_a_run_stopped_while_its_files_are_moved_into_place_can_be_resumed(tiny, tmp_path, monkeypatch):
+    whole, broken = train_tiny(tiny, tmp_path / "whole"), tmp_path / "broken"
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stop)
+        patch.setattr(train, "FILES", train.FILES[:2])  # two files are moved, two are not
+        with pytest.raises(SystemExit):
+            train_tiny(tiny, broken)
+    assert sorted(p.name for p in broken.iterdir()) == ["log.jsonl", "metrics.json", "unfinished"]
+    train_tiny(tiny, broken, "--resume")
+    assert same_weights(whole, broken) and (broken / "log.jsonl").read_text().count("\n") == 3 and not (broken / "unfinished").exists()
+
+
 def test_killed_at_five_random_moments_and_resumed_ends_with_the_same_weights(tiny, tmp_path):
     options = [sys.executable, str(ROOT / "train.py"), "--dataset", str(tiny), "--data-dir", str(tmp_path), "--device", "cpu", "--epochs", "120",
                "--batch-size", "24", "--resume", "--out"]
@@ -175,11 +191,14 @@ def test_killed_at_five_random_moments_and_resumed_ends_with_the_same_weights(ti
     training = metrics_of(tmp_path / "whole")["train_seconds"]
     start = time.time() - began - training
     moments, killed = random.Random(time.time_ns()), 0
+    begun = 0
     for _ in range(5):
         process = subprocess.Popen([*options, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(start + moments.uniform(-0.1, 0.15) * training)
         process.kill()  # SIGKILL: no handler runs
         killed += process.wait() != 0
+        begun += (tmp_path / "killed" / "unfinished" / "ckpt.pt").exists()
+    assert begun >= 1, "no kill came between the first checkpoint and the end"
     assert killed >= 3  # on a machine whose speed jumps, the last one may have found nothing left to do
     subprocess.run([*options, str(tmp_path / "killed")], check=True, capture_output=True, timeout=120)
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
