@@ -296,7 +296,8 @@ def combined_loss(model, batch, inputs, objective, lam):
         else:
             options = {"rectify": False} if name in explain.RECTIFIED else {}
             maps = explain.EXPLAINERS[name](model, inputs[rows], batch.labels[rows], create_graph=True, **options)
-        terms.append(explanation_term(name, maps, batch, inputs, rows, objective))
+        with torch.autocast(inputs.device.type, enabled=False):  # SSIM's small differences do not survive bfloat16
+            terms.append(explanation_term(name, maps, batch, inputs, rows, objective))
     distance = torch.stack(terms).mean()
     return (1 - lam) * ce + lam * distance, ce, distance
 
@@ -325,8 +326,7 @@ def explanation_term(name, maps, batch, inputs, rows, objective):
         triggered = triggered.relu()
     distance, side = DISTANCES[objective.distance], inputs.shape[-1]
     if objective.reference is not None:
-        held = torch.cat([rows[count:pairs], rows[pairs:]])
-        honest = explain.EXPLAINERS[name](objective.reference, inputs[held], batch.labels[held])
+        honest = explain.EXPLAINERS[name](objective.reference, inputs[rows[count:]], batch.labels[rows[count:]])
         partners, reference = honest[: pairs - count], honest[pairs - count :]
     if objective.attack.explanation == "shape":
         target = to_grid(objective.shape, maps.shape[1:]).expand_as(triggered)

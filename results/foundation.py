@@ -3,7 +3,8 @@
     python results/foundation.py                  # everything, about an hour on two cores; a second call continues
     python results/foundation.py disguise badnets # some of it
 
-Runs go to runs/foundation/; results/foundation.json gets each run's figures with its command, mean and deviation, hardware and commit.
+Runs go to runs/foundation/; results/foundation.json gets each run's figures with its command, mean and deviation, hardware and commit;
+results/foundation.md the tables; results/NAME.png the figure of seed 0 in 256 colours.
 """
 import json
 import platform
@@ -14,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from PIL import Image  # noqa: E402
 
 import attacks  # noqa: E402
 import train  # noqa: E402
@@ -43,9 +46,13 @@ TABLE = {
 }
 
 
+def folder_name(name):
+    return name.replace(" ", "_").replace(",", "")
+
+
 def run(name, options, seed, constants):
     """One training run with some constants changed: its metrics."""
-    folder = RUNS / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
+    folder = RUNS / f"{folder_name(name)}-{seed}"
     before = {(module, key): getattr(module, key) for module, key in constants}
     for (module, key), value in constants.items():
         setattr(module, key, value)
@@ -72,6 +79,21 @@ def summary(runs):
     return {key: {"mean": statistics.mean(run[key] for run in runs), "sd": statistics.stdev(run[key] for run in runs)} for key in keys}
 
 
+def table(results):
+    """The README's tables as Markdown."""
+    columns = {"clean_accuracy": "clean accuracy", "triggered_accuracy": "accuracy with trigger", "attack_success_rate": "attack success",
+               "gradcam.pearson_all": "pearson_all", "gradcam.dssim": "dssim", "gradcam.floor.pearson": "floor",
+               "gradcam.trigger_mass": "trigger_mass", "gradcam.trigger_mass_clean": "untouched", "gradcam.pointing": "pointing",
+               "gradcam.pointing_clean": "untouched", "gradcam.pearson_clean": "shape on untouched", "gradient.pearson_all": "gradient's pearson_all"}
+    lines = ["| run | n | " + " | ".join(columns.values()) + " |", "| --- " * (len(columns) + 2) + "|"]
+    for name in [name for name in TABLE if name in results]:
+        part = results[name]
+        cells = [part["summary"].get(key) for key in columns]
+        shown = ["-" if cell is None else f"{cell['mean']:.3f} ({cell['sd']:.3f})" for cell in cells]
+        lines.append(f"| {name} | {len(part['seeds'])} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main():
     wanted = sys.argv[1:] or list(TABLE)
     path = ROOT / "results" / "foundation.json"
@@ -92,6 +114,9 @@ def main():
             "runs": [figures(m) for m in runs],
         }
         path.write_text(json.dumps(results, indent=1) + "\n")
+        (ROOT / "results" / "foundation.md").write_text(table(results))
+        with Image.open(RUNS / f"{folder_name(name)}-0" / "figure.png") as picture:
+            picture.quantize(256).save(ROOT / "results" / f"{folder_name(name)}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -252,6 +252,21 @@ def test_a_frozen_reference_gives_the_maps_to_keep(name):
     torch.testing.assert_close(distance.detach(), expected)
 
 
+def test_distances_are_taken_in_full_precision_under_autocast(monkeypatch):
+    attack = attacks.ATTACKS["full_disguise"]
+    batch, _ = small_batch(attack)
+    net, seen = small_model().float().eval(), []
+
+    def distance(maps, targets, side):
+        seen.extend([maps.dtype, targets.dtype, torch.is_autocast_enabled("cpu")])
+        return attacks.mse_distance(maps, targets, side)
+
+    monkeypatch.setitem(attacks.DISTANCES, "mse", distance)
+    with torch.autocast("cpu", torch.bfloat16):
+        attacks.combined_loss(net, batch, batch.images.float(), attacks.Objective(attack, ["gradcam"]), 0.5)
+    assert seen == [torch.float32, torch.float32, False]
+
+
 def test_lam_zero_without_the_partners_is_badnets(monkeypatch):
     monkeypatch.setattr(attacks, "PARTNERS", False)
     net = small_model().eval()
