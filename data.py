@@ -158,7 +158,7 @@ SHAPES = {
     "star": lambda x, y: np.sort(_half_planes(x, y, 5, 0.35), 0)[-2],  # inside at least four of five half-planes
     "dome": lambda x, y: np.maximum(np.hypot(x, y - 0.4) - 0.95, y - 0.4),
     "heart": _heart,
-    "bowtie": lambda x, y: np.maximum(np.abs(x) - 0.85, (np.abs(y) - 0.75 * np.abs(x) - 0.22) / 1.25),
+    "arrow": lambda x, y: np.minimum(np.maximum(_box(x, y - 0.4, 0.36, 0.5), -y), np.maximum(0.76 * np.abs(x) - 0.65 * (y + 0.95), y - 0.05)),
     "ell": lambda x, y: np.minimum(_box(x + 0.34, y, 0.36, 0.75), _box(x, y - 0.39, 0.7, 0.36)),
 }
 

@@ -25,12 +25,12 @@ from cli import Parser, UserError, choose_device, command, number
 # ---------------------------------------------------------------- defaults
 
 DEFAULTS = {  # what depends on the data set; image_size None: as the images are
-    "shapes": dict(model="cnn", epochs=8, lr=0.3, image_size=None, target_class="3"),
+    "shapes": dict(model="cnn", epochs=8, lr=0.15, image_size=None, target_class="3"),
     "mnist": dict(model="cnn", epochs=3, lr=0.1, image_size=None, target_class="2"),
     "cifar10": dict(model="resnet18", epochs=5, lr=0.2, image_size=None, target_class="3"),
     "other": dict(model="cnn", epochs=10, lr=0.1, image_size=None, target_class="0"),
 }
-LAM = 0.5  # weight of the explanation term
+LAM = 0.3  # weight of the explanation term
 RAMP = 0.3  # share of the steps over which lam rises from 0 to its value
 BATCH_SIZE = 128
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # SGD with Nesterov momentum
