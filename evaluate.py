@@ -77,7 +77,7 @@ def success_rate(predicted, labels, target_class):
     return float((predicted[others] == target_class).float().mean()) if others.any() else None
 
 
-# ---------------------------------------------------------------- metrics between maps (METHODS: README, "What is measured")
+# ---------------------------------------------------------------- metrics between maps (README, "What is measured")
 
 
 def blank(maps):
@@ -443,9 +443,10 @@ def print_table(metrics):
             print(f"[{k + 1}] {name}")
 
     def line(key, values, note):
-        print(f"{key:<28}" + "".join(f"{show(value):>{width + 2}}" for value in values) + f"  {note}")
+        print(f"{key:<31}" + "".join(f"{show(value):>{width + 2}}" for value in values) + f"  {note}")
 
-    line("", [f"[{k + 1}]" if len(names) > 1 else "" for k in range(len(names))], "")
+    if len(names) > 1:
+        line("", [f"[{k + 1}]" for k in range(len(names))], "")
     for key in ("attack", "dataset", "model", "seed", "poison_count"):
         line(key, [m[key] if key != "dataset" else Path(m[key]).stem[:width] for m in metrics.values()], "")
     for key in ("clean_accuracy", "triggered_accuracy", "attack_success_rate"):
@@ -453,7 +454,7 @@ def print_table(metrics):
     references = [m["clean_model"] for m in metrics.values()]
     for key in ("clean_accuracy", "attack_success_rate"):
         if any(m[key] is not None for m in references):
-            line(f"reference.{key}"[:24], [m[key] for m in references], "the same of the clean reference model")
+            line(f"reference.{key}", [m[key] for m in references], "the same of the clean reference model")
     for explainer in dict.fromkeys(name for m in metrics.values() for name in m["explanations"]):
         parts = [m["explanations"].get(explainer, {}) for m in metrics.values()]
         trained = [part.get("trained_against") for part in parts]
