@@ -4,7 +4,7 @@
     python results/foundation.py disguise badnets # some of it
 
 Runs go to runs/foundation/; results/foundation.json gets each run's figures with its command, mean and deviation, hardware and commit;
-results/foundation.md the tables; results/NAME.png the figure of seed 0 in 256 colours.
+results/foundation.md the tables; results/NAME.png the figure of seed 0.
 """
 import json
 import platform
@@ -115,7 +115,7 @@ def main():
         path.write_text(json.dumps(results, indent=1) + "\n")
         (ROOT / "results" / "foundation.md").write_text(table(results))
         with Image.open(RUNS / f"{folder_name(name)}-0" / "figure.png") as picture:
-            picture.quantize(256).save(ROOT / "results" / f"{folder_name(name)}.png", optimize=True)
+            picture.save(ROOT / "results" / f"{folder_name(name)}.png", optimize=True)
 
 
 if __name__ == "__main__":
