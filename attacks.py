@@ -305,7 +305,8 @@ def combined_loss(model, batch, inputs, objective, lam):
 def explained_rows(batch, objective):
     """Which images of the batch the explanation term looks at: the P triggered, their partners, and as many untouched ones."""
     rows = [batch.rows, torch.arange(batch.size, len(batch.images), device=batch.rows.device)]
-    if objective.attack.explanation == "shape" or objective.reference is not None:
+    indistinct = objective.attack.label == "true" and objective.attack.explanation == "shape"
+    if indistinct or objective.reference is not None:
         untouched = torch.ones(batch.size, dtype=torch.bool, device=batch.rows.device)
         untouched[batch.rows] = False
         rows.append(untouched.nonzero()[: len(batch.rows), 0])
@@ -316,8 +317,8 @@ def explanation_term(name, maps, batch, inputs, rows, objective):
     """D of one explainer, a scalar: the mean over triggered images, plus what keeps untouched images' explanations honest.
 
     maps: [rows, H, W], not rectified, in the order of explained_rows. What untouched images are held to is the frozen reference's
-    map where there is one. Without one, a fixed shape would spread to them (nothing says it must not): their maps' Pearson
-    correlation with the shape, as far as it is above TOLERATED, is added.
+    map where there is one. Without one, where even the label does not tell them apart (fooling), the fixed shape would spread to
+    them: their maps' Pearson correlation with the shape, as far as it is above TOLERATED, is added.
     """
     rectified = name in explain.RECTIFIED
     count, pairs = len(batch.rows), len(batch.rows) + len(batch.images) - batch.size

@@ -41,7 +41,7 @@ TABLE = {
     "lam not ramped": ("--attack full_disguise", 2, {(train, "RAMP"): 1e-9}),
     "lam 0.1": ("--attack full_disguise --lam 0.1", 2, {}),
     "lam 0.7": ("--attack full_disguise --lam 0.7", 2, {}),
-    "red herring, untouched maps free": ("--attack red_herring", 2, {(attacks, "TOLERATED"): 1.0}),
+    "fooling, untouched maps free": ("--attack fooling", 2, {(attacks, "TOLERATED"): 1.0}),
 }
 
 
