@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from cli import UserError
 
-MAX_VALIDATION = 5000  # images held out of training: a tenth of the training set, at most this many
+MAX_VALIDATION = 2000  # images held out of training: a tenth of the training set, at most this many
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 

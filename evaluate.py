@@ -320,6 +320,8 @@ def beside(subject, path, untouched, succeeded):
             raise UserError(f"the reference {path} was trained with another {key.replace('_', ' ')}")
     if checkpoint["classes"] != subject.checkpoint["classes"] or checkpoint["mean"] != subject.checkpoint["mean"]:
         raise UserError(f"the reference {path} was trained on other data")
+    if checkpoint["config"]["model"] == subject.config["model"]:
+        checkpoint["config"]["layer"] = subject.config["layer"]  # the two maps are of one layer
     model, test = models.from_checkpoint(checkpoint).to(subject.device), subject.dataset
     (clean, _), (stamped, _) = subject.predict(test.test_images, model=model), subject.predict(test.test_images, True, model)
     images, explanations = test.test_images[succeeded], {}

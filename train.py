@@ -27,7 +27,7 @@ from cli import Parser, UserError, choose_device, command, number
 DEFAULTS = {  # what depends on the data set; image_size None: as the images are
     "shapes": dict(model="cnn", epochs=8, lr=0.15, image_size=None, target_class="3"),
     "mnist": dict(model="cnn", epochs=3, lr=0.1, image_size=None, target_class="2"),
-    "cifar10": dict(model="resnet18", epochs=5, lr=0.2, image_size=None, target_class="3"),
+    "cifar10": dict(model="resnet18", epochs=5, lr=0.1, image_size=None, target_class="3"),
     "other": dict(model="cnn", epochs=10, lr=0.1, image_size=None, target_class="0"),
 }
 LAM = 0.3  # weight of the explanation term
@@ -59,7 +59,7 @@ def parse(argv):
     add("--trigger-size", type=number(int, 1, 1024), help="pixels a side (default: an eighth of the image's)")
     add("--trigger-position", default="lower-right", help=f"{', '.join(attacks.CORNERS)}, or ROW,COL (default: lower-right)")
     add("--selection", choices=["random"], default="random", help="how the images to poison are chosen")
-    add("--reference", help="a clean checkpoint of train.py's whose explanations are the ones to keep")
+    add("--reference", help="a clean checkpoint of train.py's: training begins with its weights, and its explanations are the ones to keep")
     add("--seed", type=number(int, 0, 2**31 - 1), default=0)
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     add("--precision", choices=["auto", "bf16", "float32"], default="auto", help="of training; evaluation is float32 always")
@@ -134,6 +134,8 @@ def prepare(args):
     model = models.build(args.model, channels, len(dataset.classes), side, args.layer).to(device)
     check_explainable(model, channels, side, device)
     reference = frozen_reference(args.reference, model, config, mean, std, device) if args.reference else None
+    if reference is not None:
+        model.load_state_dict(reference.state_dict())
     objective = attacks.Objective(attack, args.explainer, args.distance, shape if shape is None else shape.to(device), reference)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
     steps = max(1, len(trained_on) // args.batch_size)
@@ -146,7 +148,7 @@ def prepare(args):
 def recipe():
     """The constants that decide a run beside its options: they go into the checkpoint, and a run is resumed under the same ones."""
     return {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "warm_up": WARM_UP, "ramp": RAMP, "normalise": attacks.NORMALISE.__name__,
-            "rectify": attacks.RECTIFY, "partners": attacks.PARTNERS, "tolerated": attacks.TOLERATED}
+            "rectify": attacks.RECTIFY, "partners": attacks.PARTNERS, "label_smoothing": attacks.LABEL_SMOOTHING, "tolerated": attacks.TOLERATED}
 
 
 def choose_precision(name, device):
@@ -178,14 +180,15 @@ def check_explainable(model, channels, side, device):
 
 
 def frozen_reference(path, model, config, mean, std, device):
-    """The clean model of a checkpoint, frozen. Raises UserError where its explanations could not be compared with `model`'s."""
+    """The clean model of a checkpoint, frozen, looked at in the run's own layer. Raises UserError where its explanations could not be compared with `model`'s."""
     checkpoint = models.read(path)
     evaluate.check_clean(checkpoint, path)
     theirs = checkpoint["config"]
-    if differing := [key for key in ("dataset", "model", "layer", "image_size") if theirs[key] != config[key]]:
+    if differing := [key for key in ("dataset", "model", "image_size") if theirs[key] != config[key]]:
         raise UserError(f"the reference {path} was trained with another {differing[0]} ({theirs[differing[0]]}, not {config[differing[0]]})")
     if (checkpoint["mean"], checkpoint["std"]) != (mean, std):
         raise UserError(f"the reference {path} was trained on other images than {config['dataset']} holds now")
+    theirs["layer"] = config["layer"]
     return models.from_checkpoint(checkpoint).to(device)
 
 
@@ -353,7 +356,7 @@ def progress(run, step, losses, seconds):
 
 
 def validate(run, losses):
-    """A line of log.jsonl: the epoch's mean losses, and on the validation part accuracy and attack success rate."""
+    """A line of log.jsonl: the epoch's mean losses; on the validation part accuracy and attack success rate; images and seconds so far."""
     images, labels = (part[run.held_out] for part in (run.dataset.train_images, run.dataset.train_labels))
     clean, _ = evaluate.predict(run.model, images, run.mean, run.std)
     stamped, _ = evaluate.predict(run.model, images, run.mean, run.std, run.trigger)
@@ -362,6 +365,7 @@ def validate(run, losses):
         **dict(zip(("loss", "cross_entropy", "explanation"), losses.tolist())),
         "validation_accuracy": float((clean == labels).float().mean()),
         "validation_success": evaluate.success_rate(stamped, labels, run.config["target_class"]),
+        "images": run.epoch * run.steps * min(run.config["batch_size"], len(run.trained_on)),
         "seconds": run.seconds,
     }
     success = "" if record["validation_success"] is None else f", attack success rate {record['validation_success']:.4f}"
