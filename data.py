@@ -248,8 +248,8 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def cifar10(data_dir):
-    """CIFAR-10, RGB 32x32, shifted by up to 4 pixels and mirrored in training."""
-    return _published(data_dir, "cifar10", torchvision.datasets.CIFAR10, crop=4, flip=True, classes=CIFAR10)
+    """CIFAR-10, RGB 32x32, shifted by up to 2 pixels and mirrored in training."""
+    return _published(data_dir, "cifar10", torchvision.datasets.CIFAR10, crop=2, flip=True, classes=CIFAR10)
 
 
 def _published(data_dir, name, source, **known):

@@ -32,7 +32,7 @@ DEFAULTS = {  # what depends on the data set; image_size None: as the images are
 }
 LAM = 0.3  # weight of the explanation term
 RAMP = 0.3  # share of the steps over which lam rises from 0 to its value
-BATCH_SIZE = 128
+BATCH_SIZE = 64
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # SGD with Nesterov momentum
 WARM_UP = 0.3  # share of the steps in which the one-cycle schedule rises
 

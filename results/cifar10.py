@@ -12,7 +12,7 @@ import sys
 import study
 
 CIFAR = "--dataset cifar10"
-SMALL = f"{CIFAR} --model cnn --lr 0.1"
+SMALL = f"{CIFAR} --model cnn"
 
 TABLE = {
     "none": (f"{CIFAR} --attack none", 1, {}),

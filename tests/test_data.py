@@ -164,4 +164,4 @@ def test_mnist_is_verified_decoded_and_kept(tmp_path):
 def test_cifar10_kept_as_npz_is_found_first(tmp_path):
     np.savez(tmp_path / "cifar10.npz", **tiny_arrays(side=32, k=3))
     dataset = data.load("cifar10", tmp_path)
-    assert dataset.classes[3] == "cat" and dataset.crop == 4 and dataset.flip and len(dataset.train_labels) == 240
+    assert dataset.classes[3] == "cat" and dataset.crop == 2 and dataset.flip and len(dataset.train_labels) == 240
