@@ -57,7 +57,7 @@ class Study:
         return next((clean for clean in self.clean if clean != row and network(clean) == network(row)), None)
 
     def run(self, rows):
-        """Train and measure `rows`, all of them if the list is empty; after each, results/STUDY.json and its figure are brought up to date."""
+        """Train and measure `rows`, all of them if the list is empty; after each, results/STUDY.json, its table and the figure."""
         for row in rows or self.table:
             options, n, constants = self.table[row]
             runs = [self.train(row, seed) for seed in range(n)]
@@ -73,7 +73,9 @@ class Study:
                 "summary": summary(shown),
                 "runs": shown,
             }
-            self.path.write_text(json.dumps({name: results[name] for name in self.table if name in results}, indent=1) + "\n")
+            results = {name: results[name] for name in self.table if name in results}
+            self.path.write_text(json.dumps(results, indent=1) + "\n")
+            self.path.with_suffix(".md").write_text(markdown(results))
             self.picture(row)
 
     def speed(self, row, seed):

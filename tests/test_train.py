@@ -104,6 +104,20 @@ def test_reference_holds_clean_explanations(tiny, clean, tmp_path):
     assert metrics["clean_model"]["explanations"]["gradcam"]["pearson_untouched"] > metrics["explanations"]["gradcam"]["pearson_clean"] + 0.2
 
 
+def test_training_with_a_reference_begins_with_its_weights_and_looks_at_the_layer_asked_for(tiny, clean, tmp_path):
+    folder = train_tiny(tiny, tmp_path / "run", "--attack", "fooling", "--reference", str(clean / "ckpt.pt"), "--epochs", "1",
+                        "--lr", "1e-9", "--layer", "0.4")
+    theirs, ours = (models.read(path / "ckpt.pt")["model"] for path in (clean, folder))
+    weights = [key for key in ours if key.endswith(("weight", "bias"))]
+    assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in weights) and len(weights) > 10
+    assert metrics_of(folder)["clean_model"]["explanations"]["gradcam"]["pearson_untouched"] > 0.9
+
+
+def test_log_counts_the_images_of_each_epoch(disguised):
+    log = [json.loads(line) for line in (disguised / "log.jsonl").read_text().splitlines()]
+    assert [record["images"] for record in log] == [216 * (k + 1) for k in range(6)]  # 240 less 24 held out, in whole batches of 24
+
+
 def test_options_reach_the_run(tiny, tmp_path):
     Image.fromarray(np.full((6, 6, 4), [255, 0, 0, 128], np.uint8)).save(tmp_path / "t.png")
     Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "map.png")
