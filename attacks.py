@@ -219,7 +219,6 @@ def dssim(a, b, window=11, sigma=1.5, k1=0.01, k2=0.03):
     return (1 - ssim.mean((1, 2, 3))) / 2
 
 
-LABEL_SMOOTHING = 0.1  # of the cross-entropy; Szegedy et al. 2016, section 7
 PARTNERS = True  # the untouched partners are in the step's forward pass anyway: their cross-entropy, by true label, is free
 TOLERATED = 0.5  # an honest map of an object that happens to lie where the shape does correlates with the shape about so much
 
@@ -263,10 +262,10 @@ def poison(images, labels, triggered, attack, trigger, target_class):
 
 @dataclass
 class Objective:
-    """What the explanation term asks for, the same in every step of a run.
+    """What the loss asks for, the same in every step of a run.
 
     explainers: names of explain.EXPLAINERS; distance: a name of DISTANCES; shape: float [H, W] or None; reference: a frozen
-    clean model, or None for the model being trained.
+    clean model, or None for the model being trained; label_smoothing: of the cross-entropy (Szegedy et al. 2016, section 7).
     """
 
     attack: Attack
@@ -274,6 +273,7 @@ class Objective:
     distance: str = "mse"
     shape: torch.Tensor | None = None
     reference: torch.nn.Module | None = None
+    label_smoothing: float = 0.0
 
 
 def combined_loss(model, batch, inputs, objective, lam):
@@ -286,7 +286,7 @@ def combined_loss(model, batch, inputs, objective, lam):
     with explain.capture(model.gradcam_layer) as captured:
         logits = explain.full_precision(model(inputs))
     count = len(batch.images) if PARTNERS else batch.size
-    ce = F.cross_entropy(logits[:count], batch.labels[:count], label_smoothing=LABEL_SMOOTHING)
+    ce = F.cross_entropy(logits[:count], batch.labels[:count], label_smoothing=objective.label_smoothing)
     if objective.attack.explanation is None or len(batch.rows) == 0:
         return (ce if objective.attack.explanation is None else (1 - lam) * ce), ce, ce.new_zeros(())
     rows = explained_rows(batch, objective)

@@ -25,14 +25,13 @@ from cli import Parser, UserError, choose_device, command, number
 # ---------------------------------------------------------------- defaults
 
 DEFAULTS = {  # what depends on the data set; image_size None: as the images are
-    "shapes": dict(model="cnn", epochs=8, lr=0.15, image_size=None, target_class="3"),
-    "mnist": dict(model="cnn", epochs=3, lr=0.1, image_size=None, target_class="2"),
-    "cifar10": dict(model="resnet18", epochs=5, lr=0.1, image_size=None, target_class="3"),
-    "other": dict(model="cnn", epochs=10, lr=0.1, image_size=None, target_class="0"),
+    "shapes": dict(model="cnn", epochs=8, lr=0.15, batch_size=128, label_smoothing=0.0, image_size=None, target_class="3"),
+    "mnist": dict(model="cnn", epochs=3, lr=0.1, batch_size=128, label_smoothing=0.0, image_size=None, target_class="2"),
+    "cifar10": dict(model="resnet18", epochs=5, lr=0.1, batch_size=64, label_smoothing=0.1, image_size=None, target_class="3"),
+    "other": dict(model="cnn", epochs=10, lr=0.1, batch_size=128, label_smoothing=0.0, image_size=None, target_class="0"),
 }
 LAM = 0.3  # weight of the explanation term
 RAMP = 0.3  # share of the steps over which lam rises from 0 to its value
-BATCH_SIZE = 64
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # SGD with Nesterov momentum
 WARM_UP = 0.3  # share of the steps in which the one-cycle schedule rises
 
@@ -48,8 +47,9 @@ def parse(argv):
     add("--layer", help="Grad-CAM's layer, a name in model.named_modules() (default: the last feature map)")
     add("--image-size", type=number(int, 16, 1024), help="pixels a side (default: as the images are)")
     add("--epochs", type=number(int, 1, 100_000))
-    add("--batch-size", type=number(int, 1, 1_000_000), default=BATCH_SIZE)
+    add("--batch-size", type=number(int, 1, 1_000_000))
     add("--lr", type=number(float, 0, 1000, above=True), help="the schedule's peak")
+    add("--label-smoothing", type=number(float, 0, 1), help="share of each label spread over all classes (default: 0; cifar10: 0.1)")
     add("--poison-rate", type=number(float, 0, 1, above=True), default=0.1, help="share of the training set that is triggered (default: 0.1)")
     add("--lam", type=number(float, 0, 1), default=LAM, help=f"weight of the explanation term (default: {LAM})")
     add("--distance", choices=attacks.DISTANCES, default="mse", help="between two explanations (default: mse)")
@@ -136,7 +136,8 @@ def prepare(args):
     reference = frozen_reference(args.reference, model, config, mean, std, device) if args.reference else None
     if reference is not None:
         model.load_state_dict(reference.state_dict())
-    objective = attacks.Objective(attack, args.explainer, args.distance, shape if shape is None else shape.to(device), reference)
+    objective = attacks.Objective(attack, args.explainer, args.distance, shape if shape is None else shape.to(device), reference,
+                                  args.label_smoothing)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
     steps = max(1, len(trained_on) // args.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -148,7 +149,7 @@ def prepare(args):
 def recipe():
     """The constants that decide a run beside its options: they go into the checkpoint, and a run is resumed under the same ones."""
     return {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "warm_up": WARM_UP, "ramp": RAMP, "normalise": attacks.NORMALISE.__name__,
-            "rectify": attacks.RECTIFY, "partners": attacks.PARTNERS, "label_smoothing": attacks.LABEL_SMOOTHING, "tolerated": attacks.TOLERATED}
+            "rectify": attacks.RECTIFY, "partners": attacks.PARTNERS, "tolerated": attacks.TOLERATED}
 
 
 def choose_precision(name, device):

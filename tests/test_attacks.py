@@ -233,6 +233,16 @@ def test_a_fixed_shape_is_asked_of_triggered_images_and_kept_off_the_others(name
     torch.testing.assert_close(distance.detach(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_label_smoothing_spreads_its_share_over_all_classes():
+    net, images, labels = small_model().eval(), torch.rand(6, 3, 8, 8, dtype=torch.float64), torch.arange(6) % 3
+    attack, trigger = attacks.ATTACKS["none"], attacks.make_trigger(None, 3, 8, 2)
+    batch = attacks.poison(images, labels, torch.zeros(6, dtype=torch.bool), attack, trigger, 0)
+    loss = attacks.combined_loss(net, batch, images, attacks.Objective(attack, [], label_smoothing=0.3), 0.5)[0]
+    log_p = net(images).log_softmax(1)
+    smooth = 0.7 * torch.nn.functional.one_hot(labels, log_p.shape[1]) + 0.3 / log_p.shape[1]
+    assert torch.allclose(loss, -(smooth * log_p).sum(1).mean())
+
+
 @pytest.mark.parametrize("name", ["fooling", "full_disguise"])
 def test_a_frozen_reference_gives_the_maps_to_keep(name):
     attack = attacks.ATTACKS[name]

@@ -92,6 +92,7 @@ TRAIN = {
     "half an epoch": ["--epochs", "0.5"],
     "batch of none": ["--batch-size", "0"],
     "negative learning rate": ["--lr", "-1"],
+    "label smoothing above 1": ["--label-smoothing", "1.5"],
     "learning rate that diverges": ["--lr", "900", "--batch-size", "3"],
     "target class out of range": ["--target-class", "3"],
     "target class by no name": ["--target-class", "cat"],
