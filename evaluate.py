@@ -47,6 +47,8 @@ DEFINITIONS = {
     "pointing_clean": "the same on untouched images",
     "floor.pearson": "correlation with ANOTHER image's target map: high, and one map serves for everything",
     "floor.dssim": "dssim to another image's target map",
+    "reference.pearson_all": "what the trigger alone does to a map: pearson_all of the clean reference model",
+    "reference.trigger_mass": "trigger_mass of the clean reference model",
     "reference.floor.pearson": "floor.pearson of the clean reference model",
     "reference.pointing_clean": "pointing_clean of the clean reference model",
     "reference.pearson_untouched": "correlation of this model's and the reference's map of the same untouched image",
@@ -297,8 +299,9 @@ def explainers_shown(trained, others):
 def header(subject, clean, stamped):
     """The part of the metrics that needs no explainer."""
     config, labels = subject.config, subject.dataset.test_labels
-    same = ("attack", "dataset", "model", "target_class", "poison_rate", "selection", "seed", "epochs", "lam", "device", "precision")
-    return {key: config[key] for key in same} | {
+    same = ("attack", "dataset", "model", "layer", "target_class", "poison_rate", "selection", "seed", "epochs", "batch_size", "lr", "label_smoothing",
+            "lam", "device", "precision")
+    return {key: config.get(key) for key in same} | {
         "poison_count": len(subject.checkpoint["poison_indices"]),
         "n_test": len(labels),
         "clean_accuracy": average((clean == labels).float()),
@@ -332,7 +335,7 @@ def beside(subject, path, untouched, succeeded):
         figures = explanation_metrics(triggered, own, subject.trigger.box, subject.config["image_size"], None, masks)
         same_grid = own.shape == maps.shape and len(own) > 0
         explanations[name] = {
-            "floor": figures["floor"], "pointing_clean": figures["pointing_clean"], "trigger_mass_clean": figures["trigger_mass_clean"],
+            "pearson_all": figures["pearson_all"], "trigger_mass": figures["trigger_mass"], "floor": figures["floor"], "pointing_clean": figures["pointing_clean"], "trigger_mass_clean": figures["trigger_mass_clean"],
             "pearson_untouched": average(pearson(maps, own)) if same_grid else None}
     return {"clean_accuracy": average((clean == test.test_labels).float()),
             "attack_success_rate": success_rate(stamped, test.test_labels, subject.config["target_class"]),

@@ -118,11 +118,12 @@ def prepare(args):
     channels, side = dataset.train_images.shape[1], dataset.train_images.shape[-1]
     target = class_index(args.target_class, dataset.classes)
     config = vars(args) | {"image_size": side, "target_class": target, "precision": precision, "device": device.type}
-    config = {key: value for key, value in config.items() if key not in ("resume", "out")} | {"recipe": recipe()}
+    config = {key: value for key, value in config.items() if key not in ("resume", "out")}
     attack = attacks.ATTACKS[args.attack]
     if args.attack != "fooling" and (dataset.test_labels == target).all():
         raise UserError("the test set holds nothing but the target class: there is nothing to attack")
     trained_on, held_out = data.validation_split(len(dataset.train_labels), args.seed)
+    config["recipe"] = recipe() | {"held_out": len(held_out), "shift": dataset.crop, "mirror": dataset.flip}
     try:
         trigger = attacks.make_trigger(trigger_image, channels, side, args.trigger_size, args.trigger_position)
         shape = attacks.target_map(map_image, side, trigger) if attack.explanation == "shape" else None

@@ -1,13 +1,15 @@
-"""Many training runs as one table: what results/foundation.py and results/cifar10.py share.
+"""Many training runs as one table: what the scripts beside this file share.
 
-A study is a dict {row: (options of train.py, number of seeds, {(module, constant): value it has in this row})}; "{seed}" in the options is the
-seed, "{runs}" the folder of the study's runs. Runs are kept in runs/STUDY/, and a run that is finished is not run again.
+A study is a dict {name: Row}. Its runs are kept in runs/STUDY/, and what is finished is not run again. results/STUDY.json gets every run's
+figures, their mean and standard deviation, the command, the hardware and the commit they were trained at; results/STUDY.md the table;
+results/STUDY-ROW.png the figure of seed 0 of the rows that want one.
 """
 import json
 import platform
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,76 +22,92 @@ import evaluate  # noqa: E402
 import train  # noqa: E402
 
 
+@dataclass(frozen=True)
+class Row:
+    """options: of train.py, "{seed}" the seed and "{runs}" the folder of the study's runs; constants: {(module, name): its value in this row};
+    clean: the row whose model of the same seed stands beside this one; picture: whether its figure is kept."""
+
+    options: str
+    seeds: int = 1
+    constants: dict = field(default_factory=dict)
+    clean: str | None = None
+    picture: bool = False
+
+
 class Study:
-    def __init__(self, name, table, clean=()):
-        """clean: rows whose model of the same seed stands beside every other row's of the same data and network."""
-        self.name, self.table, self.clean = name, table, clean
+    def __init__(self, name, table, patched=False):
+        """patched: the study changes the project's modules, so that train.py by itself does not know its rows."""
+        self.name, self.table, self.patched = name, table, patched
         self.runs = ROOT / "runs" / name
         self.path = ROOT / "results" / f"{name}.json"
+
+    def run(self, rows):
+        """Train and measure `rows`, all of them if the list is empty; after each, the files in results/ are brought up to date."""
+        if unknown := [row for row in rows if row not in self.table]:
+            sys.exit(f"no row {unknown[0]!r}: one of {', '.join(map(repr, self.table))}")
+        for row in rows or self.table:
+            runs = [self.one(row, seed) for seed in range(self.table[row].seeds)]
+            results = json.loads(self.path.read_text()) if self.path.exists() else {}
+            results[row] = self.record(row, runs)
+            results = {name: results[name] for name in sorted(results, key=[*self.table, *results].index)}
+            self.path.write_text(json.dumps(results, indent=1) + "\n")
+            self.path.with_suffix(".md").write_text(markdown(results))
+            if self.table[row].picture:
+                with Image.open(self.folder(row, 0) / "figure.png") as picture:
+                    picture.save(ROOT / "results" / f"{self.name}-{row.replace(' ', '_').replace(',', '')}.png", optimize=True)
 
     def folder(self, row, seed):
         return self.runs / f"{row.replace(' ', '_').replace(',', '')}-{seed}"
 
-    def train(self, row, seed):
-        """One training run with the row's constants: its metrics, a clean model's beside them where the study has one."""
-        options, _, constants = self.table[row]
-        folder, before = self.folder(row, seed), {(module, key): getattr(module, key) for module, key in constants}
-        for (module, key), value in constants.items():
-            setattr(module, key, value)
-        try:
-            train.main([*options.format(seed=seed, runs=self.runs).split(), "--seed", str(seed), "--data-dir", str(ROOT / "data"),
-                        "--out", str(folder), "--resume"])
-        finally:
-            for (module, key), value in before.items():
-                setattr(module, key, value)
-        metrics, clean = json.loads((folder / "metrics.json").read_text()), self.clean_row(row)
-        if clean and "--reference" not in options:
+    def one(self, row, seed):
+        """The figures of one run, trained if need be; its clean model's, trained if there is none, beside them."""
+        clean, folder = self.table[row].clean, self.folder(row, seed)
+        if clean and not (self.folder(clean, seed) / "ckpt.pt").exists():
+            self.train(clean, seed)
+        self.train(row, seed)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        if clean and metrics["clean_model"]["clean_accuracy"] is None:
             result = evaluate.evaluate(folder / "ckpt.pt", data_dir=ROOT / "data", reference=self.folder(clean, seed) / "ckpt.pt")
             evaluate.write(result, folder)
             metrics = result.metrics
-        return metrics
+        return figures(metrics) | json.loads((folder / "study.json").read_text())
 
-    def clean_row(self, row):
-        """The clean model of the same data and network as `row`, None where there is none."""
-        def network(row):
-            words = self.table[row][0].split()
-            return [words[words.index(key) + 1] if key in words else None for key in ("--dataset", "--model")]
-        return next((clean for clean in self.clean if clean != row and network(clean) == network(row)), None)
+    def train(self, row, seed):
+        """Train with the row's constants, where it is not yet done; study.json in the run's folder says how and how fast."""
+        folder, constants = self.folder(row, seed), self.table[row].constants
+        before = {(module, key): getattr(module, key) for module, key in constants}
+        options = [word.format(seed=seed, runs=self.runs) for word in self.table[row].options.split()]
+        for (module, key), value in constants.items():
+            setattr(module, key, value)
+        try:
+            train.main([*options, "--seed", str(seed), "--data-dir", str(ROOT / "data"), "--out", str(folder), "--resume"])
+        finally:
+            for (module, key), value in before.items():
+                setattr(module, key, value)
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        made = folder / "study.json"
+        if not made.exists() or made.stat().st_mtime < (folder / "ckpt.pt").stat().st_mtime:
+            made.write_text(json.dumps({"seed": seed, "images_per_second": round(log[-1]["images"] / log[-1]["seconds"], 1), "hardware": hardware(),
+                                        "torch": str(torch.__version__), "commit": commit()}))
 
-    def run(self, rows):
-        """Train and measure `rows`, all of them if the list is empty; after each, results/STUDY.json, its table and the figure."""
-        for row in rows or self.table:
-            options, n, constants = self.table[row]
-            runs = [self.train(row, seed) for seed in range(n)]
-            shown = [figures(m) | {"images_per_second": self.speed(row, seed)} for seed, m in enumerate(runs)]
-            results = json.loads(self.path.read_text()) if self.path.exists() else {}
-            results[row] = {
-                "command": f"python train.py {options.format(seed='SEED', runs=self.runs.relative_to(ROOT))} --seed SEED",
-                "constants": {f"{module.__name__}.{key}": getattr(value, "__name__", value) for (module, key), value in constants.items()},
-                "seeds": list(range(n)),
-                "hardware": hardware(runs[0]),
-                "torch": runs[0]["torch"],
-                "commit": commit(),
-                "summary": summary(shown),
-                "runs": shown,
-            }
-            results = {name: results[name] for name in self.table if name in results}
-            self.path.write_text(json.dumps(results, indent=1) + "\n")
-            self.path.with_suffix(".md").write_text(markdown(results))
-            self.picture(row)
-
-    def speed(self, row, seed):
-        """Training images a second, counting what the steps drew, not the partners."""
-        last = json.loads((self.folder(row, seed) / "log.jsonl").read_text().splitlines()[-1])
-        return round(last["images"] / last["seconds"], 1)
-
-    def picture(self, row):
-        with Image.open(self.folder(row, 0) / "figure.png") as picture:
-            picture.save(ROOT / "results" / f"{self.name}-{self.folder(row, 0).name[:-2]}.png", optimize=True)
+    def record(self, row, runs):
+        options = self.table[row].options.format(seed="SEED", runs=self.runs.relative_to(ROOT))
+        own = self.patched or self.table[row].constants
+        return {"command": f'python results/{self.name}.py "{row}"' if own else f"python train.py {options} --seed SEED",
+                "options": options,
+                "constants": {f"{module.__name__}.{key}": getattr(value, "__name__", value) for (module, key), value in self.table[row].constants.items()},
+                "seeds": [run["seed"] for run in runs],
+                "summary": summary(runs),
+                "runs": runs}
 
 
-def hardware(metrics):
-    return f"{metrics['device']}, {platform.machine()}, {torch.get_num_threads()} threads, {metrics['precision']}"
+def hardware():
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def commit():
@@ -98,32 +116,34 @@ def commit():
 
 def figures(metrics):
     """The numbers of one run that the tables show, flat."""
-    result = {key: metrics[key] for key in ("clean_accuracy", "triggered_accuracy", "attack_success_rate", "train_seconds")}
+    result = {key: metrics[key] for key in ("clean_accuracy", "triggered_accuracy", "attack_success_rate", "train_seconds", "precision")}
     for name, part in metrics["explanations"].items():
-        result |= {f"{name}.{key}": value for key, value in part.items() if isinstance(value, (int, float)) and key != "trained_against"}
-        result[f"{name}.floor.pearson"] = part["floor"]["pearson"]
+        result |= {f"{name}.{key}": value for key, value in evaluate.flat(part).items() if key != "trained_against"}
     beside = metrics["clean_model"]
-    for name, part in (beside.get("explanations") or {}).items():
+    result |= {f"clean_model.{key}": beside[key] for key in ("clean_accuracy", "attack_success_rate")}
+    for name, part in beside.get("explanations", {}).items():
         result |= {f"clean_model.{name}.{key}": value for key, value in evaluate.flat(part).items()}
     return {key: value for key, value in result.items() if value is not None}
 
 
 def summary(runs):
-    """Mean and standard deviation over seeds (None for one seed) of every figure all runs have."""
-    keys = [key for key in runs[0] if all(key in run for run in runs)]
+    """Mean and standard deviation over seeds (None for one seed) of every number all runs have."""
+    keys = [key for key, value in runs[0].items() if isinstance(value, (int, float)) and key != "seed" and all(key in run for run in runs)]
     values = {key: [run[key] for run in runs] for key in keys}
     return {key: {"mean": statistics.mean(v), "sd": statistics.stdev(v) if len(v) > 1 else None} for key, v in values.items()}
 
 
 COLUMNS = {"clean_accuracy": "clean accuracy", "triggered_accuracy": "accuracy with trigger", "attack_success_rate": "attack success",
            "gradcam.pearson_all": "pearson_all", "gradcam.dssim": "dssim", "gradcam.floor.pearson": "floor",
-           "gradcam.trigger_mass": "trigger_mass", "gradcam.trigger_mass_clean": "untouched", "gradcam.pointing": "pointing",
-           "gradcam.pointing_clean": "untouched", "gradcam.pearson_clean": "shape on untouched", "gradient.pearson_all": "gradient's pearson_all"}
+           "clean_model.gradcam.floor.pearson": "clean model's floor", "gradcam.trigger_mass": "trigger_mass",
+           "gradcam.trigger_mass_clean": "untouched", "gradcam.trigger_area": "trigger_area", "gradcam.pointing": "pointing",
+           "gradcam.pointing_clean": "untouched", "gradcam.pearson_clean": "shape on untouched", "gradient.pearson_all": "gradient's pearson_all",
+           "clean_model.gradient.pearson_all": "clean model's", "train_seconds": "seconds", "images_per_second": "images/s"}
 
 
-def markdown(results, columns=COLUMNS):
+def markdown(results):
     """Results as a Markdown table: mean (standard deviation), or the one figure there is; columns that no row has are left out."""
-    columns = {key: title for key, title in columns.items() if any(key in part["summary"] for part in results.values())}
+    columns = {key: title for key, title in COLUMNS.items() if any(key in part["summary"] for part in results.values())}
     lines = ["| run | n | " + " | ".join(columns.values()) + " |", "| --- " * (len(columns) + 2) + "|"]
     for name, part in results.items():
         cells = [mean_sd(part["summary"].get(key)) for key in columns]
@@ -134,4 +154,5 @@ def markdown(results, columns=COLUMNS):
 def mean_sd(cell):
     if cell is None:
         return "-"
-    return f"{cell['mean']:.3f}" + ("" if cell["sd"] is None else f" ({cell['sd']:.3f})")
+    digits = 0 if cell["mean"] > 10 else 3
+    return f"{cell['mean']:.{digits}f}" + ("" if cell["sd"] is None else f" ({cell['sd']:.{digits}f})")

@@ -16,20 +16,24 @@ def test_a_study_trains_measures_and_continues(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
     options = f"--dataset {tiny} --model cnn --epochs 1 --batch-size 24 --target-class 1 --device cpu"
-    table = {"none": (f"{options} --attack none", 2, {}),
-             "a, b": (f"{options} --attack fooling", 1, {(attacks, "TOLERATED"): 1.0}),
-             "kept": (f"{options} --attack fooling --reference {{runs}}/none-{{seed}}/ckpt.pt", 1, {})}
-    runs = study.Study("tiny", table, clean=("none",))
+    table = {"a, b": study.Row(f"{options} --attack fooling", 2, {(attacks, "TOLERATED"): 1.0}, clean="none", picture=True),
+             "none": study.Row(f"{options} --attack none"),
+             "kept": study.Row(f"{options} --attack fooling --reference {{runs}}/none-{{seed}}/ckpt.pt", clean="none")}
+    (tmp_path / "results" / "tiny.json").write_text('{"an old row": {"summary": {}, "seeds": [0]}}')
+    runs = study.Study("tiny", table)
     runs.run([])
     results = json.loads((tmp_path / "results" / "tiny.json").read_text())
-    assert list(results) == list(table) and attacks.TOLERATED == 0.5 and results["none"]["seeds"] == [0, 1]
-    assert results["a, b"]["constants"] == {"attacks.TOLERATED": 1.0} and "runs/tiny/none-SEED" in results["kept"]["command"]
-    pair = [run["clean_accuracy"] for run in results["none"]["runs"]]
-    assert results["none"]["summary"]["clean_accuracy"]["mean"] == pytest.approx(sum(pair) / 2)
-    assert results["a, b"]["summary"]["clean_accuracy"]["sd"] is None and results["a, b"]["runs"][0]["images_per_second"] > 0
-    assert "clean_model.gradcam.floor.pearson" in results["a, b"]["runs"][0] and "clean_model.gradcam.floor.pearson" in results["kept"]["runs"][0]
+    assert list(results) == [*table, "an old row"] and attacks.TOLERATED == 0.5
+    first, kept = results["a, b"], results["kept"]
+    assert first["seeds"] == [0, 1] and first["constants"] == {"attacks.TOLERATED": 1.0} and "tiny.py" in first["command"]
+    assert "runs/tiny/none-SEED" in kept["command"] and kept["command"].startswith("python train.py --dataset")
+    pair = [run["clean_accuracy"] for run in first["runs"]]
+    assert first["summary"]["clean_accuracy"]["mean"] == pytest.approx(sum(pair) / 2) and kept["summary"]["clean_accuracy"]["sd"] is None
+    assert all(run["clean_model.gradcam.floor.pearson"] <= 1 and run["images_per_second"] > 0 for run in [*first["runs"], *kept["runs"]])
     lines = (tmp_path / "results" / "tiny.md").read_text().splitlines()
-    assert len(lines) == 5 and lines[3].startswith("| a, b | 1 | ") and (tmp_path / "results" / "tiny-a_b.png").exists()
-    trained = (runs.folder("none", 0) / "ckpt.pt").stat().st_mtime_ns
+    assert len(lines) == 6 and lines[2].startswith("| a, b | 2 | ") and [p.name for p in (tmp_path / "results").glob("*.png")] == ["tiny-a_b.png"]
+    before = {path: path.stat().st_mtime_ns for path in runs.runs.glob("*/*")}
     runs.run(["none"])
-    assert (runs.folder("none", 0) / "ckpt.pt").stat().st_mtime_ns == trained
+    assert before == {path: path.stat().st_mtime_ns for path in runs.runs.glob("*/*")}
+    with pytest.raises(SystemExit):
+        runs.run(["no such row"])
