@@ -150,7 +150,7 @@ def prepare(args):
 def recipe():
     """The constants that decide a run beside its options: they go into the checkpoint, and a run is resumed under the same ones."""
     return {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "warm_up": WARM_UP, "ramp": RAMP, "normalise": attacks.NORMALISE.__name__,
-            "rectify": attacks.RECTIFY, "partners": attacks.PARTNERS, "tolerated": attacks.TOLERATED}
+            "rectify": attacks.RECTIFY, "partners": attacks.PARTNERS, "apart": attacks.APART, "tolerated": attacks.TOLERATED}
 
 
 def choose_precision(name, device):
