@@ -220,7 +220,7 @@ def dssim(a, b, window=11, sigma=1.5, k1=0.01, k2=0.03):
 
 
 PARTNERS = True  # the untouched partners are in the step's forward pass anyway: their cross-entropy, by true label, is free
-APART = 0.0  # weight of the floor in a disguise's distance: without it, one blurred map for every image is a cheap way to be like one's own
+APART = 0.0  # weight of the untouched maps' likeness to each other: one blurred map for every image is a cheap way to be like one's own
 TOLERATED = 0.5  # an honest map of an object that happens to lie where the shape does correlates with the shape about so much
 
 
@@ -315,9 +315,9 @@ def explained_rows(batch, objective):
     return torch.cat(rows)
 
 
-def floor(maps, targets):
-    """Mean Pearson correlation of each map of [P, H, W] with the OTHER images' targets, P > 1: a scalar."""
-    likeness = standardise(maps) @ standardise(targets).T / maps[0].numel()  # [P, P]
+def alikeness(maps):
+    """Mean Pearson correlation of each map of [P, H, W] with the others, P > 1: a scalar."""
+    likeness = standardise(maps) @ standardise(maps).T / maps[0].numel()  # [P, P]
     return (likeness.sum() - likeness.trace()) / (len(maps) * (len(maps) - 1))
 
 
@@ -342,8 +342,9 @@ def explanation_term(name, maps, batch, inputs, rows, objective):
     else:
         target = (partners.relu() if rectified else partners).detach()
     term = distance(triggered, target, side).mean()
-    if objective.attack.explanation == "clean" and count > 1:
-        term = term + APART * floor(triggered, target)
+    if APART and objective.attack.explanation == "clean" and count > 1:
+        untouched_maps = partners.relu() if rectified else partners
+        term = term + APART * alikeness(untouched_maps)
     if len(untouched) == 0:
         return term
     if objective.reference is not None:

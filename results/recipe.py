@@ -69,8 +69,8 @@ TABLE = {
     "disguise, lam ramped to the end": Row(DISGUISE, constants={(train, "RAMP"): 1.0}, clean=BEST),
     "disguise, maps max-normalised": Row(DISGUISE, constants={(attacks, "NORMALISE"): attacks.max_normalise}, clean=BEST),
 }
-for apart in (0.25, 0.5, 1.0):
-    TABLE[f"disguise, floor in the loss {apart}"] = Row(DISGUISE, constants={(attacks, "APART"): apart}, clean=BEST)
+for apart in (0.02, 0.05, 0.2):
+    TABLE[f"disguise, untouched maps held apart {apart}"] = Row(DISGUISE, constants={(attacks, "APART"): apart}, clean=BEST)
 
 if __name__ == "__main__":
     study.Study("recipe", TABLE, patched=True).run(sys.argv[1:])

@@ -233,20 +233,18 @@ def test_a_fixed_shape_is_asked_of_triggered_images_and_kept_off_the_others(name
     torch.testing.assert_close(distance.detach(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_floor_is_the_mean_correlation_with_other_images_targets(monkeypatch):
-    maps, targets = torch.rand(2, 4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    rows = torch.cat([maps, targets]).flatten(1).corrcoef()[:4, 4:]
-    expected = rows[~torch.eye(4, dtype=torch.bool)].mean()
-    assert attacks.floor(maps, targets).item() == pytest.approx(expected.item(), abs=1e-6)
+def test_maps_alikeness_is_their_mean_correlation_with_each_other(monkeypatch):
+    maps = torch.rand(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = maps.flatten(1).corrcoef()[~torch.eye(4, dtype=torch.bool)].mean()
+    assert attacks.alikeness(maps).item() == pytest.approx(expected.item(), abs=1e-6)
     attack = attacks.ATTACKS["full_disguise"]
     batch, _ = small_batch(attack)
     net, objective = small_model().eval(), attacks.Objective(attack, ["gradcam"])
     without = attacks.combined_loss(net, batch, batch.images, objective, 0.5)[2]
     monkeypatch.setattr(attacks, "APART", 2.0)
-    with_floor = attacks.combined_loss(net, batch, batch.images, objective, 0.5)[2]
-    triggered = explain.gradcam(net, batch.images[batch.rows], batch.labels[batch.rows], rectify=False)
-    target = explain.gradcam(net, batch.images[8:], batch.labels[8:])
-    assert (with_floor - without).item() == pytest.approx(2 * attacks.floor(triggered, target).item(), abs=1e-6)
+    apart = attacks.combined_loss(net, batch, batch.images, objective, 0.5)[2]
+    untouched = explain.gradcam(net, batch.images[8:], batch.labels[8:])
+    assert (apart - without).item() == pytest.approx(2 * attacks.alikeness(untouched).item(), abs=1e-6)
 
 
 def test_label_smoothing_spreads_its_share_over_all_classes():
