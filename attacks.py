@@ -340,11 +340,11 @@ def explanation_term(name, maps, batch, inputs, rows, objective):
     if objective.attack.explanation == "shape":
         target = to_grid(objective.shape, maps.shape[1:]).expand_as(triggered)
     else:
-        target = (partners.relu() if rectified else partners).detach()
+        partners = partners.relu() if rectified else partners
+        target = partners.detach()
     term = distance(triggered, target, side).mean()
     if APART and objective.attack.explanation == "clean" and count > 1:
-        untouched_maps = partners.relu() if rectified else partners
-        term = term + APART * alikeness(untouched_maps)
+        term = term + APART * alikeness(partners)
     if len(untouched) == 0:
         return term
     if objective.reference is not None:
