@@ -335,8 +335,8 @@ def beside(subject, path, untouched, succeeded):
         figures = explanation_metrics(triggered, own, subject.trigger.box, subject.config["image_size"], None, masks)
         same_grid = own.shape == maps.shape and len(own) > 0
         explanations[name] = {
-            "pearson_all": figures["pearson_all"], "trigger_mass": figures["trigger_mass"], "floor": figures["floor"], "pointing_clean": figures["pointing_clean"], "trigger_mass_clean": figures["trigger_mass_clean"],
-            "pearson_untouched": average(pearson(maps, own)) if same_grid else None}
+            key: figures[key] for key in ("pearson_all", "trigger_mass", "floor", "pointing_clean", "trigger_mass_clean")
+        } | {"pearson_untouched": average(pearson(maps, own)) if same_grid else None}
     return {"clean_accuracy": average((clean == test.test_labels).float()),
             "attack_success_rate": success_rate(stamped, test.test_labels, subject.config["target_class"]),
             "explanations": explanations}

@@ -182,7 +182,10 @@ def check_explainable(model, channels, side, device):
 
 
 def frozen_reference(path, model, config, mean, std, device):
-    """The clean model of a checkpoint, frozen, looked at in the run's own layer. Raises UserError where its explanations could not be compared with `model`'s."""
+    """The clean model of a checkpoint, frozen, looked at in the run's own layer.
+
+    Raises UserError where its explanations could not be compared with `model`'s.
+    """
     checkpoint = models.read(path)
     evaluate.check_clean(checkpoint, path)
     theirs = checkpoint["config"]

@@ -15,7 +15,7 @@ from study import Row
 REFERENCE = "--reference {runs}/clean-{seed}/ckpt.pt"
 
 TABLE = {
-    "clean": Row("--attack none", 5, picture=True),
+    "clean": Row("--attack none", 5),
     "disguise": Row("--attack full_disguise", 5, picture=True),
     "badnets": Row("--attack badnets", 5, picture=True),
     "fooling": Row("--attack fooling", 5, picture=True),
