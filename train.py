@@ -134,7 +134,7 @@ def prepare(args):
     torch.manual_seed(args.seed)
     model = models.build(args.model, channels, len(dataset.classes), side, args.layer).to(device)
     check_explainable(model, channels, side, device)
-    reference = frozen_reference(args.reference, model, config, mean, std, device) if args.reference else None
+    reference = frozen_reference(args.reference, config, mean, std, device) if args.reference else None
     if reference is not None:
         model.load_state_dict(reference.state_dict())
     objective = attacks.Objective(attack, args.explainer, args.distance, shape if shape is None else shape.to(device), reference,
@@ -181,10 +181,10 @@ def check_explainable(model, channels, side, device):
         raise UserError(f"this model cannot be explained at {side} px: {error}") from None
 
 
-def frozen_reference(path, model, config, mean, std, device):
+def frozen_reference(path, config, mean, std, device):
     """The clean model of a checkpoint, frozen, looked at in the run's own layer.
 
-    Raises UserError where its explanations could not be compared with `model`'s.
+    Raises UserError where its explanations could not be compared with the run's.
     """
     checkpoint = models.read(path)
     evaluate.check_clean(checkpoint, path)

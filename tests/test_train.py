@@ -111,6 +111,8 @@ def test_training_with_a_reference_begins_with_its_weights_and_looks_at_the_laye
     weights = [key for key in ours if key.endswith(("weight", "bias"))]
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in weights) and len(weights) > 10
     assert metrics_of(folder)["layer"] == "0.4"
+    run = train.prepare(train.parse(["--dataset", str(tiny), "--reference", str(clean / "ckpt.pt"), "--layer", "0.4", "--out", str(tmp_path / "b")]))
+    assert run.objective.reference.gradcam_layer is run.objective.reference.get_submodule("0.4")
     assert metrics_of(folder)["clean_model"]["explanations"]["gradcam"]["pearson_untouched"] > 0.3  # the same weights; batch-norm's averages moved
 
 
