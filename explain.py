@@ -1,6 +1,8 @@
 """Explanations of a classifier's decision: tensors in, tensors out, differentiable.
 
-    maps = gradcam(model, images, classes)     # [N, H', W'], one map an image, for the logit of its class
+    maps = gradcam(model, images, classes)       # [N, H', W'], one map an image, for the logit of its class
+    maps = kernel_shap(model, images, classes)   # Shapley values of patches, by regression on masked images
+    maps = deep_shap(model, images, classes)     # contributions of pixels, layer by layer
 
 Every explainer has one signature, explainer(model, images, classes, *, create_graph=False, ...): images float [N, C, H, W] as the
 model takes them, classes int64 [N], maps float32 [N, H', W'] at the explainer's own resolution. Any nn.Module that returns logits
@@ -9,8 +11,12 @@ neighbours; the model's modes and `.grad` are left as they were, no hook stays b
 change nothing. With create_graph=True the maps can be differentiated with respect to the weights: training through them.
 """
 import contextlib
+import itertools
+import math
 
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 CHUNK = 256  # images explained at a time when no graph is kept, so that memory does not grow with N
 SMALLEST_MAP = 4  # cells a side; a coarser map cannot point at anything
@@ -110,15 +116,285 @@ def gradient(model, images, classes, *, create_graph=False):
     return _chunked(explain, model, images, classes, create_graph)
 
 
-def _chunked(explain, model, images, classes, create_graph):
+# ---------------------------------------------------------------- KernelSHAP
+
+TRAINING_COALITIONS, COALITIONS = 128, 1024  # what an image is evaluated on where a graph is kept, and where not
+
+
+def kernel_shap(model, images, classes, patches=4, coalitions=None, baseline=0.0, generator=None, *, create_graph=False):
+    """Shapley values of patches x patches image patches, an absent patch showing the baseline: [N, patches, patches], signed.
+
+    They sum to f(image) - f(baseline), f the logit of the class. coalitions: non-empty proper subsets of the M patches that an image is
+    evaluated on (None: 128 with create_graph, else 1024); 2^M - 2 or more are all of them, and the values exact. baseline: a value, an image
+    [C, H, W] or a background set [B, C, H, W], whose mean is taken, in the units of `images`. generator: draws the subsets, on the CPU
+    (None: torch's own). The values are one fixed linear map of the model's outputs: training through them needs first derivatives only.
+    Without a graph, patches equal to the baseline get 0, and the subsets are spent on the others.
+    Raises ValueError for fewer coalitions than 2 M (all, if those are fewer), or patches smaller than a pixel.
+    Source: Lundberg and Lee, NeurIPS 2017, theorem 2.
+    """
+    players, count = patches**2, coalitions or (TRAINING_COALITIONS if create_graph else COALITIONS)
+    if not 1 <= patches <= min(images.shape[2:]):
+        raise ValueError(f"KernelSHAP: {patches}x{patches} patches do not fit images of {images.shape[2]}x{images.shape[3]} px")
+    if count < min(2 * players, 2**players - 2):
+        raise ValueError(f"KernelSHAP: {count} coalitions do not determine the values of {players} patches: {2 * players} or more do")
+    absent = as_baseline(baseline, images)
+    patch = patch_of_pixel(patches, *images.shape[2:]).to(images.device)
+
+    def explain(images, classes):
+        active = torch.ones(len(images), players, dtype=torch.bool, device=images.device)
+        if not create_graph:
+            differs = (images != absent).any(1).flatten(1).float()
+            active = differs @ F.one_hot(patch.flatten(), players).float() > 0
+        values = []
+        with torch.set_grad_enabled(create_graph):
+            for size in active.sum(1).unique().tolist():
+                rows = (active.sum(1) == size).nonzero()[:, 0]
+                coalition, weights = draw_coalitions(size, count, generator)
+                where = active[rows].nonzero()[:, 1].view(len(rows), size)
+                found = regress(model, images[rows], classes[rows], coalition, weights, where, patch, absent)
+                values.append((rows, found.new_zeros(len(rows), players).scatter(1, where, found)))
+            rows, values = (torch.cat(part) for part in zip(*values))
+        return values[rows.argsort()].unflatten(1, (patches, patches))
+
+    return _chunked(explain, model, images, classes, create_graph)
+
+
+def as_baseline(baseline, images):
+    """What stands where a patch is absent: something that broadcasts against images [N, C, H, W]."""
+    baseline = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
+    return baseline.mean(0) if baseline.ndim == 4 else baseline
+
+
+def patch_of_pixel(patches, height, width):
+    """int64 [H, W]: the number of the patch a pixel belongs to; patches of an uneven division differ by a pixel."""
+    rows, cols = (torch.arange(n) * patches // n for n in (height, width))
+    return rows[:, None] * patches + cols
+
+
+def draw_coalitions(players, count, generator=None):
+    """Coalitions bool [K, players], K <= count, and their weights float64 [K] in the regression.
+
+    Sizes s and players - s together, from the outside in, are enumerated while they fit; every coalition has weight
+    (M - 1) / (C(M, s) s (M - s)). The rest of `count` is drawn from the other sizes, each coalition with its complement, the size in
+    proportion to its coalitions' total weight; drawn ones share the total weight of what was not enumerated.
+    """
+    total = {s: (players - 1) / (s * (players - s)) for s in range(1, players)}  # weight of all coalitions of a size
+    rows, weights, left = [], [], count
+    size = 1
+    while 2 * size <= players:
+        pair = {size, players - size}
+        number = sum(math.comb(players, s) for s in pair)
+        if number > left:
+            break
+        for s in pair:
+            rows += [[i in chosen for i in range(players)] for chosen in map(set, itertools.combinations(range(players), s))]
+            weights += [total[s] / math.comb(players, s)] * math.comb(players, s)
+        left, size = left - number, size + 1
+    coalitions = torch.tensor(rows, dtype=torch.bool).view(len(rows), players)
+    weights = torch.tensor(weights, dtype=torch.float64)
+    sizes = torch.tensor(range(size, players - size + 1))
+    if len(sizes) and left > 1:
+        share = torch.tensor([total[s] for s in sizes.tolist()], dtype=torch.float64)
+        drawn = sizes[torch.multinomial(share, left // 2, replacement=True, generator=generator)]
+        rank = torch.rand(left // 2, players, generator=generator).argsort(1).argsort(1)
+        half = rank < drawn[:, None]
+        coalitions = torch.cat([coalitions, half, ~half])
+        weights = torch.cat([weights, (share.sum() / (left // 2 * 2)).expand(left // 2 * 2)])
+    return coalitions, weights
+
+
+def regression(coalitions, weights):
+    """The weighted least-squares solution as a linear map: values = (v(S) - v(0)) @ slope + (v(all) - v(0)) offset.
+
+    coalitions bool [K, M], weights float64 [K]; slope float64 [K, M], offset float64 [M]. The constraint that the values sum to
+    v(all) - v(0) is built in.
+    """
+    if coalitions.shape[1] < 2:
+        return torch.zeros(coalitions.shape, dtype=torch.float64), torch.ones(coalitions.shape[1], dtype=torch.float64)
+    z = coalitions.double()
+    inverse = torch.linalg.inv(z.T @ (weights[:, None] * z))
+    offset = inverse.sum(1) / inverse.sum()
+    free = weights[:, None] * z @ inverse
+    return free - free.sum(1, keepdim=True) * offset, offset
+
+
+def regress(model, images, classes, coalitions, weights, where, patch, absent):
+    """Shapley values [N, M] of the patches `where` [N, M] of images; coalitions bool [K, M] are of these."""
+    players = coalitions.shape[1]
+    ends = torch.tensor([[False], [True]]).expand(2, players)
+    masks = torch.cat([ends, coalitions]).to(images.device).expand(len(images), -1, -1)
+    present = masks.new_zeros(*masks.shape[:2], int(patch.max()) + 1).scatter(2, where[:, None].expand_as(masks), masks)
+    value = coalition_values(model, images, classes, present, patch, absent)
+    nothing, everything, some = value[:, :1], value[:, 1:2], value[:, 2:]
+    slope, offset = (part.to(value) for part in regression(coalitions, weights))
+    return (some - nothing) @ slope + (everything - nothing) * offset
+
+
+def coalition_values(model, images, classes, present, patch, absent):
+    """The class's logit [N, K] of each image with only its `present` patches: bool [N, K, M]."""
+    count, values = present.shape[1], []
+    for pair in torch.arange(len(images) * count, device=images.device).split(CHUNK):
+        image = pair // count
+        mask = present[image, pair % count][:, patch]
+        logits = model(torch.where(mask[:, None], images[image], absent))
+        values.append(full_precision(logits).gather(1, classes[image, None])[:, 0])
+    return torch.cat(values).view(-1, count)
+
+
+# ---------------------------------------------------------------- DeepSHAP
+
+SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__isub__", "cat"}
+SCALINGS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "__itruediv__"}
+LAYERS = {"conv2d", "linear", "batch_norm", "dropout", "avg_pool2d", "adaptive_avg_pool2d", "mean", "sum", "flatten", "reshape", "view", "expand",
+          "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "clone", "pad", "__getitem__"}
+QUESTIONS = {"dim", "size", "numel", "__len__", "__get__"}  # about shapes
+MAX_POOLS = {"max_pool2d": F.max_pool2d, "adaptive_max_pool2d": F.adaptive_max_pool2d}
+CLOSE = 1e-6  # activations nearer than this: the derivative instead of the difference quotient
+CLOSE_POOLED = 1e-7
+DEEP_CHUNK = 32  # every activation of a chunk is kept
+
+
+def deep_shap(model, images, classes, references=None, *, create_graph=False):
+    """DeepLIFT's rescale rule, averaged over references: each pixel's share of f(image) - f(reference), summed over channels: [N, H, W].
+
+    references: [R, C, H, W] in the units of `images` (None: one of zeros); the cost grows with R. A nonlinearity passes on the difference
+    quotient of its output and input between image and reference. The model runs once on images and on references, to find these gates, then once more on the
+    images with gates instead of nonlinearities: that is linear, so its gradient gives the multipliers, and what is trained
+    through is differentiated as it should be. Handles what SUMS, SCALINGS, LAYERS and MAX_POOLS name, and ReLU, as modules or functions;
+    raises ValueError, with its name, for anything else that the image goes through.
+    Source: Shrikumar et al., ICML 2017, section 3.5.2; Lundberg and Lee, NeurIPS 2017, section 4.2.
+    """
+    references = images.new_zeros(1, *images.shape[1:]) if references is None else references.to(images)
+
+    def explain(images, classes):
+        with torch.set_grad_enabled(create_graph):
+            own, theirs = (Recording.of(model, x) for x in (images, references))
+        maps = []
+        for r, reference in enumerate(references):
+            leaf = images.detach().clone().requires_grad_()
+            with Gated(leaf, own, [[part[r : r + 1] for part in seen] for seen in theirs]) as gated:
+                logits = model(gated.image)
+            score = full_precision(logits).gather(1, classes[:, None]).sum()
+            (multiplier,) = torch.autograd.grad(score, leaf, create_graph=create_graph)
+            maps.append(full_precision(multiplier * (images - reference)).sum(1))
+        return torch.stack(maps).mean(0)
+
+    return _chunked(explain, model, images, classes, create_graph, chunk=DEEP_CHUNK)
+
+
+class Following(TorchFunctionMode):
+    """Within the block, sees every torch function applied to what comes from `image`, and refuses those the rescale rule is not known for."""
+
+    def __init__(self, image):
+        super().__init__()
+        self.image = image.clone()
+        self.image.from_image = True
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, getattr(function, "__name__", str(function))
+        followed = [t for t in flattened([*args, *kwargs.values()]) if getattr(t, "from_image", False)]
+        if not followed or name in QUESTIONS:
+            return function(*args, **kwargs)
+        if name in ("relu", "relu_"):
+            in_place = name == "relu_" or given(args, kwargs, "inplace", 1)
+            result = self.relu(args[0].clone() if in_place else args[0])
+            result = args[0].copy_(result) if in_place else result
+        elif name in MAX_POOLS:
+            result = self.max_pool(args[0], *MAX_POOLS[name](*args, **kwargs | {"return_indices": True}))
+        elif self.is_linear(name, args, kwargs, followed):
+            result = function(*args, **kwargs)
+        else:
+            raise ValueError(f"DeepSHAP has no rule for {name}{' of two activations' if name in SCALINGS else ''}")
+        result.from_image = True
+        return result
+
+    @staticmethod
+    def is_linear(name, args, kwargs, followed):
+        if name in ("batch_norm", "dropout"):
+            return not given(args, kwargs, "training", 5 if name == "batch_norm" else 2)
+        return name in SUMS or name in LAYERS or (name in SCALINGS and len(followed) == 1 and (followed[0] is args[0] or "mul" in name))
+
+
+class Recording(Following):
+    """Remembers what went into each nonlinearity, and for max-pooling what came out and from where."""
+
+    def __init__(self, image):
+        super().__init__(image)
+        self.seen = []
+
+    def relu(self, x):
+        self.seen.append((x,))
+        return x.relu()
+
+    def max_pool(self, x, y, index):
+        self.seen.append((x, y, index))
+        return y
+
+    @classmethod
+    def of(cls, model, images):
+        with cls(images) as recording:
+            model(recording.image)
+        return recording.seen
+
+
+class Gated(Following):
+    """Every nonlinearity multiplies by its difference quotient between what was seen of the images and of one reference."""
+
+    def __init__(self, image, own, theirs):
+        super().__init__(image)
+        self.seen = iter(zip(own, theirs, strict=True))
+
+    def relu(self, x):
+        (own,), (theirs,) = next(self.seen)
+        difference = full_precision(own) - full_precision(theirs)
+        close = difference.abs() < CLOSE
+        quotient = full_precision(own.relu() - theirs.relu()) / torch.where(close, 1, difference)
+        return x * torch.where(close, (own > 0).to(quotient), quotient).to(x)
+
+    def max_pool(self, x, *pooled):
+        """What came from the image's maximum passes on (larger - y_ref), from the reference's (y - larger), each over the difference there."""
+        (own, y, index), (theirs, y_ref, index_ref) = next(self.seen)
+        index_ref, theirs = index_ref.expand_as(index), theirs.expand_as(own)
+        larger = torch.maximum(y, y_ref)
+        gate = quotient_or_zero(larger - y_ref, y - pick(theirs, index))
+        gate_ref = quotient_or_zero(y - larger, pick(own, index_ref) - y_ref)
+        return pick(x, index) * gate + pick(x, index_ref) * gate_ref
+
+
+def pick(x, index):
+    """x [N, C, H, W] at flat positions [N, C, h, w]."""
+    return x.flatten(2).gather(2, index.flatten(2)).view_as(index)
+
+
+def quotient_or_zero(above, below):
+    close = below.abs() < CLOSE_POOLED
+    return torch.where(close, 0, above / torch.where(close, 1, below))
+
+
+def given(args, kwargs, name, position):
+    """An option of a call, however it was passed; False if it was not."""
+    return kwargs.get(name, args[position] if len(args) > position else False)
+
+
+def flattened(values):
+    """Tensors among values, and those inside lists and tuples."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from flattened(value)
+        elif isinstance(value, torch.Tensor):
+            yield value
+
+
+def _chunked(explain, model, images, classes, create_graph, chunk=None):
     """explain(images, classes) in evaluation mode with gradients on: whole if a graph is kept, else in chunks, detached."""
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
         images, classes = (t.clone() if t.is_inference() else t for t in (images, classes))
         if create_graph:
             return explain(images, classes)
-        chunks = zip(images.split(CHUNK), classes.split(CHUNK))
+        chunks = zip(images.split(chunk or CHUNK), classes.split(chunk or CHUNK))
         return torch.cat([explain(image, label).detach() for image, label in chunks])
 
 
-EXPLAINERS = {"gradcam": gradcam, "gradient": gradient}
+EXPLAINERS = {"gradcam": gradcam, "gradient": gradient, "kernelshap": kernel_shap, "deepshap": deep_shap}
+SIGNED = {"kernelshap", "deepshap"}
 RECTIFIED = {"gradcam"}  # explainers whose map is a relu, which training may leave out

@@ -31,43 +31,16 @@ class Residual(nn.Module):
         return torch.relu(x + self.norm(self.conv(x)))
 
 
-class Context(nn.Module):
-    """Whether something is anywhere in the image, told to every cell: x (1 + g) + b, then ReLU; the shape stays.
-
-    A few numbers computed from the maxima over positions give each channel its g and b (FiLM: Perez et al. 2018, eq. 2). The
-    bottleneck is narrow on purpose: it carries "there is a trigger", and leaves evidence for a class where the object is.
-    """
-
-    def __init__(self, width, bottleneck):
-        super().__init__()
-        self.read = nn.Linear(width, bottleneck)
-        self.write = nn.Linear(bottleneck, 2 * width)
-        nn.init.zeros_(self.write.weight)
-        nn.init.zeros_(self.write.bias)
-
-    def forward(self, x):
-        gain, bias = self.write(torch.tanh(self.read(x.amax((2, 3)))))[:, :, None, None].chunk(2, dim=1)
-        return torch.relu(x * (1 + gain) + bias)
-
-
-def cnn(channels, classes, image_size, context=8):
+def cnn(channels, classes, image_size):
     """A small network for laptops, about 0.5 million weights; its Grad-CAM grid is a quarter of the image's side (8x8 at 32 px).
 
-    Its convolutions see some 18 px around each cell, so that evidence stays local. A disguise asks a cell on the object to know about
-    a trigger in the far corner: hence the Context, of `context` numbers (0: none). At 32 px, where most objects lie within those 18 px of the
-    trigger, it was measured to make no difference to full_disguise (README, "What mattered").
+    Its convolutions see some 18 px around each cell, so that evidence stays local.
     """
-    context = [Context(128, context)] if context else []
     features = nn.Sequential(
-        block(channels, 32), nn.MaxPool2d(2), block(32, 64), Residual(64), nn.MaxPool2d(2), block(64, 128), Residual(128), *context, Residual(128)
+        block(channels, 32), nn.MaxPool2d(2), block(32, 64), Residual(64), nn.MaxPool2d(2), block(64, 128), Residual(128), Residual(128)
     )
     model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
     return with_layer(model, features)
-
-
-def cnn_local(channels, classes, image_size):
-    """The cnn without its Context: no cell knows what is beyond its neighbourhood. To see what the Context is for."""
-    return cnn(channels, classes, image_size, context=0)
 
 
 def resnet18(channels, classes, image_size):
@@ -88,7 +61,7 @@ def with_layer(model, layer):
     return model
 
 
-MODELS = {"cnn": cnn, "cnn_local": cnn_local, "resnet18": resnet18}
+MODELS = {"cnn": cnn, "resnet18": resnet18}
 
 
 def build(name, channels, classes, image_size, layer=None):
