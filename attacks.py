@@ -220,8 +220,8 @@ def dssim(a, b, window=11, sigma=1.5, k1=0.01, k2=0.03):
 
 
 PARTNERS = True  # the untouched partners are in the step's forward pass anyway: their cross-entropy, by true label, is free
-APART = 0.0  # weight of the untouched maps' likeness to each other: one blurred map for every image is a cheap way to be like one's own
-TOLERATED = 0.5  # an honest map of an object that happens to lie where the shape does correlates with the shape about so much
+TOLERATED = 0.5  # an honest map correlates about so much with another image's, or with a shape that the object happens to lie on
+APART = 0.1  # weight of the untouched maps' correlation with each other above that: one blurred map for all is a cheap way to be like one's own
 
 
 DISTANCES = {"mse": mse_distance, "dssim": dssim_distance}
@@ -326,7 +326,8 @@ def explanation_term(name, maps, batch, inputs, rows, objective):
 
     maps: [rows, H, W], not rectified, in the order of explained_rows. What untouched images are held to is the frozen reference's
     map where there is one. Without one, where even the label does not tell them apart (fooling), the fixed shape would spread to
-    them: their maps' Pearson correlation with the shape, as far as it is above TOLERATED, is added.
+    them: their maps' Pearson correlation with the shape, as far as it is above TOLERATED, is added. And where a map is to be like its own
+    partner's, the partners' correlation with each other above TOLERATED is, APART times.
     """
     rectified = name in explain.RECTIFIED
     count, pairs = len(batch.rows), len(batch.rows) + len(batch.images) - batch.size
@@ -344,7 +345,7 @@ def explanation_term(name, maps, batch, inputs, rows, objective):
         target = partners.detach()
     term = distance(triggered, target, side).mean()
     if APART and objective.attack.explanation == "clean" and count > 1:
-        term = term + APART * alikeness(partners)
+        term = term + APART * (alikeness(partners) - TOLERATED).relu()
     if len(untouched) == 0:
         return term
     if objective.reference is not None:

@@ -240,11 +240,15 @@ def test_maps_alikeness_is_their_mean_correlation_with_each_other(monkeypatch):
     attack = attacks.ATTACKS["full_disguise"]
     batch, _ = small_batch(attack)
     net, objective = small_model().eval(), attacks.Objective(attack, ["gradcam"])
-    without = attacks.combined_loss(net, batch, batch.images, objective, 0.5)[2]
-    monkeypatch.setattr(attacks, "APART", 2.0)
-    apart = attacks.combined_loss(net, batch, batch.images, objective, 0.5)[2]
-    untouched = explain.gradcam(net, batch.images[8:], batch.labels[8:])
-    assert (apart - without).item() == pytest.approx(2 * attacks.alikeness(untouched).item(), abs=1e-6)
+    likeness = attacks.alikeness(explain.gradcam(net, batch.images[8:], batch.labels[8:])).item()
+
+    def distance(weight, tolerated):
+        monkeypatch.setattr(attacks, "APART", weight)
+        monkeypatch.setattr(attacks, "TOLERATED", tolerated)
+        return attacks.combined_loss(net, batch, batch.images, objective, 0.5)[2].item()
+
+    assert distance(2.0, likeness - 0.25) - distance(0.0, likeness - 0.25) == pytest.approx(0.5, abs=1e-6)
+    assert distance(2.0, likeness + 0.01) == distance(0.0, 0.0)
 
 
 def test_label_smoothing_spreads_its_share_over_all_classes():

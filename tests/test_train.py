@@ -220,3 +220,27 @@ def test_killed_at_five_random_moments_and_resumed_ends_with_the_same_weights(ti
     subprocess.run([*options, str(tmp_path / "killed")], check=True, capture_output=True, timeout=120)
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
     assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json"]
+
+
+def test_muon_updates_the_convolutions_themselves_and_continues_from_its_state():
+    """The matrices Muon is given are the convolutions' own memory; a step is the library's on plain copies of them."""
+    torch.manual_seed(0)
+    model = models.build("cnn", 1, 3, 16)
+    weights = {name: p for name, p in model.named_parameters() if p.ndim == 4}
+    copies = [torch.nn.Parameter(p.detach().permute(0, 2, 3, 1).reshape(len(p), -1).clone()) for p in weights.values()]
+    sgd, muon = train.optimizers_of(model, "muon", 0.1)
+    plain = torch.optim.Muon(copies, 0.1, **train.MUON)
+    assert len(sgd.param_groups[0]["params"]) + len(weights) == len(list(model.parameters()))
+    for seed in (1, 2):
+        images = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+        for part in (sgd, muon):
+            part.zero_grad(set_to_none=False)
+        model(images).square().sum().backward()
+        for copy, p in zip(copies, weights.values()):
+            assert p.grad.any()
+            copy.grad = p.grad.permute(0, 2, 3, 1).reshape(len(p), -1).clone()
+        muon.step()
+        plain.step()
+        for copy, p in zip(copies, weights.values()):
+            assert torch.equal(copy, p.detach().permute(0, 2, 3, 1).reshape(len(p), -1))
+    assert train.optimizers_of(model, "sgd", 0.1)[0].param_groups[0]["nesterov"]
