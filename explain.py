@@ -300,7 +300,7 @@ class Following(TorchFunctionMode):
             result = self.relu(args[0].clone() if in_place else args[0])
             result = args[0].copy_(result) if in_place else result
         elif name in MAX_POOLS:
-            result = self.max_pool(args[0], *MAX_POOLS[name](*args, **kwargs | {"return_indices": True}))
+            result = self.max_pool(args[0], lambda: MAX_POOLS[name](*args, **kwargs | {"return_indices": True}))
         elif self.is_linear(name, args, kwargs, followed):
             result = function(*args, **kwargs)
         else:
@@ -326,7 +326,8 @@ class Recording(Following):
         self.seen.append((x,))
         return x.relu()
 
-    def max_pool(self, x, y, index):
+    def max_pool(self, x, pool):
+        y, index = pool()
         self.seen.append((x, y, index))
         return y
 
@@ -351,7 +352,7 @@ class Gated(Following):
         quotient = full_precision(own.relu() - theirs.relu()) / torch.where(close, 1, difference)
         return x * torch.where(close, (own > 0).to(quotient), quotient).to(x)
 
-    def max_pool(self, x, *pooled):
+    def max_pool(self, x, pool):
         """What came from the image's maximum passes on (larger - y_ref), from the reference's (y - larger), each over the difference there."""
         (own, y, index), (theirs, y_ref, index_ref) = next(self.seen)
         index_ref, theirs = index_ref.expand_as(index), theirs.expand_as(own)
