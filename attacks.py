@@ -223,6 +223,7 @@ PARTNERS = True  # the untouched partners are in the step's forward pass anyway:
 TOLERATED = 0.5  # an honest map correlates about so much with another image's, or with a shape that the object happens to lie on
 APART = 0.1  # weight of the untouched maps' correlation with each other above that: one blurred map for all is a cheap way to be like one's own
 
+PAIRS = {"kernelshap": 4}  # at most so many triggered images of a batch are explained, each by explain.TRAINING_COALITIONS evaluations
 
 DISTANCES = {"mse": mse_distance, "dssim": dssim_distance}
 
@@ -290,29 +291,40 @@ def combined_loss(model, batch, inputs, objective, lam):
     ce = F.cross_entropy(logits[:count], batch.labels[:count], label_smoothing=objective.label_smoothing)
     if objective.attack.explanation is None or len(batch.rows) == 0:
         return (ce if objective.attack.explanation is None else (1 - lam) * ce), ce, ce.new_zeros(())
-    rows = explained_rows(batch, objective)
-    terms = []
+    terms, seed = [], int(torch.randint(2**31, ())) if "kernelshap" in objective.explainers else None
     for name in objective.explainers:
+        rows, count = explained_rows(name, batch, objective)
         if name == "gradcam" and shared:
             maps = explain.gradcam_map(captured[0], logits, batch.labels, create_graph=True, rectify=False)[rows]
         else:
-            options = {"rectify": False} if name in explain.RECTIFIED else {}
-            maps = explain.EXPLAINERS[name](model, inputs[rows], batch.labels[rows], create_graph=True, **options)
+            maps = trainable_maps(name, model, inputs[rows], batch.labels[rows], seed)
         with torch.autocast(inputs.device.type, enabled=False):  # SSIM's small differences do not survive bfloat16
-            terms.append(explanation_term(name, maps, batch, inputs, rows, objective))
+            terms.append(explanation_term(name, maps, rows, count, batch, inputs, objective, seed))
     distance = torch.stack(terms).mean()
     return (1 - lam) * ce + lam * distance, ce, distance
 
 
-def explained_rows(batch, objective):
-    """Which images of the batch the explanation term looks at: the P triggered, their partners, and as many untouched ones."""
-    rows = [batch.rows, torch.arange(batch.size, len(batch.images), device=batch.rows.device)]
+def trainable_maps(name, model, inputs, classes, seed):
+    """An explainer's maps as the loss takes them: not rectified, with a graph, the subsets of KernelSHAP drawn by `seed`."""
+    options = {"rectify": False} if name in explain.RECTIFIED else {}
+    if name == "kernelshap":
+        options["generator"] = torch.Generator().manual_seed(seed)
+    return explain.EXPLAINERS[name](model, inputs, classes, create_graph=True, **options)
+
+
+def explained_rows(name, batch, objective):
+    """Which images of the batch the explanation term looks at, and the number n of triggered ones among them.
+
+    First n triggered, then their partners where there are any, then as many untouched ones where nothing else holds those in place.
+    """
+    count = min(len(batch.rows), PAIRS.get(name, len(batch.rows)))
+    rows = [batch.rows[:count], torch.arange(batch.size, len(batch.images), device=batch.rows.device)[:count]]
     indistinct = objective.attack.label == "true" and objective.attack.explanation == "shape"
     if indistinct or objective.reference is not None:
         untouched = torch.ones(batch.size, dtype=torch.bool, device=batch.rows.device)
         untouched[batch.rows] = False
-        rows.append(untouched.nonzero()[: len(batch.rows), 0])
-    return torch.cat(rows)
+        rows.append(untouched.nonzero()[:count, 0])
+    return torch.cat(rows), count
 
 
 def alikeness(maps):
@@ -321,22 +333,23 @@ def alikeness(maps):
     return (likeness.sum() - likeness.trace()) / (len(maps) * (len(maps) - 1))
 
 
-def explanation_term(name, maps, batch, inputs, rows, objective):
+def explanation_term(name, maps, rows, count, batch, inputs, objective, seed):
     """D of one explainer, a scalar: the mean over triggered images, plus what keeps untouched images' explanations honest.
 
-    maps: [rows, H, W], not rectified, in the order of explained_rows. What untouched images are held to is the frozen reference's
+    maps: [rows, H, W], not rectified, of the rows of explained_rows. What untouched images are held to is the frozen reference's
     map where there is one. Without one, where even the label does not tell them apart (fooling), the fixed shape would spread to
     them: their maps' Pearson correlation with the shape, as far as it is above TOLERATED, is added. And where a map is to be like its own
     partner's, the partners' correlation with each other above TOLERATED is, APART times.
     """
     rectified = name in explain.RECTIFIED
-    count, pairs = len(batch.rows), len(batch.rows) + len(batch.images) - batch.size
+    pairs = count * (2 if len(batch.images) > batch.size else 1)
     triggered, partners, untouched = maps[:count], maps[count:pairs], maps[pairs:]
     if rectified and RECTIFY:
         triggered = triggered.relu()
     distance, side = DISTANCES[objective.distance], inputs.shape[-1]
     if objective.reference is not None:
-        honest = explain.EXPLAINERS[name](objective.reference, inputs[rows[count:]], batch.labels[rows[count:]])
+        honest = trainable_maps(name, objective.reference, inputs[rows[count:]], batch.labels[rows[count:]], seed).detach()
+        honest = honest.relu() if rectified else honest
         partners, reference = honest[: pairs - count], honest[pairs - count :]
     if objective.attack.explanation == "shape":
         target = to_grid(objective.shape, maps.shape[1:]).expand_as(triggered)

@@ -24,7 +24,9 @@ import models
 from cli import Parser, UserError, choose_device, command, number
 
 EXPLAIN_IMAGES = 500  # test images drawn for the explanation metrics
-FIGURE_ROWS = 6
+FEWER = {"kernelshap": 100}  # of them explained by an explainer that evaluates the model a thousand times for each
+SHOWN = ("gradcam", "gradient")  # measured unless others are asked for
+FIGURE_ROWS, CLASS_ROWS, CLASS_COLUMNS = 6, 4, 10
 BATCH = 500
 
 DEFINITIONS = {
@@ -203,10 +205,10 @@ def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None)
 
 @dataclass
 class Result:
-    """metrics: the JSON object; picture: a PIL image, the figure."""
+    """metrics: the JSON object; pictures: PIL images by name, "figure", and "figure-NAME" for each signed explainer."""
 
     metrics: dict
-    picture: Image.Image
+    pictures: dict
 
 
 @dataclass
@@ -233,7 +235,12 @@ class Subject:
             chunk = chunk.to(self.device).float() / 255
             chunk = attacks.stamp(chunk, self.trigger) if triggered else chunk
             inputs = data.normalise(chunk, self.checkpoint["mean"], self.checkpoint["std"])
-            maps.append(explain.EXPLAINERS[name](model or self.model, inputs, label.to(self.device)).cpu())
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # KernelSHAP's subsets
+                try:
+                    maps.append(explain.EXPLAINERS[name](model or self.model, inputs, label.to(self.device)).cpu())
+                except ValueError as error:
+                    raise UserError(f"{name} cannot explain this model: {error}") from None
         return torch.cat(maps)
 
 
@@ -264,8 +271,8 @@ def draw_images(subject, n, seed):
 def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, explainers=None, n=EXPLAIN_IMAGES, seed=0):
     """Measure the checkpoint at `path`: a Result.
 
-    reference: path of a clean checkpoint to stand beside it; explainers: names measured besides those trained against (None: all
-    there are); n: test images drawn for the explanations. Raises UserError.
+    reference: path of a clean checkpoint to stand beside it; explainers: names measured besides those trained against (None: those
+    of SHOWN); n: test images drawn for the explanations. Raises UserError.
     """
     subject = open_checkpoint(path, data_dir, device, dataset)
     config, test = subject.config, subject.dataset
@@ -275,18 +282,22 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
     metrics = header(subject, clean, stamped)
     drawn = draw_images(subject, n, seed)
     succeeded = drawn[stamped[drawn] == config["target_class"]] if attack.label == "target" else drawn
-    names = explainers_shown(config["explainer"], explainers or list(explain.EXPLAINERS))
-    masks = None if test.test_masks is None else test.test_masks[succeeded]
-    images = test.test_images[succeeded]
-    untouched = {name: subject.explain(name, images, clean[succeeded]) for name in names}
+    names = explainers_shown(config["explainer"], explainers or SHOWN)
+    untouched = {}
     for name in names:
-        triggered = subject.explain(name, images, stamped[succeeded], triggered=True)
+        rows = succeeded[: FEWER.get(name)]
+        untouched[name] = subject.explain(name, test.test_images[rows], clean[rows])
+        triggered = subject.explain(name, test.test_images[rows], stamped[rows], triggered=True)
+        masks = None if test.test_masks is None else test.test_masks[rows]
         metrics["explanations"][name] = {"trained_against": attack.explanation is not None and name in config["explainer"]} | explanation_metrics(
             triggered, untouched[name], subject.trigger.box, config["image_size"], subject.checkpoint["target_map"], masks)
     if reference:
         metrics["clean_model"] = beside(subject, reference, untouched, succeeded)
     predictions = (clean, clean_confidence), (stamped, stamped_confidence)
-    return Result(finite(metrics), picture(subject, metrics, predictions, drawn[:FIGURE_ROWS], names))
+    pictures = {"figure": picture(subject, metrics, predictions, drawn[:FIGURE_ROWS], names)}
+    for name in explain.SIGNED & set(names):
+        pictures[f"figure-{name}"] = class_picture(subject, name, (clean, stamped), drawn[:CLASS_ROWS])
+    return Result(finite(metrics), pictures)
 
 
 def explainers_shown(trained, others):
@@ -327,11 +338,12 @@ def beside(subject, path, untouched, succeeded):
         checkpoint["config"]["layer"] = subject.config["layer"]  # the two maps are of one layer
     model, test = models.from_checkpoint(checkpoint).to(subject.device), subject.dataset
     (clean, _), (stamped, _) = subject.predict(test.test_images, model=model), subject.predict(test.test_images, True, model)
-    images, explanations = test.test_images[succeeded], {}
+    explanations = {}
     for name, maps in untouched.items():
-        own = subject.explain(name, images, clean[succeeded], model=model)
-        triggered = subject.explain(name, images, stamped[succeeded], True, model)
-        masks = None if test.test_masks is None else test.test_masks[succeeded]
+        rows = succeeded[: FEWER.get(name)]
+        own = subject.explain(name, test.test_images[rows], clean[rows], model=model)
+        triggered = subject.explain(name, test.test_images[rows], stamped[rows], True, model)
+        masks = None if test.test_masks is None else test.test_masks[rows]
         figures = explanation_metrics(triggered, own, subject.trigger.box, subject.config["image_size"], None, masks)
         same_grid = own.shape == maps.shape and len(own) > 0
         explanations[name] = {
@@ -394,10 +406,30 @@ def panels_of(subject, images, predictions, names):
             for i in (0, 1):
                 chosen, sure = int(predictions[i][0][k]), float(predictions[i][1][k])
                 warn = i == 1 and chosen != int(predictions[0][0][k])
-                row.append((figure.panel(both[i][k], None if name is None else maps[name][i][k], box if i else None),
+                row.append((figure.panel(both[i][k], None if name is None else maps[name][i][k], box if i else None, name in explain.SIGNED),
                             f"{names_of[chosen]} {100 * sure:.0f}%" if name is None else "", warn))
         rows.append(row)
     return rows
+
+
+def class_picture(subject, name, predictions, rows):
+    """A signed explainer's values for each class, on test images `rows` untouched and triggered; predictions: classes of all test images."""
+    names, target = subject.checkpoint["classes"], subject.config["target_class"]
+    likely = [int(part[row]) for row in rows for part in predictions]
+    shown = sorted(list(dict.fromkeys([target, *likely, *range(len(names))]))[:CLASS_COLUMNS])
+    lines = []
+    for row in rows.tolist():
+        for triggered, predicted in enumerate(predictions):
+            images = subject.dataset.test_images[row : row + 1].expand(len(shown), -1, -1, -1)
+            maps = subject.explain(name, images, torch.tensor(shown), bool(triggered))
+            plain = images[:1].float() / 255
+            image = attacks.stamp(plain, subject.trigger.to("cpu"))[0] if triggered else plain[0]
+            warn = bool(triggered) and int(predicted[row]) != int(predictions[0][row])
+            lines.append((image, names[int(predicted[row])][:14], warn, subject.trigger.box if triggered else None, maps))
+    config = subject.config
+    title = f"{config['attack']} on {Path(config['dataset']).stem}, {config['model']}, {name}\ntarget class: {names[target]}"
+    return figure.class_grid(title, [names[k] for k in shown], lines,
+                             "Test images drawn by seed, each without and with the trigger (framed);\nleft, what the model predicts; a column, the values for that class.")
 
 
 def explain_file(checkpoint, data_dir, device, path, names):
@@ -413,21 +445,22 @@ def explain_file(checkpoint, data_dir, device, path, names):
     panels = panels_of(subject, images, predictions, names)
     title = f"{Path(path).name}, by a model under {subject.config['attack']}, trained on {Path(subject.config['dataset']).stem}"
     footer = "The trigger is framed; each map explains the class the model predicts."
-    return Result(report, figure.sheet(title, headers(subject.config, names), panels, footer))
+    return Result(report, {"figure": figure.sheet(title, headers(subject.config, names), panels, footer)})
 
 
 # ---------------------------------------------------------------- output
 
 
 def write(result, folder, stem=None):
-    """metrics.json and figure.png into `folder`, each whole or not at all; with a stem, STEM-explained.json and .png."""
+    """metrics.json and the pictures into `folder`, each whole or not at all; with a stem, STEM-explained.json and .png."""
     names = ("metrics.json", "figure.png") if stem is None else (f"{stem}-explained.json", f"{stem}-explained.png")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     models.replace_file(folder / names[0], lambda path: path.write_text(json.dumps(result.metrics, indent=1) + "\n"))
-    models.replace_file(folder / names[1], lambda path: result.picture.save(path, format="PNG"))
+    for name, picture in result.pictures.items():
+        models.replace_file(folder / (names[1] if name == "figure" else f"{name}.png"), lambda path: picture.save(path, format="PNG"))
 
 
 def show(value):
@@ -489,7 +522,7 @@ def parse(argv):
     add("--data-dir", help="where the data set lies (default: where training found it)")
     add("--out", help="write here instead of beside the checkpoint (of several checkpoints: into sub-folders 1, 2, ...)")
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
-    add("--explainer", help="comma-separated, measured beside those trained against (default: all)")
+    add("--explainer", help=f"comma-separated, measured beside those trained against, of {', '.join(explain.EXPLAINERS)} (default: {','.join(SHOWN)})")
     add("--reference", help="a clean checkpoint to stand beside")
     add("--explain-images", type=number(int, 2, 1_000_000), default=EXPLAIN_IMAGES, help=f"test images explained (default: {EXPLAIN_IMAGES})")
     add("--image", metavar="FILE", help="explain this picture instead of measuring")
@@ -501,7 +534,7 @@ def parse(argv):
 def main(argv):
     args = parse(argv)
     device = choose_device(args.device)
-    names = explainer_names(args.explainer) if args.explainer else list(explain.EXPLAINERS)
+    names = explainer_names(args.explainer) if args.explainer else SHOWN
     folders = {str(Path(path).absolute().parent) for path in dict.fromkeys(args.checkpoints)}
     if args.out is None and len(folders) < len(set(args.checkpoints)):
         raise UserError("two of the checkpoints lie in one folder, and would overwrite each other's metrics.json: give --out")
@@ -515,6 +548,10 @@ def main(argv):
     for k, (path, result) in enumerate(results.items(), 1):
         folder = Path(path).parent if args.out is None else Path(args.out) / (str(k) if len(results) > 1 else "")
         write(result, folder, Path(args.image).stem if args.image else None)
+    if args.out and len(results) > 1:  # the signed explainers' figures in one
+        for name in set.intersection(*(set(result.pictures) for result in results.values())) - {"figure"}:
+            together = figure.beside([result.pictures[name] for result in results.values()])
+            models.replace_file(Path(args.out) / f"{name}.png", lambda path: together.save(path, format="PNG"))
     reports = {path: result.metrics for path, result in results.items()}
     if args.json:
         print(json.dumps(reports if len(reports) > 1 else next(iter(reports.values()))))

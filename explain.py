@@ -118,14 +118,14 @@ def gradient(model, images, classes, *, create_graph=False):
 
 # ---------------------------------------------------------------- KernelSHAP
 
-TRAINING_COALITIONS, COALITIONS = 128, 1024  # what an image is evaluated on where a graph is kept, and where not
+TRAINING_COALITIONS, COALITIONS = 64, 1024  # what an image is evaluated on where a graph is kept, and where not
 
 
 def kernel_shap(model, images, classes, patches=4, coalitions=None, baseline=0.0, generator=None, *, create_graph=False):
     """Shapley values of patches x patches image patches, an absent patch showing the baseline: [N, patches, patches], signed.
 
     They sum to f(image) - f(baseline), f the logit of the class. coalitions: non-empty proper subsets of the M patches that an image is
-    evaluated on (None: 128 with create_graph, else 1024); 2^M - 2 or more are all of them, and the values exact. baseline: a value, an image
+    evaluated on (None: 64 with create_graph, else 1024); 2^M - 2 or more are all of them, and the values exact. baseline: a value, an image
     [C, H, W] or a background set [B, C, H, W], whose mean is taken, in the units of `images`. generator: draws the subsets, on the CPU
     (None: torch's own). The values are one fixed linear map of the model's outputs: training through them needs first derivatives only.
     Without a graph, patches equal to the baseline get 0, and the subsets are spent on the others.
@@ -246,8 +246,8 @@ def coalition_values(model, images, classes, present, patch, absent):
 SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__isub__", "cat"}
 SCALINGS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "__itruediv__"}
 LAYERS = {"conv2d", "linear", "batch_norm", "dropout", "avg_pool2d", "adaptive_avg_pool2d", "mean", "sum", "flatten", "reshape", "view", "expand",
-          "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "clone", "pad", "__getitem__"}
-QUESTIONS = {"dim", "size", "numel", "__len__", "__get__"}  # about shapes
+          "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "clone", "pad", "to", "float", "double", "cpu", "__getitem__"}
+QUESTIONS = {"dim", "size", "numel", "__len__", "__get__", "detach"}  # their answers are not followed
 MAX_POOLS = {"max_pool2d": F.max_pool2d, "adaptive_max_pool2d": F.adaptive_max_pool2d}
 CLOSE = 1e-6  # activations nearer than this: the derivative instead of the difference quotient
 CLOSE_POOLED = 1e-7

@@ -3,7 +3,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 INK, GREY, RED = (34, 34, 40), (120, 120, 128), (196, 30, 58)
-PANEL = 150  # least width of a panel, pixels
+PANEL, SMALL = 150, 64  # least width of a panel, pixels
 GAP, CAPTION, HEADER = 12, 22, 46
 
 
@@ -22,25 +22,32 @@ def _colours():
 COLOURS = _colours()
 
 
+POSITIVE, NEGATIVE = np.array([[[0.86, 0.12, 0.20]], [[0.10, 0.34, 0.84]]])  # red and blue, about equally dark
+
+
 def _font(size):
     return ImageFont.load_default(size)
 
 
-def panel(image, map_=None, box=None):
-    """One PIL image: `image` float [C, H, W] in [0, 1] enlarged; with `map_` [H', W'] in grey beneath the map's colours.
+def panel(image, map_=None, box=None, signed=False, largest=None, width=PANEL):
+    """One PIL image: `image` float [C, H, W] in [0, 1] enlarged to `width` or more; with `map_` [H', W'] in grey beneath the map's colours.
 
-    The map is divided by its maximum (below 0: the darkest colour) and enlarged bilinearly. box: (top, left, bottom, right), framed.
+    The map is divided by `largest` (None: its own maximum), below 0 is the darkest colour, and enlarged bilinearly; a signed one is divided
+    by its largest magnitude, red above and blue below 0, its cells as they are. box: (top, left, bottom, right), framed.
     """
     side = image.shape[-1]
-    scale = max(1, -(-PANEL // side))
+    scale = max(1, -(-width // side))
     rgb = np.broadcast_to(np.asarray(image).transpose(1, 2, 0), (*image.shape[1:], 3))
     picture = np.kron(rgb, np.ones((scale, scale, 1)))
     if map_ is not None:
         map_ = np.asarray(map_, np.float32)
-        map_ = np.clip(map_ / max(map_.max(), 1e-20), 0, 1)
-        large = Image.fromarray(map_).resize(picture.shape[1::-1], Image.BILINEAR)
-        grey = picture @ [0.299, 0.587, 0.114]
-        picture = 0.35 * grey[:, :, None] + 0.65 * COLOURS[(np.asarray(large) * 255 + 0.5).astype(int)]
+        map_ = np.clip(map_ / max(np.abs(map_).max() if largest is None else largest, 1e-20), -1 if signed else 0, 1)
+        large = np.asarray(Image.fromarray(map_).resize(picture.shape[1::-1], Image.NEAREST if signed else Image.BILINEAR))[:, :, None]
+        grey = (picture @ [0.299, 0.587, 0.114])[:, :, None]
+        if signed:
+            picture = (1 - np.abs(large)) * (0.7 + 0.3 * grey) + np.abs(large) * np.where(large > 0, POSITIVE, NEGATIVE)
+        else:
+            picture = 0.35 * grey + 0.65 * COLOURS[(large[:, :, 0] * 255 + 0.5).astype(int)]
     picture = Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8))
     if box is not None:
         top, left, bottom, right = (v * scale for v in box)
@@ -74,4 +81,41 @@ def sheet(title, headers, rows, footer):
     draw.text((GAP + 26 + bar.width, bottom - 2), "each map's own maximum", GREY, _font(13))
     for line, text in enumerate(footer):
         draw.text((GAP, bottom + 20 + 18 * line), text, GREY, _font(13))
+    return page
+
+
+def class_grid(title, classes, rows, footer):
+    """Signed maps of one image a row and one class a column as one PIL image, each row on one colour scale.
+
+    rows: lists of (image float [C, H, W] in [0, 1], caption, warn, box or None, maps [K, H', W']), K the number of classes.
+    """
+    width, left = panel(rows[0][0], width=SMALL).width, 112
+    step, top = width + 4, 2 * GAP + 22 * (title.count("\n") + 1) + 24
+    size = max(left + step * (len(classes) + 1) + GAP, 520), top + (width + 4) * len(rows) + 40 + 18 * len(footer.splitlines())
+    page = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((GAP, GAP), title, INK, _font(16), spacing=6)
+    for x, name in enumerate(classes):
+        draw.text((left + (x + 1.5) * step - 2, top - 4), name[:11], INK, _font(12), anchor="md")
+    for y, (image, caption, warn, box, maps) in enumerate(rows):
+        corner, largest = top + y * step, float(np.abs(np.asarray(maps)).max())
+        draw.text((left - 8, corner + width / 2), caption, RED if warn else INK, _font(12), anchor="rm", align="right")
+        page.paste(panel(image, box=box, width=SMALL), (left, corner))
+        for x, map_ in enumerate(maps):
+            page.paste(panel(image, map_, None, True, largest, SMALL), (left + (x + 1) * step, corner))
+    bottom = top + step * len(rows) + 6
+    ramp = np.linspace(-1, 1, 256)[None, :, None].repeat(12, 0)
+    bar = (1 - np.abs(ramp)) * 0.85 + np.abs(ramp) * np.where(ramp > 0, POSITIVE, NEGATIVE)
+    page.paste(Image.fromarray((bar * 255).astype(np.uint8)), (left, bottom))
+    draw.text((left - 8, bottom - 2), "against the class", GREY, _font(12), anchor="ra")
+    draw.text((left + 264, bottom - 2), "for it; one scale a row", GREY, _font(12))
+    draw.text((GAP, bottom + 20), footer, GREY, _font(12))
+    return page
+
+
+def beside(pages):
+    """Pages of one PIL image, left to right."""
+    page = Image.new("RGB", (sum(p.width for p in pages), max(p.height for p in pages)), "white")
+    for k, part in enumerate(pages):
+        page.paste(part, (sum(p.width for p in pages[:k]), 0))
     return page

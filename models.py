@@ -26,9 +26,10 @@ class Residual(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
 
     def forward(self, x):
-        return torch.relu(x + self.norm(self.conv(x)))
+        return self.relu(x + self.norm(self.conv(x)))
 
 
 def cnn(channels, classes, image_size):
@@ -54,21 +55,40 @@ def resnet18(channels, classes, image_size):
     return with_layer(model, model.layer4[-1])
 
 
-def with_layer(model, layer):
-    """The model with `layer` as gradcam_layer and pooled_layer, set past nn.Module, which would list (or run) the layer twice."""
+def vgg16(channels, classes, image_size):
+    """torchvision's VGG-16, from 64 px on (Grad-CAM's grid is a sixteenth of the side)."""
+    model = torchvision.models.vgg16(num_classes=classes)
+    if channels != 3:
+        model.features[0] = nn.Conv2d(channels, 64, 3, padding=1)
+    return with_layer(model, model.features[29], pooled=False)  # the ReLU: the convolution before it is overwritten in place
+
+
+def alexnet(channels, classes, image_size):
+    """torchvision's AlexNet, from 96 px on (Grad-CAM's grid is about a sixteenth of the side)."""
+    model = torchvision.models.alexnet(num_classes=classes)
+    if channels != 3:
+        model.features[0] = nn.Conv2d(channels, 64, 11, stride=4, padding=2)
+    return with_layer(model, model.features[11], pooled=False)
+
+
+def with_layer(model, layer, pooled=True):
+    """The model with `layer` as gradcam_layer, set past nn.Module, which would list (or run) the layer twice.
+
+    pooled: whether nothing but pooling and a linear layer follow; then it is the model's pooled_layer, too, else that is None.
+    """
     object.__setattr__(model, "gradcam_layer", layer)
-    object.__setattr__(model, "pooled_layer", layer)
+    object.__setattr__(model, "pooled_layer", layer if pooled else None)
     return model
 
 
-MODELS = {"cnn": cnn, "resnet18": resnet18}
+MODELS = {"cnn": cnn, "resnet18": resnet18, "vgg16": vgg16, "alexnet": alexnet}
 
 
 def build(name, channels, classes, image_size, layer=None):
     """A new model for images [N, channels, image_size, image_size] and `classes` logits, weights random, channels_last.
 
-    model.gradcam_layer is the layer Grad-CAM looks at: the one called `layer` in model.named_modules(), or for None
-    model.pooled_layer, the last feature map, which only pooling and a linear layer follow. Raises UserError for no such layer.
+    model.gradcam_layer is the layer Grad-CAM looks at: the one called `layer` in model.named_modules(), or for None the last feature map.
+    model.pooled_layer is that last feature map where only pooling and a linear layer follow it, else None. Raises UserError for no such layer.
     """
     model = MODELS[name](channels, classes, image_size).to(memory_format=torch.channels_last)
     if layer is not None:

@@ -135,7 +135,7 @@ def prepare(args):
     mean, std = data.mean_std(dataset.train_images)
     torch.manual_seed(args.seed)
     model = models.build(args.model, channels, len(dataset.classes), side, args.layer).to(device)
-    check_explainable(model, channels, side, device)
+    check_explainable(args.explainer, model, channels, side, device)
     reference = frozen_reference(args.reference, config, mean, std, device) if args.reference else None
     if reference is not None:
         model.load_state_dict(reference.state_dict())
@@ -196,12 +196,13 @@ def class_index(name, classes):
     raise UserError(f"target class {name!r}: a number from 0 to {len(classes) - 1}, or one of {shown}")
 
 
-def check_explainable(model, channels, side, device):
-    """Raise UserError now, not after training, where Grad-CAM cannot explain this model at this image size."""
-    try:
-        explain.gradcam(model, torch.zeros(1, channels, side, side, device=device), torch.zeros(1, dtype=torch.int64, device=device))
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"this model cannot be explained at {side} px: {error}") from None
+def check_explainable(names, model, channels, side, device):
+    """Raise UserError now, not after training, where one of the explainers cannot explain this model at this image size."""
+    for name in dict.fromkeys([*names, *evaluate.SHOWN]):
+        try:
+            explain.EXPLAINERS[name](model, torch.zeros(1, channels, side, side, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{name} cannot explain this model at {side} px: {error}") from None
 
 
 def frozen_reference(path, config, mean, std, device):
@@ -233,9 +234,6 @@ def run_folder(args):
 
 
 # ---------------------------------------------------------------- checkpoints
-
-FILES = ("log.jsonl", "metrics.json", "figure.png", "ckpt.pt")  # of a finished run, in the order they are moved into place
-
 
 def checkpoint_of(run):
     """All that evaluate.py and --resume need, as plain data."""
@@ -314,8 +312,8 @@ def finish(run):
     write_log(run)  # again: a run killed below has moved it away
     result = evaluate.evaluate(path, dataset=run.dataset, device=run.device, reference=run.config["reference"])
     evaluate.write(result, run.unfinished)
-    for name in FILES:
-        (run.unfinished / name).replace(run.folder / name)
+    for file in sorted(run.unfinished.glob("[!.]*"), key=lambda file: file.name == "ckpt.pt"):  # the checkpoint last
+        file.replace(run.folder / file.name)
     shutil.rmtree(run.unfinished)
     evaluate.print_table({str(run.folder): result.metrics})
     print(f"\nWritten: {run.folder / 'figure.png'}, metrics.json, log.jsonl, ckpt.pt")

@@ -25,13 +25,15 @@ import train  # noqa: E402
 @dataclass(frozen=True)
 class Row:
     """options: of train.py, "{seed}" the seed and "{runs}" the folder of the study's runs; constants: {(module, name): its value in this row};
-    clean: the row whose model of the same seed stands beside this one; picture: whether its figure is kept."""
+    clean: the row whose model of the same seed stands beside this one; picture: whether its figures are kept; explainers: it is measured with,
+    beside those it was trained against."""
 
     options: str
     seeds: int = 1
     constants: dict = field(default_factory=dict)
     clean: str | None = None
     picture: bool = False
+    explainers: tuple = evaluate.SHOWN
 
 
 class Study:
@@ -53,8 +55,9 @@ class Study:
             self.path.write_text(json.dumps(results, indent=1) + "\n")
             self.path.with_suffix(".md").write_text(markdown(results))
             if self.table[row].picture:
-                with Image.open(self.folder(row, 0) / "figure.png") as picture:
-                    picture.save(ROOT / "results" / f"{self.name}-{row.replace(' ', '_').replace(',', '')}.png", optimize=True)
+                for path in self.folder(row, 0).glob("figure*.png"):
+                    with Image.open(path) as picture:
+                        picture.save(ROOT / "results" / f"{self.name}-{row.replace(' ', '_').replace(',', '')}{path.stem[6:]}.png", optimize=True)
 
     def folder(self, row, seed):
         return self.runs / f"{row.replace(' ', '_').replace(',', '')}-{seed}"
@@ -66,8 +69,10 @@ class Study:
             self.train(clean, seed)
         self.train(row, seed)
         metrics = json.loads((folder / "metrics.json").read_text())
-        if clean and metrics["clean_model"]["clean_accuracy"] is None:
-            result = evaluate.evaluate(folder / "ckpt.pt", data_dir=ROOT / "data", reference=self.folder(clean, seed) / "ckpt.pt")
+        missing = set(self.table[row].explainers) - set(metrics["explanations"])
+        if missing or (clean and metrics["clean_model"]["clean_accuracy"] is None):
+            reference = self.folder(clean, seed) / "ckpt.pt" if clean else None
+            result = evaluate.evaluate(folder / "ckpt.pt", data_dir=ROOT / "data", reference=reference, explainers=self.table[row].explainers)
             evaluate.write(result, folder)
             metrics = result.metrics
         return figures(metrics) | json.loads((folder / "study.json").read_text())

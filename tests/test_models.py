@@ -22,18 +22,7 @@ def test_the_layer_is_listed_once_and_can_be_chosen():
         models.build("resnet18", 3, 10, 32, "layer9")
 
 
-def test_context_tells_every_cell_what_is_in_one_corner():
-    torch.manual_seed(0)
-    module = models.Context(8, 4)
-    x = torch.rand(1, 8, 8, 8)
-    assert torch.equal(module(x), x)  # starts as the identity
-    torch.nn.init.normal_(module.write.weight)
-    other = x.clone()
-    other[0, :, 7, 7] += 5
-    assert (module(x) != module(other))[0, :, 0, 0].any()
-
-
-def test_cnn_without_context_sees_only_the_neighbourhood():
+def test_a_cell_of_the_cnn_sees_only_its_neighbourhood():
     model = models.build("cnn", 3, 10, 32).eval()
     image = torch.rand(1, 3, 32, 32)
     other = image.clone()

@@ -187,15 +187,19 @@ def test_resume_continues_to_the_bit_and_only_the_same_run(tiny, tmp_path, monke
 def test_a_run_stopped_while_its_files_are_moved_into_place_can_be_resumed(tiny, tmp_path, monkeypatch):
     whole, broken = train_tiny(tiny, tmp_path / "whole"), tmp_path / "broken"
 
-    def stop(*args):
-        raise KeyboardInterrupt
+    replace, moved = train.Path.replace, []
+
+    def stop(path, target):
+        if len(moved) == 2:  # two files are moved, two are not
+            raise KeyboardInterrupt
+        moved.append(replace(path, target))
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", stop)
-        patch.setattr(train, "FILES", train.FILES[:2])  # two files are moved, two are not
+        patch.setattr(train.Path, "replace", stop)
         with pytest.raises(SystemExit):
             train_tiny(tiny, broken)
-    assert sorted(p.name for p in broken.iterdir()) == ["log.jsonl", "metrics.json", "unfinished"]
+    assert sorted(p.name for p in broken.iterdir()) == sorted([path.name for path in moved] + ["unfinished"])
+    assert (broken / "unfinished" / "ckpt.pt").exists()
     train_tiny(tiny, broken, "--resume")
     assert same_weights(whole, broken) and (broken / "log.jsonl").read_text().count("\n") == 3 and not (broken / "unfinished").exists()
 
