@@ -67,7 +67,7 @@ def peers(model, images, classes):
 
         kernel, mask = KernelShap(model), explain.patch_of_pixel(PATCHES, SIDE, SIDE).to(images.device)[None, None]
         found[f"kernelshap, {PATCHES**2} patches, {COALITIONS} coalitions: captum"] = lambda: [
-            kernel.attribute(x[None], target=int(c), feature_mask=mask, n_samples=COALITIONS, perturbations_per_eval=explain.CHUNK)
+            kernel.attribute(x[None], target=int(c), feature_mask=mask, n_samples=COALITIONS, perturbations_per_eval=256)
             for x, c in zip(images[:FEW], classes)]
     return found
 
@@ -81,7 +81,7 @@ def shap_kernel(shap, model, image, label, patches=PATCHES, coalitions=COALITION
     @torch.no_grad()
     def value(masks):
         present = torch.from_numpy(masks).to(image)[:, patch]
-        return torch.cat([model(part[:, None] * image)[:, label] for part in present.split(explain.CHUNK)]).double().cpu().numpy()
+        return torch.cat([model(part[:, None] * image)[:, label] for part in present.split(256)]).double().cpu().numpy()
 
     explainer = shap.KernelExplainer(value, np.zeros((1, patches**2)))
     values = explainer.shap_values(np.ones((1, patches**2)), nsamples=coalitions, l1_reg=False, silent=True)

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-CHUNK = 256  # images explained at a time when no graph is kept, so that memory does not grow with N
+CHUNK = 256  # images explained at a time when no graph is kept, so that memory does not grow with N; on a CPU what fits its cache is faster
+CHUNK_CPU = 32
 SMALLEST_MAP = 4  # cells a side; a coarser map cannot point at anything
 
 
@@ -233,7 +234,7 @@ def regress(model, images, classes, coalitions, weights, where, patch, absent):
 def coalition_values(model, images, classes, present, patch, absent):
     """The class's logit [N, K] of each image with only its `present` patches: bool [N, K, M]."""
     count, values = present.shape[1], []
-    for pair in torch.arange(len(images) * count, device=images.device).split(CHUNK):
+    for pair in torch.arange(len(images) * count, device=images.device).split(chunk_of(images)):
         image = pair // count
         mask = present[image, pair % count][:, patch]
         logits = model(torch.where(mask[:, None], images[image], absent))
@@ -249,37 +250,36 @@ LAYERS = {"conv2d", "linear", "batch_norm", "dropout", "avg_pool2d", "adaptive_a
           "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "clone", "pad", "to", "float", "double", "cpu", "__getitem__"}
 QUESTIONS = {"dim", "size", "numel", "__len__", "__get__", "detach"}  # their answers are not followed
 MAX_POOLS = {"max_pool2d": F.max_pool2d, "adaptive_max_pool2d": F.adaptive_max_pool2d}
-CLOSE = 1e-6  # activations nearer than this: the derivative instead of the difference quotient
-CLOSE_POOLED = 1e-7
-DEEP_CHUNK = 32  # every activation of a chunk is kept
+CLOSE = 1e-7  # activations nearer than this have no difference to explain
 
 
 def deep_shap(model, images, classes, references=None, *, create_graph=False):
     """DeepLIFT's rescale rule, averaged over references: each pixel's share of f(image) - f(reference), summed over channels: [N, H, W].
 
     references: [R, C, H, W] in the units of `images` (None: one of zeros); the cost grows with R. A nonlinearity passes on the difference
-    quotient of its output and input between image and reference. The model runs once on images and on references, to find these gates, then once more on the
-    images with gates instead of nonlinearities: that is linear, so its gradient gives the multipliers, and what is trained
-    through is differentiated as it should be. Handles what SUMS, SCALINGS, LAYERS and MAX_POOLS name, and ReLU, as modules or functions;
-    raises ValueError, with its name, for anything else that the image goes through.
+    quotient of its output and input between image and reference, instead of its derivative. With create_graph the model first runs on the images as it is, to
+    find these quotients, then with them in the nonlinearities' place: so they, too, are differentiated as what they are. Handles what
+    SUMS, SCALINGS, LAYERS and MAX_POOLS name, and ReLU, as modules or functions; raises ValueError, with its name, for anything else
+    that the image goes through.
     Source: Shrikumar et al., ICML 2017, section 3.5.2; Lundberg and Lee, NeurIPS 2017, section 4.2.
     """
     references = images.new_zeros(1, *images.shape[1:]) if references is None else references.to(images)
 
     def explain(images, classes):
         with torch.set_grad_enabled(create_graph):
-            own, theirs = (Recording.of(model, x) for x in (images, references))
+            theirs = Recording.of(model, references)
+            own = Recording.of(model, images) if create_graph else None
         maps = []
         for r, reference in enumerate(references):
             leaf = images.detach().clone().requires_grad_()
-            with Gated(leaf, own, [[part[r : r + 1] for part in seen] for seen in theirs]) as gated:
+            with Gated(leaf, [[part[r : r + 1] for part in seen] for seen in theirs], own) as gated:
                 logits = model(gated.image)
             score = full_precision(logits).gather(1, classes[:, None]).sum()
             (multiplier,) = torch.autograd.grad(score, leaf, create_graph=create_graph)
             maps.append(full_precision(multiplier * (images - reference)).sum(1))
         return torch.stack(maps).mean(0)
 
-    return _chunked(explain, model, images, classes, create_graph, chunk=DEEP_CHUNK)
+    return _chunked(explain, model, images, classes, create_graph)
 
 
 class Following(TorchFunctionMode):
@@ -339,27 +339,49 @@ class Recording(Following):
 
 
 class Gated(Following):
-    """Every nonlinearity multiplies by its difference quotient between what was seen of the images and of one reference."""
+    """The slope of every nonlinearity is its difference quotient between the images and one reference.
 
-    def __init__(self, image, own, theirs):
+    theirs: what a Recording saw of the reference; own: of the images, or None to take what comes by. With own, what is computed means nothing;
+    its gradient does. Without, values are the model's.
+    """
+
+    def __init__(self, image, theirs, own=None):
         super().__init__(image)
-        self.seen = iter(zip(own, theirs, strict=True))
+        self.theirs, self.own = iter(theirs), own and iter(own)
 
     def relu(self, x):
-        (own,), (theirs,) = next(self.seen)
-        difference = full_precision(own) - full_precision(theirs)
-        close = difference.abs() < CLOSE
-        quotient = full_precision(own.relu() - theirs.relu()) / torch.where(close, 1, difference)
-        return x * torch.where(close, (own > 0).to(quotient), quotient).to(x)
+        (theirs,), (own,) = next(self.theirs), next(self.own) if self.own else (x.detach(),)
+        low, high = torch.minimum(own, theirs), torch.maximum(own, theirs)
+        gate = (high / (high - low).clamp_min(CLOSE)).clamp(0, 1)  # 1 where both are positive, 0 where none is
+        return x * gate if self.own else Sloped.apply(x, own.relu(), gate)
 
     def max_pool(self, x, pool):
         """What came from the image's maximum passes on (larger - y_ref), from the reference's (y - larger), each over the difference there."""
-        (own, y, index), (theirs, y_ref, index_ref) = next(self.seen)
+        if self.own:
+            own, y, index = next(self.own)
+        else:
+            with torch.no_grad():
+                own, (y, index) = x.detach(), pool()
+        theirs, y_ref, index_ref = next(self.theirs)
         index_ref, theirs = index_ref.expand_as(index), theirs.expand_as(own)
         larger = torch.maximum(y, y_ref)
         gate = quotient_or_zero(larger - y_ref, y - pick(theirs, index))
         gate_ref = quotient_or_zero(y - larger, pick(own, index_ref) - y_ref)
-        return pick(x, index) * gate + pick(x, index_ref) * gate_ref
+        result = pick(x, index) * gate + pick(x, index_ref) * gate_ref
+        return result if self.own else Sloped.apply(result, y, torch.ones_like(y))
+
+
+class Sloped(torch.autograd.Function):
+    """y, whose derivative by x is the slope."""
+
+    @staticmethod
+    def forward(ctx, x, y, slope):
+        ctx.save_for_backward(slope)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0], None, None
 
 
 def pick(x, index):
@@ -368,7 +390,7 @@ def pick(x, index):
 
 
 def quotient_or_zero(above, below):
-    close = below.abs() < CLOSE_POOLED
+    close = below.abs() < CLOSE
     return torch.where(close, 0, above / torch.where(close, 1, below))
 
 
@@ -386,14 +408,18 @@ def flattened(values):
             yield value
 
 
-def _chunked(explain, model, images, classes, create_graph, chunk=None):
+def _chunked(explain, model, images, classes, create_graph):
     """explain(images, classes) in evaluation mode with gradients on: whole if a graph is kept, else in chunks, detached."""
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
         images, classes = (t.clone() if t.is_inference() else t for t in (images, classes))
         if create_graph:
             return explain(images, classes)
-        chunks = zip(images.split(chunk or CHUNK), classes.split(chunk or CHUNK))
+        chunks = zip(images.split(chunk_of(images)), classes.split(chunk_of(images)))
         return torch.cat([explain(image, label).detach() for image, label in chunks])
+
+
+def chunk_of(images):
+    return CHUNK_CPU if images.device.type == "cpu" else CHUNK
 
 
 EXPLAINERS = {"gradcam": gradcam, "gradient": gradient, "kernelshap": kernel_shap, "deepshap": deep_shap}

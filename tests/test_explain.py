@@ -172,7 +172,7 @@ def test_many_images_are_explained_in_chunks(name, monkeypatch, inputs):
     expected = explained(name, net, images, classes)
     net[0].register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     monkeypatch.setattr(explain, "CHUNK", 4)
-    monkeypatch.setattr(explain, "DEEP_CHUNK", 4)
+    monkeypatch.setattr(explain, "CHUNK_CPU", 4)
     torch.testing.assert_close(explained(name, net, images, classes), expected, atol=1e-6, rtol=1e-5)
     assert max(sizes) == 4 and (name in explain.SIGNED or sizes == [4, 2])
 

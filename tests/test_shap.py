@@ -104,7 +104,7 @@ def test_too_few_coalitions_and_too_many_patches_are_refused(images):
 
 
 def test_memory_of_kernel_shap_does_not_grow_with_the_images(images, monkeypatch):
-    monkeypatch.setattr(explain, "CHUNK", 16)
+    monkeypatch.setattr(explain, "CHUNK_CPU", 16)
     net, sizes = small_net(), []
     handle = net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     explain.kernel_shap(net, images.repeat(8, 1, 1, 1), CLASSES.repeat(8), 2, 14)
