@@ -1,9 +1,9 @@
 """The README's tables on SHAP: what a disguise against one explainer looks like to the others, and one against all three.
 
-    python results/shap.py                            # everything
-    python results/shap.py "mnist none" "mnist all"   # some of it; a second call continues
+    python results/transfer.py                            # everything
+    python results/transfer.py "mnist none" "mnist all"   # some of it; a second call continues
 
-Writes results/shap.json, .md and the figures: see study.py.
+Writes results/transfer.json, .md and the figures: see study.py.
 """
 import sys
 
@@ -24,4 +24,4 @@ for data, options in DATA.items():
         TABLE[f"{data} {name}"] = Row(f"{options} --attack full_disguise --explainer {explainer}", clean=clean, explainers=SEEN_BY, picture=name != "gradcam")
 
 if __name__ == "__main__":
-    study.Study("shap", TABLE).run(sys.argv[1:])
+    study.Study("transfer", TABLE).run(sys.argv[1:])
