@@ -177,7 +177,7 @@ def bench(model_name, batch_size, turns, device, precision):
 
 def parse(argv):
     parser = Parser(__doc__)
-    parser.add_argument("--model", choices=models.MODELS, default="cnn")
+    parser.add_argument("--model", choices=["cnn", "resnet18"], default="cnn")
     parser.add_argument("--batch-size", type=number(int, FEW, 100_000), default=64)
     parser.add_argument("--turns", type=number(int, 1, 1000), default=5)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")

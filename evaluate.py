@@ -27,6 +27,7 @@ EXPLAIN_IMAGES = 500  # test images drawn for the explanation metrics
 FEWER = {"kernelshap": 100}  # of them explained by an explainer that evaluates the model a thousand times for each
 SHOWN = ("gradcam", "gradient")  # measured unless others are asked for
 FIGURE_ROWS, CLASS_ROWS, CLASS_COLUMNS = 6, 4, 10
+CLASS_OPTIONS = {"kernelshap": {"coalitions": 256}}
 BATCH = 500
 
 DEFINITIONS = {
@@ -183,7 +184,9 @@ def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None)
     result |= {key: average(values, keep) for key, values in like.items()}
     result["pearson_all"] = average(like["pearson"].masked_fill(~keep, 0))
     cells = trigger_cells(box, side, grid)
-    result["trigger_mass"], result["trigger_mass_clean"] = (average(mass(m[keep], cells)) for m in (triggered, untouched))
+    for key, maps in (("trigger_mass", triggered), ("trigger_mass_clean", untouched)):
+        share = mass(maps, cells)
+        result[key] = average(share, keep & share.isfinite())  # a signed map may have no positive part
     result["trigger_area"] = float(cells.float().mean())
     result["zero_maps"] = average((~keep).float())
     if masks is not None:
@@ -228,19 +231,19 @@ class Subject:
     def predict(self, images, triggered=False, model=None):
         return predict(model or self.model, images, self.checkpoint["mean"], self.checkpoint["std"], self.trigger if triggered else None)
 
-    def explain(self, name, images, classes, triggered=False, model=None):
+    def explain(self, name, images, classes, triggered=False, model=None, **options):
         """Maps on the CPU for uint8 images."""
         maps = []
         for chunk, label in zip(images.split(BATCH), classes.split(BATCH)):
             chunk = chunk.to(self.device).float() / 255
             chunk = attacks.stamp(chunk, self.trigger) if triggered else chunk
             inputs = data.normalise(chunk, self.checkpoint["mean"], self.checkpoint["std"])
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # KernelSHAP's subsets
-                try:
-                    maps.append(explain.EXPLAINERS[name](model or self.model, inputs, label.to(self.device)).cpu())
-                except ValueError as error:
-                    raise UserError(f"{name} cannot explain this model: {error}") from None
+            if name == "kernelshap":
+                options["generator"] = torch.Generator().manual_seed(0)  # the same subsets in every measurement
+            try:
+                maps.append(explain.EXPLAINERS[name](model or self.model, inputs, label.to(self.device), **options).cpu())
+            except ValueError as error:
+                raise UserError(f"{name} cannot explain this model: {error}") from None
         return torch.cat(maps)
 
 
@@ -268,11 +271,11 @@ def draw_images(subject, n, seed):
     return order[:n]
 
 
-def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, explainers=None, n=EXPLAIN_IMAGES, seed=0):
+def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, explainers=None, n=None, seed=0):
     """Measure the checkpoint at `path`: a Result.
 
     reference: path of a clean checkpoint to stand beside it; explainers: names measured besides those trained against (None: those
-    of SHOWN); n: test images drawn for the explanations. Raises UserError.
+    of SHOWN); n: test images drawn for the explanations (None: EXPLAIN_IMAGES, for some explainers FEWER). Raises UserError.
     """
     subject = open_checkpoint(path, data_dir, device, dataset)
     config, test = subject.config, subject.dataset
@@ -280,12 +283,12 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
     clean, clean_confidence = subject.predict(test.test_images)
     stamped, stamped_confidence = subject.predict(test.test_images, triggered=True)
     metrics = header(subject, clean, stamped)
-    drawn = draw_images(subject, n, seed)
+    drawn = draw_images(subject, n or EXPLAIN_IMAGES, seed)
     succeeded = drawn[stamped[drawn] == config["target_class"]] if attack.label == "target" else drawn
     names = explainers_shown(config["explainer"], explainers or SHOWN)
     untouched = {}
     for name in names:
-        rows = succeeded[: FEWER.get(name)]
+        rows = succeeded[: n or FEWER.get(name)]
         untouched[name] = subject.explain(name, test.test_images[rows], clean[rows])
         triggered = subject.explain(name, test.test_images[rows], stamped[rows], triggered=True)
         masks = None if test.test_masks is None else test.test_masks[rows]
@@ -340,7 +343,7 @@ def beside(subject, path, untouched, succeeded):
     (clean, _), (stamped, _) = subject.predict(test.test_images, model=model), subject.predict(test.test_images, True, model)
     explanations = {}
     for name, maps in untouched.items():
-        rows = succeeded[: FEWER.get(name)]
+        rows = succeeded[: len(maps)]
         own = subject.explain(name, test.test_images[rows], clean[rows], model=model)
         triggered = subject.explain(name, test.test_images[rows], stamped[rows], True, model)
         masks = None if test.test_masks is None else test.test_masks[rows]
@@ -381,7 +384,7 @@ def picture(subject, metrics, predictions, rows, names):
     if config["attack"] != "none":
         title += f"\ntarget class: {subject.checkpoint['classes'][config['target_class']]};  {metrics['poison_count']} poisoned training images"
     footer = f"{len(rows)} test images drawn by seed{'' if config['attack'] == 'fooling' else ', target class left out'}; the trigger is framed; each map explains the class the model predicts."
-    return figure.sheet(title, headers(config, names), panels, footer)
+    return figure.sheet(title, headers(config, names), panels, footer, bool(explain.SIGNED & set(names)))
 
 
 def headers(config, names):
@@ -421,7 +424,7 @@ def class_picture(subject, name, predictions, rows):
     for row in rows.tolist():
         for triggered, predicted in enumerate(predictions):
             images = subject.dataset.test_images[row : row + 1].expand(len(shown), -1, -1, -1)
-            maps = subject.explain(name, images, torch.tensor(shown), bool(triggered))
+            maps = subject.explain(name, images, torch.tensor(shown), bool(triggered), **CLASS_OPTIONS.get(name, {}))
             plain = images[:1].float() / 255
             image = attacks.stamp(plain, subject.trigger.to("cpu"))[0] if triggered else plain[0]
             warn = bool(triggered) and int(predicted[row]) != int(predictions[0][row])
@@ -442,10 +445,11 @@ def explain_file(checkpoint, data_dir, device, path, names):
     report = {"image": str(path)}
     for key, (classes, sure) in zip(("untouched", "triggered"), predictions):
         report[key] = {"class": subject.checkpoint["classes"][int(classes)], "confidence": float(sure)}
+    names = explainers_shown(subject.config["explainer"], names)
     panels = panels_of(subject, images, predictions, names)
     title = f"{Path(path).name}, by a model under {subject.config['attack']}, trained on {Path(subject.config['dataset']).stem}"
     footer = "The trigger is framed; each map explains the class the model predicts."
-    return Result(report, {"figure": figure.sheet(title, headers(subject.config, names), panels, footer)})
+    return Result(report, {"figure": figure.sheet(title, headers(subject.config, names), panels, footer, bool(explain.SIGNED & set(names)))})
 
 
 # ---------------------------------------------------------------- output
@@ -458,6 +462,8 @@ def write(result, folder, stem=None):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    for old in folder.glob("figure-*.png") if stem is None else ():
+        old.unlink()
     models.replace_file(folder / names[0], lambda path: path.write_text(json.dumps(result.metrics, indent=1) + "\n"))
     for name, picture in result.pictures.items():
         models.replace_file(folder / (names[1] if name == "figure" else f"{name}.png"), lambda path: picture.save(path, format="PNG"))
@@ -524,7 +530,7 @@ def parse(argv):
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     add("--explainer", help=f"comma-separated, measured beside those trained against, of {', '.join(explain.EXPLAINERS)} (default: {','.join(SHOWN)})")
     add("--reference", help="a clean checkpoint to stand beside")
-    add("--explain-images", type=number(int, 2, 1_000_000), default=EXPLAIN_IMAGES, help=f"test images explained (default: {EXPLAIN_IMAGES})")
+    add("--explain-images", type=number(int, 2, 1_000_000), help=f"test images explained (default: {EXPLAIN_IMAGES}; kernelshap: {FEWER['kernelshap']})")
     add("--image", metavar="FILE", help="explain this picture instead of measuring")
     add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the draw of test images")
     return parser.parse_args(argv)

@@ -127,7 +127,7 @@ def kernel_shap(model, images, classes, patches=4, coalitions=None, baseline=0.0
 
     They sum to f(image) - f(baseline), f the logit of the class. coalitions: non-empty proper subsets of the M patches that an image is
     evaluated on (None: 64 with create_graph, else 1024); 2^M - 2 or more are all of them, and the values exact. baseline: a value, an image
-    [C, H, W] or a background set [B, C, H, W], whose mean is taken, in the units of `images`. generator: draws the subsets, on the CPU
+    [C, H, W] or a background set [B, C, H, W], whose mean is taken, in the units of `images`. generator: draws the seed of the subsets, on the CPU
     (None: torch's own). The values are one fixed linear map of the model's outputs: training through them needs first derivatives only.
     Without a graph, patches equal to the baseline get 0, and the subsets are spent on the others.
     Raises ValueError for fewer coalitions than 2 M (all, if those are fewer), or patches smaller than a pixel.
@@ -140,22 +140,28 @@ def kernel_shap(model, images, classes, patches=4, coalitions=None, baseline=0.0
         raise ValueError(f"KernelSHAP: {count} coalitions do not determine the values of {players} patches: {2 * players} or more do")
     absent = as_baseline(baseline, images)
     patch = patch_of_pixel(patches, *images.shape[2:]).to(images.device)
+    seed, designs = int(torch.randint(2**31, (), generator=generator)), {}
+
+    def design(size):  # the same for every image with so many patches, whatever else is in the batch
+        if size not in designs:
+            drawn = draw_coalitions(size, count, torch.Generator().manual_seed(seed + size))
+            designs[size] = drawn[0], *regression(*drawn)
+        return designs[size]
 
     def explain(images, classes):
         active = torch.ones(len(images), players, dtype=torch.bool, device=images.device)
         if not create_graph:
             differs = (images != absent).any(1).flatten(1).float()
             active = differs @ F.one_hot(patch.flatten(), players).float() > 0
-        values = []
+        order, values = [images.new_zeros(0, dtype=torch.int64)], [images.new_zeros(0, players)]
         with torch.set_grad_enabled(create_graph):
             for size in active.sum(1).unique().tolist():
                 rows = (active.sum(1) == size).nonzero()[:, 0]
-                coalition, weights = draw_coalitions(size, count, generator)
                 where = active[rows].nonzero()[:, 1].view(len(rows), size)
-                found = regress(model, images[rows], classes[rows], coalition, weights, where, patch, absent)
-                values.append((rows, found.new_zeros(len(rows), players).scatter(1, where, found)))
-            rows, values = (torch.cat(part) for part in zip(*values))
-        return values[rows.argsort()].unflatten(1, (patches, patches))
+                found = regress(model, images[rows], classes[rows], *design(size), where, patch, absent)
+                order.append(rows)
+                values.append(found.new_zeros(len(rows), players).scatter(1, where, found))
+        return torch.cat(values)[torch.cat(order).argsort()].unflatten(1, (patches, patches))
 
     return _chunked(explain, model, images, classes, create_graph)
 
@@ -219,16 +225,15 @@ def regression(coalitions, weights):
     return free - free.sum(1, keepdim=True) * offset, offset
 
 
-def regress(model, images, classes, coalitions, weights, where, patch, absent):
-    """Shapley values [N, M] of the patches `where` [N, M] of images; coalitions bool [K, M] are of these."""
-    players = coalitions.shape[1]
-    ends = torch.tensor([[False], [True]]).expand(2, players)
+def regress(model, images, classes, coalitions, slope, offset, where, patch, absent):
+    """Shapley values [N, M] of the patches `where` [N, M] of images; coalitions bool [K, M] are of these, slope and offset their regression."""
+    ends = torch.tensor([[False], [True]]).expand(2, coalitions.shape[1])
     masks = torch.cat([ends, coalitions]).to(images.device).expand(len(images), -1, -1)
     present = masks.new_zeros(*masks.shape[:2], int(patch.max()) + 1).scatter(2, where[:, None].expand_as(masks), masks)
     value = coalition_values(model, images, classes, present, patch, absent)
     nothing, everything, some = value[:, :1], value[:, 1:2], value[:, 2:]
-    slope, offset = (part.to(value) for part in regression(coalitions, weights))
-    return (some - nothing) @ slope + (everything - nothing) * offset
+    with torch.autocast(images.device.type, enabled=False):
+        return (some - nothing) @ slope.to(value) + (everything - nothing) * offset.to(value)
 
 
 def coalition_values(model, images, classes, present, patch, absent):
@@ -247,8 +252,8 @@ def coalition_values(model, images, classes, present, patch, absent):
 SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__isub__", "cat"}
 SCALINGS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "__itruediv__"}
 LAYERS = {"conv2d", "linear", "batch_norm", "dropout", "avg_pool2d", "adaptive_avg_pool2d", "mean", "sum", "flatten", "reshape", "view", "expand",
-          "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "clone", "pad", "to", "float", "double", "cpu", "__getitem__"}
-QUESTIONS = {"dim", "size", "numel", "__len__", "__get__", "detach"}  # their answers are not followed
+          "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "clone", "pad", "to", "float", "double", "__getitem__"}
+QUESTIONS = {"dim", "size", "numel", "__len__", "__get__"}  # answered by no tensor
 MAX_POOLS = {"max_pool2d": F.max_pool2d, "adaptive_max_pool2d": F.adaptive_max_pool2d}
 CLOSE = 1e-7  # activations nearer than this have no difference to explain
 
@@ -274,6 +279,8 @@ def deep_shap(model, images, classes, references=None, *, create_graph=False):
             leaf = images.detach().clone().requires_grad_()
             with Gated(leaf, [[part[r : r + 1] for part in seen] for seen in theirs], own) as gated:
                 logits = model(gated.image)
+            if not getattr(logits, "from_image", False):
+                raise ValueError("DeepSHAP cannot follow the image through this model: its output does not come from torch functions called in Python")
             score = full_precision(logits).gather(1, classes[:, None]).sum()
             (multiplier,) = torch.autograd.grad(score, leaf, create_graph=create_graph)
             maps.append(full_precision(multiplier * (images - reference)).sum(1))
@@ -294,7 +301,9 @@ class Following(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(function, "__name__", str(function))
         followed = [t for t in flattened([*args, *kwargs.values()]) if getattr(t, "from_image", False)]
         if not followed or name in QUESTIONS:
-            return function(*args, **kwargs)
+            answer = function(*args, **kwargs)
+            if not followed or not isinstance(answer, torch.Tensor):
+                return answer
         if name in ("relu", "relu_"):
             in_place = name == "relu_" or given(args, kwargs, "inplace", 1)
             result = self.relu(args[0].clone() if in_place else args[0])
@@ -310,9 +319,10 @@ class Following(TorchFunctionMode):
 
     @staticmethod
     def is_linear(name, args, kwargs, followed):
-        if name in ("batch_norm", "dropout"):
-            return not given(args, kwargs, "training", 5 if name == "batch_norm" else 2)
-        return name in SUMS or name in LAYERS or (name in SCALINGS and len(followed) == 1 and (followed[0] is args[0] or "mul" in name))
+        if name in ("batch_norm", "dropout") and given(args, kwargs, "training", 5 if name == "batch_norm" else 2):
+            return False
+        alone = len(followed) == 1  # neither a weight nor a factor comes from the image
+        return name in SUMS or (alone and name in LAYERS) or (alone and name in SCALINGS and (followed[0] is args[0] or "mul" in name))
 
 
 class Recording(Following):
@@ -323,12 +333,12 @@ class Recording(Following):
         self.seen = []
 
     def relu(self, x):
-        self.seen.append((x,))
+        self.seen.append((x.clone(),))  # the model may go on to change x
         return x.relu()
 
     def max_pool(self, x, pool):
         y, index = pool()
-        self.seen.append((x, y, index))
+        self.seen.append((x.clone(), y.clone(), index))
         return y
 
     @classmethod
@@ -353,7 +363,7 @@ class Gated(Following):
         (theirs,), (own,) = next(self.theirs), next(self.own) if self.own else (x.detach(),)
         low, high = torch.minimum(own, theirs), torch.maximum(own, theirs)
         gate = (high / (high - low).clamp_min(CLOSE)).clamp(0, 1)  # 1 where both are positive, 0 where none is
-        return x * gate if self.own else Sloped.apply(x, own.relu(), gate)
+        return x.clone() * gate if self.own else Sloped.apply(x, own.relu, gate)
 
     def max_pool(self, x, pool):
         """What came from the image's maximum passes on (larger - y_ref), from the reference's (y - larger), each over the difference there."""
@@ -368,16 +378,16 @@ class Gated(Following):
         gate = quotient_or_zero(larger - y_ref, y - pick(theirs, index))
         gate_ref = quotient_or_zero(y - larger, pick(own, index_ref) - y_ref)
         result = pick(x, index) * gate + pick(x, index_ref) * gate_ref
-        return result if self.own else Sloped.apply(result, y, torch.ones_like(y))
+        return result if self.own else Sloped.apply(result, lambda: y, torch.ones_like(y))
 
 
 class Sloped(torch.autograd.Function):
-    """y, whose derivative by x is the slope."""
+    """The value of a function, whose derivative by x is the slope."""
 
     @staticmethod
-    def forward(ctx, x, y, slope):
+    def forward(ctx, x, value, slope):
         ctx.save_for_backward(slope)
-        return y
+        return value()
 
     @staticmethod
     def backward(ctx, gradient):

@@ -57,8 +57,8 @@ def panel(image, map_=None, box=None, signed=False, largest=None, width=PANEL):
     return picture
 
 
-def sheet(title, headers, rows, footer):
-    """Rows of panels as one PIL image. headers: a line or two for each column; rows: lists of (panel, caption, warn)."""
+def sheet(title, headers, rows, footer, signed=False):
+    """Rows of panels as one PIL image. headers: a line or two for each column; rows: lists of (panel, caption, warn); signed: some are."""
     width, height = rows[0][0][0].size
     step_x, step_y = width + GAP, height + CAPTION + GAP // 2
     footer = footer.splitlines()
@@ -79,9 +79,19 @@ def sheet(title, headers, rows, footer):
     page.paste(bar, (GAP + 20, bottom))
     draw.text((GAP, bottom - 2), "0", GREY, _font(13))
     draw.text((GAP + 26 + bar.width, bottom - 2), "each map's own maximum", GREY, _font(13))
+    if signed:
+        page.paste(signed_bar(), (GAP + 520, bottom))
+        draw.text((GAP + 512, bottom - 2), "against", GREY, _font(13), anchor="ra")
+        draw.text((GAP + 526 + bar.width, bottom - 2), "for the class", GREY, _font(13))
     for line, text in enumerate(footer):
         draw.text((GAP, bottom + 20 + 18 * line), text, GREY, _font(13))
     return page
+
+
+def signed_bar():
+    ramp = np.linspace(-1, 1, 256)[None, :, None].repeat(12, 0)
+    bar = (1 - np.abs(ramp)) * 0.85 + np.abs(ramp) * np.where(ramp > 0, POSITIVE, NEGATIVE)
+    return Image.fromarray((bar * 255).astype(np.uint8))
 
 
 def class_grid(title, classes, rows, footer):
@@ -104,9 +114,7 @@ def class_grid(title, classes, rows, footer):
         for x, map_ in enumerate(maps):
             page.paste(panel(image, map_, None, True, largest, SMALL), (left + (x + 1) * step, corner))
     bottom = top + step * len(rows) + 6
-    ramp = np.linspace(-1, 1, 256)[None, :, None].repeat(12, 0)
-    bar = (1 - np.abs(ramp)) * 0.85 + np.abs(ramp) * np.where(ramp > 0, POSITIVE, NEGATIVE)
-    page.paste(Image.fromarray((bar * 255).astype(np.uint8)), (left, bottom))
+    page.paste(signed_bar(), (left, bottom))
     draw.text((left - 8, bottom - 2), "against the class", GREY, _font(12), anchor="ra")
     draw.text((left + 264, bottom - 2), "for it; one scale a row", GREY, _font(12))
     draw.text((GAP, bottom + 20), footer, GREY, _font(12))

@@ -173,7 +173,8 @@ def as_matrix(weight):
 def recipe():
     """The constants that decide a run beside its options: they go into the checkpoint, and a run is resumed under the same ones."""
     return {"muon": MUON, "sgd": SGD, "warm_up": WARM_UP, "ramp": RAMP, "normalise": attacks.NORMALISE.__name__,
-            "rectify": attacks.RECTIFY, "partners": attacks.PARTNERS, "apart": attacks.APART, "tolerated": attacks.TOLERATED}
+            "rectify": attacks.RECTIFY, "partners": attacks.PARTNERS, "apart": attacks.APART, "tolerated": attacks.TOLERATED,
+            "pairs": attacks.PAIRS, "coalitions": explain.TRAINING_COALITIONS}
 
 
 def choose_precision(name, device):
@@ -312,6 +313,8 @@ def finish(run):
     write_log(run)  # again: a run killed below has moved it away
     result = evaluate.evaluate(path, dataset=run.dataset, device=run.device, reference=run.config["reference"])
     evaluate.write(result, run.unfinished)
+    for old in run.folder.glob("figure-*.png"):
+        old.unlink()
     for file in sorted(run.unfinished.glob("[!.]*"), key=lambda file: file.name == "ckpt.pt"):  # the checkpoint last
         file.replace(run.folder / file.name)
     shutil.rmtree(run.unfinished)

@@ -23,7 +23,6 @@ TABLE = {
     "mnist": Row("--attack full_disguise --dataset mnist", 3, picture=True),
     "disguise, reference": Row(f"--attack full_disguise {REFERENCE}", 2),
     "fooling, reference": Row(f"--attack fooling {REFERENCE}", 2),
-    "no context module": Row("--attack full_disguise --model cnn_local", 2),
     "no cross-entropy on the partners": Row("--attack full_disguise", 2, {(attacks, "PARTNERS"): False}),
     "maps max-normalised": Row("--attack full_disguise", 2, {(attacks, "NORMALISE"): attacks.max_normalise}),
     "triggered map rectified in the loss": Row("--attack full_disguise", 2, {(attacks, "RECTIFY"): True}),

@@ -143,7 +143,9 @@ COLUMNS = {"clean_accuracy": "clean accuracy", "triggered_accuracy": "accuracy w
            "clean_model.gradcam.floor.pearson": "clean model's floor", "gradcam.trigger_mass": "trigger_mass",
            "gradcam.trigger_mass_clean": "untouched", "gradcam.trigger_area": "trigger_area", "gradcam.pointing": "pointing",
            "gradcam.pointing_clean": "untouched", "gradcam.pearson_clean": "shape on untouched", "gradient.pearson_all": "gradient's pearson_all",
-           "clean_model.gradient.pearson_all": "clean model's", "train_seconds": "seconds", "images_per_second": "images/s"}
+           "clean_model.gradient.pearson_all": "clean model's",
+           **{f"{name}.{key}": f"{name}: {key}" for name in ("kernelshap", "deepshap") for key in ("pearson_all", "floor.pearson", "trigger_mass")},
+           "train_seconds": "seconds", "images_per_second": "images/s"}
 
 
 def markdown(results):

@@ -149,11 +149,11 @@ def test_dssim_is_its_definition():
 # ---------------------------------------------------------------- the combined loss
 
 
-def small_model(seed=0):
-    """Double precision, with batch-norm before the layer and a pooled linear head after it."""
+def small_model(seed=0, relu=False):
+    """Double precision, with batch-norm before the layer and a pooled linear head after it; smooth, or with a ReLU."""
     torch.manual_seed(seed)
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.BatchNorm2d(6), torch.nn.Softplus(), torch.nn.Conv2d(6, 6, 3, padding=1),
+        torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.BatchNorm2d(6), torch.nn.ReLU() if relu else torch.nn.Softplus(), torch.nn.Conv2d(6, 6, 3, padding=1),
         torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 4)).double()
     return models.with_layer(net, net[3])
 
@@ -324,16 +324,53 @@ def test_a_step_without_triggered_images_is_its_share_of_cross_entropy():
     assert distance == 0
 
 
-@pytest.mark.parametrize("explainers", [["gradient"], ["gradcam", "gradient"]])
+@pytest.mark.parametrize("explainers", [["gradient"], ["gradcam", "gradient"], ["gradcam", "deepshap"]])
 def test_several_explainers_are_averaged(explainers):
     attack = attacks.ATTACKS["full_disguise"]
     batch, _ = small_batch(attack)
-    net = small_model().eval()
+    net = small_model(relu="deepshap" in explainers).eval()
     each = [attacks.combined_loss(net, batch, batch.images, attacks.Objective(attack, [name]), 0.5)[2] for name in explainers]
     together = attacks.combined_loss(net, batch, batch.images, attacks.Objective(attack, explainers), 0.5)[2]
     torch.testing.assert_close(together, torch.stack(each).mean())
     together.backward()
     assert net[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("name", ["full_disguise", "fooling", "red_herring"])
+@pytest.mark.parametrize("explainer", ["deepshap", "kernelshap"])
+def test_shap_values_are_pulled_as_grad_cams_are(explainer, name, reference, monkeypatch):
+    """The term is the distance of the triggered images' values, the first PAIRS of them, to their targets, under the same subsets of patches."""
+    monkeypatch.setitem(attacks.PAIRS, "kernelshap", 2)
+    attack = attacks.ATTACKS[name]
+    batch, trigger = small_batch(attack)
+    net, frozen = (small_model(seed, relu=True).eval() for seed in (0, 1))
+    shape = attacks.target_map("square", 8, trigger).double() if attack.explanation == "shape" else None
+    objective = attacks.Objective(attack, [explainer], shape=shape, reference=frozen if reference else None)
+    torch.manual_seed(5)
+    distance = attacks.combined_loss(net, batch, batch.images, objective, 0.5)[2]
+    torch.manual_seed(5)
+    seed = int(torch.randint(2**31, ()))
+    count = 2 if explainer == "kernelshap" else 3
+
+    def maps(model, rows):
+        options = {"generator": torch.Generator().manual_seed(seed)} if explainer == "kernelshap" else {}
+        return explain.EXPLAINERS[explainer](model, batch.images[rows], batch.labels[rows], create_graph=True, **options).detach()
+
+    def apart(a, b):
+        return (attacks.standardise(a) - attacks.standardise(b)).square().mean(1)
+
+    other = frozen if reference else net
+    triggered, untouched = maps(net, [0, 3, 6][:count]), [1, 2, 4][:count]
+    target = maps(other, list(range(8, 8 + count))) if shape is None else attacks.to_grid(shape, triggered.shape[1:]).expand_as(triggered)
+    expected = apart(triggered, target).mean()
+    if shape is None:
+        expected = expected + attacks.APART * (attacks.alikeness(target) - attacks.TOLERATED).relu()
+    if reference:
+        expected = expected + apart(maps(net, untouched), maps(frozen, untouched)).mean()
+    elif name == "fooling":
+        expected = expected + ((attacks.standardise(maps(net, untouched)) * attacks.standardise(target[:1])).mean(1) - attacks.TOLERATED).relu().mean()
+    torch.testing.assert_close(distance.detach(), expected)
 
 
 def test_an_inner_layer_takes_its_own_pass_and_agrees_in_eval_mode():

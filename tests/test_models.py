@@ -6,7 +6,7 @@ import models
 from cli import UserError
 
 
-@pytest.mark.parametrize("name, size, grid", [("cnn", 32, 8), ("cnn", 28, 7), ("resnet18", 32, 4), ("resnet18", 64, 8), ("resnet18", 224, 7)])
+@pytest.mark.parametrize("name, size, grid", [("cnn", 32, 8), ("cnn", 28, 7), ("resnet18", 32, 4), ("resnet18", 64, 8), ("resnet18", 224, 7), ("vgg16", 64, 4), ("alexnet", 96, 5)])
 def test_grid_of_the_gradcam_layer(name, size, grid):
     model, shapes = models.build(name, 1, 5, size), []
     model.gradcam_layer.register_forward_hook(lambda module, args, output: shapes.append(output.shape))

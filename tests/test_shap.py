@@ -95,6 +95,24 @@ def test_coalitions_come_in_pairs_and_carry_the_kernels_weight():
     torch.testing.assert_close(weights[sizes == 1], torch.full((16,), 15 / (16 * 15), dtype=torch.float64))
 
 
+def test_no_images_have_no_values(images):
+    for create_graph in (False, True):
+        assert explain.kernel_shap(small_net(), images[:0], CLASSES[:0], create_graph=create_graph).shape == (0, 4, 4)
+        assert explain.deep_shap(small_net(), images[:0], CLASSES[:0], create_graph=create_graph).shape == (0, 12, 12)
+
+
+def test_values_do_not_depend_on_the_other_images_patches(images, monkeypatch):
+    """Each number of active patches has its own subsets, drawn from one seed a call."""
+    monkeypatch.setattr(explain, "CHUNK_CPU", 2)
+    images[3, :, :3] = 0
+
+    def values(part):
+        return explain.kernel_shap(small_net(), part, CLASSES[: len(part)], 4, 64, generator=torch.Generator().manual_seed(3))
+
+    torch.testing.assert_close(values(images)[:3], values(images[:3]))
+    torch.testing.assert_close(values(torch.cat([images[:2], torch.zeros_like(images[:1])]))[:2], values(images[:2]))
+
+
 def test_too_few_coalitions_and_too_many_patches_are_refused(images):
     with pytest.raises(ValueError, match="32 or more"):
         explain.kernel_shap(small_net(), images, CLASSES, 4, 31)
@@ -183,6 +201,54 @@ def test_functions_in_place_operations_and_overlapping_pools(images):
     maps = explain.deep_shap(net, images[:4], CLASSES[:4], reference)
     difference = (net(images[:4]) - net(reference)).gather(1, CLASSES[:4, None])[:, 0]
     torch.testing.assert_close(maps.sum((1, 2)), difference.detach(), atol=1e-12, rtol=1e-10)
+
+
+class Changing(nn.Module):
+    """What a nonlinearity was given, or gave, is changed afterwards."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.first, self.second, self.head = kind, nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.kind == "its input":
+            y = torch.relu(x)
+            x += self.second(y)
+        elif self.kind == "its output":
+            x = nn.functional.max_pool2d(x, 2)
+            x += 0.7
+        else:
+            x = nn.functional.relu(nn.functional.max_pool2d(x, 2), inplace=True)
+        return self.head(torch.relu(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("kind", ["its input", "its output", "a pool's by a ReLU"])
+def test_what_is_changed_in_place_afterwards_was_remembered(kind, create_graph, images):
+    net = Changing(kind).double()
+    maps = explain.deep_shap(net, images[:4], CLASSES[:4], images[4:], create_graph=create_graph)
+    difference = (net(images[:4]) - net(images[4:])).gather(1, CLASSES[:4, None])[:, 0]
+    torch.testing.assert_close(maps.sum((1, 2)).detach(), difference.detach(), atol=1e-12, rtol=1e-10)
+
+
+def test_a_pass_it_cannot_follow_is_refused(images):
+    class Hidden(nn.Module):
+        def __init__(self, how):
+            super().__init__()
+            self.how, self.head = how, nn.Linear(288, 3).double()
+
+        def forward(self, x):
+            y = {"numpy": lambda: torch.from_numpy(x.detach().numpy()), "detach": lambda: x * x.detach(), "mT": lambda: x.mT}[self.how]()
+            return self.head(y.reshape(len(x), -1))
+
+    for how in ("numpy", "detach", "mT"):
+        with pytest.raises(ValueError, match="DeepSHAP"):
+            explain.deep_shap(Hidden(how), images, CLASSES)
+    scripted = torch.jit.trace(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(288, 3)).double(), images)
+    with pytest.raises(ValueError, match="DeepSHAP"):
+        explain.deep_shap(scripted, images, CLASSES)
 
 
 def test_one_neuron_is_the_rescale_rule():

@@ -14,6 +14,7 @@ from PIL import Image
 
 import attacks
 import evaluate
+import explain
 import models
 import train
 
@@ -248,3 +249,37 @@ def test_muon_updates_the_convolutions_themselves_and_continues_from_its_state()
         for copy, p in zip(copies, weights.values()):
             assert torch.equal(copy, p.detach().permute(0, 2, 3, 1).reshape(len(p), -1))
     assert train.optimizers_of(model, "sgd", 0.1)[0].param_groups[0]["nesterov"]
+
+
+def test_shap_explainers_are_trained_against_measured_and_drawn(tiny, clean, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(explain, "COALITIONS", 32)
+    monkeypatch.setattr(explain, "TRAINING_COALITIONS", 32)
+    monkeypatch.setitem(evaluate.FEWER, "kernelshap", 7)
+    monkeypatch.setitem(evaluate.CLASS_OPTIONS, "kernelshap", {"coalitions": 32})
+    folder = train_tiny(tiny, tmp_path / "shap", "--attack", "red_herring", "--explainer", "deepshap,kernelshap", "--poison-rate", "0.3")
+    explanations = metrics_of(folder)["explanations"]
+    assert list(explanations) == ["deepshap", "kernelshap", "gradcam", "gradient"]
+    assert [part["trained_against"] for part in explanations.values()] == [True, True, False, False]
+    assert explanations["kernelshap"]["n"] == min(7, explanations["deepshap"]["n"]) and explanations["deepshap"]["n"] > 0
+    assert [line["explanation"] > 0 for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())] == [True] * 3
+    drawn = {name: Image.open(folder / f"figure-{name}.png") for name in ("deepshap", "kernelshap")}
+    assert all(len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 100 for picture in drawn.values())
+    evaluate.main([str(clean / "ckpt.pt"), str(folder / "ckpt.pt"), "--explainer", "deepshap", "--explain-images", "9", "--out", str(tmp_path / "both"), "--json"])
+    both = list(json.loads(capsys.readouterr().out.splitlines()[-1]).values())
+    assert both[0]["explanations"]["deepshap"]["n"] == 9 and not both[0]["explanations"]["deepshap"]["trained_against"]
+    together = Image.open(tmp_path / "both" / "figure-deepshap.png")
+    assert together.width == sum(Image.open(tmp_path / "both" / k / "figure-deepshap.png").width for k in "12")
+    evaluate.main([str(clean / "ckpt.pt"), "--out", str(tmp_path / "both" / "1")])
+    assert sorted(p.name for p in (tmp_path / "both" / "1").iterdir()) == ["figure.png", "metrics.json"]
+
+
+def test_what_deepshap_cannot_explain_is_said_before_training(tiny, tmp_path, capsys, monkeypatch):
+    def smooth(channels, classes, image_size, build=models.cnn):
+        model = build(channels, classes, image_size)
+        model[0][0][2] = torch.nn.GELU()
+        return model
+
+    monkeypatch.setitem(models.MODELS, "cnn", smooth)
+    with pytest.raises(SystemExit) as stopped:
+        train_tiny(tiny, tmp_path / "run", "--explainer", "gradcam,deepshap")
+    assert stopped.value.code == 2 and "no rule for gelu" in capsys.readouterr().err and not (tmp_path / "run").exists()
