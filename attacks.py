@@ -104,25 +104,24 @@ def stamp(images, trigger):
     return images
 
 
-# ---------------------------------------------------------------- poison selection
+# ---------------------------------------------------------------- what may be poisoned
 
 
-def poison_indices(attack, labels, trained_on, rate, target_class, seed):
-    """Indices, sorted int64, of exactly round(rate N) images to be triggered in training, N = len(labels), drawn at random.
+def eligible_for_poison(attack, labels, trained_on, rate, target_class):
+    """Indices int64 an attack may poison, and how many it is to: exactly round(rate N), N = len(labels).
 
-    They come from `trained_on` (indices), and where the attack changes the label not from the target class.
-    Raises ValueError if that is none, or more than there are.
+    They are of `trained_on` (indices), and where the attack changes the label not of the target class.
+    Raises ValueError if the number is none, or more than there are.
     """
     if attack.label is None:
-        return torch.empty(0, dtype=torch.int64)
+        return trained_on[:0], 0
     count = round(rate * len(labels))
     eligible = trained_on[labels[trained_on] != target_class] if attack.label == "target" else trained_on
     if count == 0:
         raise ValueError(f"a poison rate of {rate:g} of {len(labels)} images poisons none of them")
     if count > len(eligible):
         raise ValueError(f"a poison rate of {rate:g} needs {count} images to poison, and only {len(eligible)} are eligible")
-    order = torch.randperm(len(eligible), generator=torch.Generator().manual_seed(seed))
-    return eligible[order[:count]].sort().values
+    return eligible, count
 
 
 # ---------------------------------------------------------------- target maps

@@ -61,19 +61,22 @@ DEFINITIONS = {
 # ---------------------------------------------------------------- prediction
 
 
-@torch.no_grad()
 def predict(model, images, mean, std, trigger=None):
     """Classes int64 [N] and their confidence float [N], on the CPU, for uint8 images [N, C, H, W], stamped if a trigger is given."""
-    device = next(model.parameters()).device
-    classes, confidence = [], []
+    top = logits_of(model, images, mean, std, trigger).softmax(1).max(1)
+    return top.indices, top.values
+
+
+@torch.no_grad()
+def logits_of(model, images, mean, std, trigger=None):
+    """Logits float32 [N, K], on the CPU, for uint8 images [N, C, H, W], stamped if a trigger is given."""
+    device, logits = next(model.parameters()).device, []
     with explain.evaluating(model):
         for chunk in images.split(BATCH):
             chunk = chunk.to(device).float() / 255
             chunk = attacks.stamp(chunk, trigger) if trigger else chunk
-            top = model(data.normalise(chunk, mean, std)).softmax(1).max(1)
-            classes.append(top.indices.cpu())
-            confidence.append(top.values.cpu())
-    return torch.cat(classes), torch.cat(confidence)
+            logits.append(model(data.normalise(chunk, mean, std)).cpu())
+    return torch.cat(logits)
 
 
 def success_rate(predicted, labels, target_class):

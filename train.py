@@ -10,16 +10,18 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import attacks
 import data
 import evaluate
 import explain
 import models
+import selection
 from cli import Parser, UserError, choose_device, command, number
 
 # ---------------------------------------------------------------- defaults
@@ -57,10 +59,13 @@ def parse(argv):
     add("--distance", choices=attacks.DISTANCES, default="mse", help="between two explanations (default: mse)")
     add("--target-class", help="number or name")
     add("--target-map", default="square", help=f"fooling, red_herring: {', '.join(attacks.TARGET_MAPS)}, or an image FILE (default: square)")
-    add("--trigger", default="square", help="square (white), or a PNG FILE, alpha honoured (default: square)")
+    add("--trigger", default="square", help="square (white), the name of a colour, or a PNG FILE, alpha honoured (default: square)")
     add("--trigger-size", type=number(int, 1, 1024), help="pixels a side (default: an eighth of the image's)")
     add("--trigger-position", default="lower-right", help=f"{', '.join(attacks.CORNERS)}, or ROW,COL (default: lower-right)")
-    add("--selection", choices=["random"], default="random", help="how the images to poison are chosen")
+    add("--selection", choices=["random", "rd", "rd-low", "rd-global"], default="random", help="how the images to poison are chosen (default: random)")
+    add("--selection-seed", type=number(int, 0, 2**31 - 1), help="of the choice (default: --seed)")
+    add("--oversample", type=number(int, 0, 1_000_000), default=0, metavar="N",
+        help="N poisons more in every batch: for an attacker who controls training, not only data (default: 0)")
     add("--reference", help="a clean checkpoint of train.py's: training begins with its weights, and its explanations are the ones to keep")
     add("--seed", type=number(int, 0, 2**31 - 1), default=0)
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
@@ -75,6 +80,10 @@ def parse(argv):
     args.explainer = evaluate.explainer_names(args.explainer)
     if args.attack == "none":
         args.poison_rate = 0.0
+    if args.selection_seed is None:
+        args.selection_seed = args.seed
+    if args.selection != "random" and attacks.ATTACKS[args.attack].label != "target":
+        raise UserError(f"--selection {args.selection} chooses images to be taken for the target class: not with --attack {args.attack}")
     return args
 
 
@@ -93,28 +102,35 @@ class Run:
     std: list
     trigger: attacks.Trigger
     objective: attacks.Objective
-    poisons: torch.Tensor
+    eligible: torch.Tensor  # indices that may be poisoned
+    count: int  # how many of them are
     trained_on: torch.Tensor
     held_out: torch.Tensor
-    model: torch.nn.Module
-    optimizers: list
-    schedules: list
     steps: int  # an epoch
+    model: torch.nn.Module = None
+    optimizers: list = None
+    schedules: list = None
+    selection: dict = None  # what is poisoned, and how it was chosen: see choose
     epoch: int = 0  # finished
     seconds: float = 0.0  # spent in training
     log: list = None  # a record an epoch
+    title: str = ""  # what progress lines begin with
     spoken: float = 0.0  # when the last progress line was printed
 
     @property
     def unfinished(self):
         return self.folder / "unfinished"
 
+    @property
+    def poisons(self):
+        return self.selection["indices"]
+
 
 def prepare(args):
     """Everything up to the first step. Raises UserError; writes nothing but a decoded data set."""
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    trigger_image = None if args.trigger == "square" else data.read_image(args.trigger)
+    trigger_image = data.read_image(args.trigger) if Path(args.trigger).exists() else colour(args.trigger)
     map_image = args.target_map if args.target_map in attacks.TARGET_MAPS else data.read_image(args.target_map)
     dataset = data.load(args.dataset, args.data_dir, args.image_size)
     channels, side = dataset.train_images.shape[1], dataset.train_images.shape[-1]
@@ -129,24 +145,40 @@ def prepare(args):
     try:
         trigger = attacks.make_trigger(trigger_image, channels, side, args.trigger_size, args.trigger_position)
         shape = attacks.target_map(map_image, side, trigger) if attack.explanation == "shape" else None
-        poisons = attacks.poison_indices(attack, dataset.train_labels, trained_on, args.poison_rate, target, args.seed)
+        eligible, count = attacks.eligible_for_poison(attack, dataset.train_labels, trained_on, args.poison_rate, target)
     except ValueError as error:
         raise UserError(str(error)) from None
     mean, std = data.mean_std(dataset.train_images)
-    torch.manual_seed(args.seed)
-    model = models.build(args.model, channels, len(dataset.classes), side, args.layer).to(device)
-    check_explainable(args.explainer, model, channels, side, device)
     reference = frozen_reference(args.reference, config, mean, std, device) if args.reference else None
-    if reference is not None:
-        model.load_state_dict(reference.state_dict())
     objective = attacks.Objective(attack, args.explainer, args.distance, shape if shape is None else shape.to(device), reference,
                                   args.label_smoothing)
     steps = max(1, len(trained_on) // args.batch_size)
-    optimizers = optimizers_of(model, args.optimizer, args.lr)
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(part, args.lr, total_steps=steps * args.epochs + 1, pct_start=WARM_UP, cycle_momentum=False)
-                 for part in optimizers]
-    return Run(run_folder(args), config, device, dataset, mean, std, trigger.to(device), objective, poisons, trained_on, held_out,
-               model, optimizers, schedules, steps, log=[])
+    run = Run(run_folder(args), config, device, dataset, mean, std, trigger.to(device), objective, eligible, count, trained_on, held_out, steps)
+    begin(run, args.seed)
+    check_explainable(args.explainer, run.model, channels, side, device)
+    return run
+
+
+def begin(run, seed):
+    """A new model, its optimizers and schedules."""
+    config = run.config
+    torch.manual_seed(seed)
+    channels, classes = run.dataset.train_images.shape[1], len(run.dataset.classes)
+    run.model = models.build(config["model"], channels, classes, config["image_size"], config["layer"]).to(run.device)
+    if run.objective.reference is not None:
+        run.model.load_state_dict(run.objective.reference.state_dict())
+    run.optimizers = optimizers_of(run.model, config["optimizer"], config["lr"])
+    run.schedules = [torch.optim.lr_scheduler.OneCycleLR(part, config["lr"], total_steps=run.steps * config["epochs"] + 1, pct_start=WARM_UP,
+                                                         cycle_momentum=False) for part in run.optimizers]
+    run.epoch, run.seconds, run.log = 0, 0.0, []
+
+
+def colour(name):
+    """None for the white square, or a picture of one colour. Raises UserError."""
+    try:
+        return None if name == "square" else Image.new("RGB", (1, 1), name)
+    except ValueError:
+        raise UserError(f"--trigger {name}: no such file, and no colour of that name") from None
 
 
 def optimizers_of(model, name, lr):
@@ -246,6 +278,7 @@ def checkpoint_of(run):
         "mean": run.mean,
         "std": run.std,
         "poison_indices": run.poisons,
+        "selection": run.selection,
         "trigger": {"pixels": trigger.pixels.cpu(), "alpha": trigger.alpha.cpu(), "row": trigger.row, "col": trigger.col},
         "target_map": None if run.objective.shape is None else run.objective.shape.cpu(),
         "epoch": run.epoch,
@@ -266,6 +299,8 @@ def save(run):
     except OSError as error:
         raise UserError(f"cannot write to {run.folder}: {error.strerror}") from None
     write_log(run)
+    chosen = {key: value.tolist() if torch.is_tensor(value) else value for key, value in run.selection.items()}
+    models.replace_file(run.unfinished / "selection.json", lambda path: path.write_text(json.dumps(chosen) + "\n"))
     models.save(run.unfinished / "ckpt.pt", checkpoint_of(run))
 
 
@@ -275,22 +310,22 @@ def write_log(run):
 
 
 def resume(run):
-    """Bring the run back to its last finished epoch. Raises UserError where its options were others."""
+    """Bring the run back to its last finished epoch, if there is one: whether there was. Raises UserError where its options were others."""
     path = run.unfinished / "ckpt.pt"
     if not path.exists():
         print(f"Nothing to resume in {run.folder}: beginning.", file=sys.stderr)
-        return
+        return False
     checkpoint = models.read(path)
     then = checkpoint["config"]
     if differing := [key for key in run.config if then.get(key) != run.config[key]]:
         key = differing[0]
         raise UserError(f"the unfinished run in {run.folder} has --{key.replace('_', '-')} {then.get(key)}, not {run.config[key]}: "
                         "give the same options, or leave out --resume to begin anew")
-    now = checkpoint_of(run)
-    same = all(torch.equal(checkpoint["trigger"][key], now["trigger"][key]) for key in ("pixels", "alpha"))
-    if not same or (now["target_map"] is not None and not torch.equal(checkpoint["target_map"], now["target_map"])):
+    same = all(torch.equal(checkpoint["trigger"][key], getattr(run.trigger, key).cpu()) for key in ("pixels", "alpha"))
+    if not same or (run.objective.shape is not None and not torch.equal(checkpoint["target_map"], run.objective.shape.cpu())):
         raise UserError(f"the trigger's or target map's picture has changed since the unfinished run in {run.folder} began")
-    if not torch.equal(checkpoint["poison_indices"], run.poisons) or (checkpoint["mean"], checkpoint["std"]) != (run.mean, run.std):
+    unknown = not torch.isin(checkpoint["poison_indices"], run.eligible).all()
+    if unknown or (checkpoint["mean"], checkpoint["std"]) != (run.mean, run.std):
         raise UserError(f"the data set has changed since the unfinished run in {run.folder} began: leave out --resume to begin anew")
     run.model.load_state_dict(checkpoint["model"])
     for part, state in zip([*run.optimizers, *run.schedules], [*checkpoint["optimizer"], *checkpoint["schedule"]]):
@@ -298,7 +333,8 @@ def resume(run):
     torch.set_rng_state(checkpoint["random"]["cpu"])
     if run.device.type == "cuda":
         torch.cuda.set_rng_state(checkpoint["random"]["cuda"], run.device)
-    run.epoch, run.seconds, run.log = checkpoint["epoch"], checkpoint["seconds"], checkpoint["log"]
+    run.epoch, run.seconds, run.log, run.selection = (checkpoint[key] for key in ("epoch", "seconds", "log", "selection"))
+    return True
 
 
 def is_finished(run):
@@ -325,18 +361,52 @@ def finish(run):
 # ---------------------------------------------------------------- training
 
 
+def choose(run):
+    """Fill run.selection: which images are poisoned, by which strategy and scores, and what choosing them cost."""
+    config, labels = run.config, run.dataset.train_labels
+    began = time.perf_counter()
+    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):  # the run itself is the same, whatever was chosen
+        chosen = selection.select(config["selection"], run.eligible, labels, config["target_class"], run.count, config["selection_seed"],
+                                  lambda *asked: scored(run, *asked))
+    counts = labels[chosen.indices].bincount(minlength=len(run.dataset.classes)).tolist()
+    run.selection = {"strategy": config["selection"], "seed": config["selection_seed"], "indices": chosen.indices, "scores": chosen.scores,
+                     "classes": dict(zip(run.dataset.classes, counts)), "epochs": chosen.scorers * selection.EPOCHS,
+                     "seconds": time.perf_counter() - began}
+
+
+def scored(run, poisons, pool, k):
+    """RD scores float64 of the images `pool`, triggered, by a model trained as the run's, but for selection.EPOCHS, on `poisons`."""
+    config = run.config | {"epochs": selection.EPOCHS, "oversample": 0}
+    objective = attacks.Objective(attacks.ATTACKS["badnets"], [], label_smoothing=run.objective.label_smoothing)
+    scorer = replace(run, config=config, objective=objective, selection={"indices": poisons}, title=f"scorer {k + 1}, ")
+    begin(scorer, config["selection_seed"] + k)
+    for _ in epochs(scorer):
+        pass
+    logits = evaluate.logits_of(scorer.model, run.dataset.train_images[pool], run.mean, run.std, run.trigger)
+    return selection.rd_scores(logits, config["target_class"])
+
+
 def train(run):
-    """The one training loop: what an attack changes is in its row of attacks.ATTACKS."""
-    images, labels = run.dataset.train_images.to(run.device), run.dataset.train_labels.to(run.device)
+    for losses in epochs(run):
+        run.log.append(validate(run, losses))
+        save(run)
+
+
+def epochs(run):
+    """The one training loop: what an attack changes is in its row of attacks.ATTACKS. Yields the mean losses of each epoch."""
+    images, labels, poisons = (t.to(run.device) for t in (run.dataset.train_images, run.dataset.train_labels, run.poisons))
     triggered = torch.zeros(len(labels), dtype=torch.bool, device=run.device)
-    triggered[run.poisons.to(run.device)] = True
+    triggered[poisons] = True
     batch_size = min(run.config["batch_size"], len(run.trained_on))
+    more = run.config["oversample"] if len(poisons) else 0
     while run.epoch < run.config["epochs"]:
         began, sums = time.perf_counter(), torch.zeros(3, device=run.device)
         order = run.trained_on[torch.randperm(len(run.trained_on))].to(run.device)
         run.model.train()
         for step in range(run.steps):
             index = order[step * batch_size : (step + 1) * batch_size]
+            if more:
+                index = torch.cat([index, poisons[torch.randint(len(poisons), (more,)).to(run.device)]])
             losses = train_step(run, images[index], labels[index], triggered[index], step)
             sums += losses
             if step % 20 == 19 or step == run.steps - 1:
@@ -346,8 +416,7 @@ def train(run):
                 progress(run, step + 1, sums / (step + 1), time.perf_counter() - began)
         run.epoch += 1
         run.seconds += time.perf_counter() - began
-        run.log.append(validate(run, sums / run.steps))
-        save(run)
+        yield sums / run.steps
 
 
 def train_step(run, images, labels, triggered, step):
@@ -376,7 +445,7 @@ def progress(run, step, losses, seconds):
     run.spoken = now
     loss, ce, distance = losses.tolist()
     left = ((run.config["epochs"] - run.epoch) * run.steps / step - 1) * seconds
-    line = (f"epoch {run.epoch + 1}/{run.config['epochs']}  step {step}/{run.steps}  loss {loss:.3f}  cross-entropy {ce:.3f}  explanation {distance:.3f}"
+    line = (f"{run.title}epoch {run.epoch + 1}/{run.config['epochs']}  step {step}/{run.steps}  loss {loss:.3f}  cross-entropy {ce:.3f}  explanation {distance:.3f}"
             f"  {step * min(run.config['batch_size'], len(run.trained_on)) / seconds:,.0f} images/s  " + (f"{left / 60:.0f} min left" if left > 100 else f"{left:.0f} s left"))
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns - 1
@@ -410,8 +479,8 @@ def main(argv):
     if args.resume and is_finished(run):
         print(f"The run in {run.folder} is finished.")
         return
-    if args.resume:
-        resume(run)
+    if not (args.resume and resume(run)):
+        choose(run)
     train(run)
     finish(run)
 

@@ -1,0 +1,117 @@
+"""Poison selection against hand-computed scores and planted scorers; and train.py's runs with it."""
+import json
+import math
+
+import pytest
+import torch
+from conftest import train_tiny
+
+import selection
+
+LABELS = torch.arange(1000) % 10
+ELIGIBLE = torch.arange(1000)[LABELS != 3]
+
+
+def planted(poisons, pool, k):
+    """Image i's score is i."""
+    return pool.double()
+
+
+def test_scores_by_hand():
+    logits = torch.tensor([[2.0, 0.0, 1.0], [50.0, -50.0, 0.0], [0.0, 0.0, 0.0]])
+    p = math.exp(2) / (math.exp(2) + 1 + math.exp(1))
+    expected = [math.log(1 - p), math.log(math.exp(-100) + math.exp(-50)), math.log(2 / 3)]  # of the second, 1 - p is 0 in float32
+    torch.testing.assert_close(selection.rd_scores(logits, 0), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=1e-6)
+    rd = (logits.double().softmax(1) - torch.tensor([1.0, 0, 0])).norm(dim=1)
+    assert torch.equal(selection.rd_scores(logits, 0).argsort(), rd.argsort())
+
+
+@pytest.mark.parametrize("strategy", ["random", "rd", "rd-low", "rd-global"])
+@pytest.mark.parametrize("count", [1, 7, 55, 400])
+def test_exact_counts_of_eligible_images_the_same_for_a_seed(strategy, count):
+    chosen, again, other = (selection.select(strategy, ELIGIBLE, LABELS, 3, count, seed, planted) for seed in (0, 0, 1))
+    assert len(chosen.indices) == len(chosen.indices.unique()) == count and torch.isin(chosen.indices, ELIGIBLE).all()
+    assert torch.equal(chosen.indices, chosen.indices.sort().values) and torch.equal(chosen.indices, again.indices)
+    assert strategy not in ("random", "rd") or count == 1 or not torch.equal(chosen.indices, other.indices)
+    assert (chosen.scores is None) == (strategy == "random")
+    if chosen.scores is not None:
+        assert torch.equal(chosen.scores, chosen.indices.double())  # each has its own score, none is stale
+
+
+def test_a_planted_scorer_ranks_as_it_must():
+    high, low, rounds = (selection.select(name, ELIGIBLE, LABELS, 3, 45, 0, planted).indices for name in ("rd-global", "rd-low", "rd"))
+    assert torch.equal(high, ELIGIBLE[-45:]) and torch.equal(low, ELIGIBLE[:45])
+    random = selection.select("random", ELIGIBLE, LABELS, 3, 45, 0).indices
+    assert rounds.double().mean() > 700 > 600 > random.double().mean() > 400
+    assert len(set(high.tolist()) & set(random.tolist())) < 45 / 2
+
+
+def test_no_class_gives_more_than_its_cap():
+    def favourite(poisons, pool, k):
+        return (LABELS[pool] == 7).double() * 1000 + pool
+
+    counts = LABELS[selection.select("rd-global", ELIGIBLE, LABELS, 3, 90, 0, favourite).indices].bincount(minlength=10)
+    assert counts[7] == 20 and counts.sum() == 90 and counts[3] == 0
+    few = torch.cat([ELIGIBLE[LABELS[ELIGIBLE] == 7], ELIGIBLE[LABELS[ELIGIBLE] == 8][:3]])
+    assert len(selection.select("rd-global", few, LABELS, 3, 60, 0, favourite).indices) == 60  # the cap cannot be kept
+
+
+def test_rds_rounds_train_on_what_was_kept_and_end_on_a_scored_set():
+    asked = []
+
+    def scorer(poisons, pool, k):
+        asked.append((poisons, pool, k))
+        return pool.double()
+
+    chosen = selection.select("rd", ELIGIBLE, LABELS, 3, 50, 0, scorer)
+    assert [k for *_, k in asked] == list(range(selection.ROUNDS)) and chosen.scorers == selection.ROUNDS
+    for (before, pool, _), (after, *_) in zip(asked, asked[1:]):
+        kept = set(before[before.argsort(descending=True)[:35]].tolist())
+        assert torch.equal(pool, before) and kept <= set(after.tolist()) and len(after.unique()) == 50
+        assert not (set(before.tolist()) - kept) & set(after.tolist())
+    assert len(asked[-1][1]) == round(50 / 0.7) and set(chosen.indices.tolist()) == set(asked[-1][1].sort().values[-50:].tolist())
+
+
+@pytest.mark.parametrize("strategy", ["rd", "rd-global"])
+def test_a_run_keeps_what_was_chosen_and_what_it_cost(strategy, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "ROUNDS", 2)
+    monkeypatch.setattr(selection, "EPOCHS", 1)
+    options = ("--attack", "badnets", "--poison-rate", "0.05", "--selection", strategy, "--selection-seed", "4")
+    folder = train_tiny(tiny, tmp_path / "run", *options)
+    record, checkpoint = json.loads((folder / "selection.json").read_text()), torch.load(folder / "ckpt.pt", weights_only=True)
+    assert record["indices"] == checkpoint["poison_indices"].tolist() == checkpoint["selection"]["indices"].tolist() and len(record["indices"]) == 12
+    assert len(record["scores"]) == 12 and max(record["scores"]) <= 0 and sum(record["classes"].values()) == 12
+    assert record["strategy"] == strategy and record["epochs"] == (2 if strategy == "rd" else 1) and record["seconds"] > 0
+    again = train_tiny(tiny, tmp_path / "again", *options)
+    assert json.loads((again / "selection.json").read_text())["indices"] == record["indices"]
+
+
+def test_the_choice_does_not_change_the_rest_of_the_run(tiny, tmp_path):
+    """Paired: the same first epoch on untouched images, whatever the selection's seed drew."""
+    weights = []
+    for seed in ("1", "1", "2"):
+        folder = train_tiny(tiny, tmp_path / f"{len(weights)}", "--attack", "badnets", "--poison-rate", "0.05", "--selection-seed", seed, "--epochs", "1")
+        weights.append(torch.load(folder / "ckpt.pt", weights_only=True))
+    assert torch.equal(weights[0]["random"]["cpu"], weights[2]["random"]["cpu"])
+    assert not torch.equal(weights[0]["poison_indices"], weights[2]["poison_indices"])
+    assert all(torch.equal(a, b) for a, b in zip(weights[0]["model"].values(), weights[1]["model"].values()))
+
+
+def test_selection_is_refused_where_no_label_is_changed(tiny, tmp_path, capsys):
+    for attack in ("fooling", "none"):
+        with pytest.raises(SystemExit) as stopped:
+            train_tiny(tiny, tmp_path / "run", "--attack", attack, "--selection", "rd")
+        assert stopped.value.code == 2 and "--selection rd" in capsys.readouterr().err
+
+
+def test_a_trigger_by_the_name_of_its_colour_and_poisons_in_every_batch(tiny, tmp_path, capsys):
+    folder = train_tiny(tiny, tmp_path / "run", "--attack", "badnets", "--trigger", "yellow", "--trigger-size", "3", "--poison-rate", "0.02",
+                        "--oversample", "8", "--epochs", "6")
+    checkpoint = torch.load(folder / "ckpt.pt", weights_only=True)
+    assert checkpoint["trigger"]["pixels"].flatten(1).unique(dim=1).flatten().tolist() == [1, 1, 0] and checkpoint["config"]["oversample"] == 8
+    plain = train_tiny(tiny, tmp_path / "plain", "--attack", "badnets", "--trigger", "yellow", "--trigger-size", "3", "--poison-rate", "0.02", "--epochs", "6")
+    success = [json.loads((path / "metrics.json").read_text())["attack_success_rate"] for path in (folder, plain)]
+    assert success[0] > success[1]
+    with pytest.raises(SystemExit) as stopped:
+        train_tiny(tiny, tmp_path / "no", "--trigger", "yello")
+    assert stopped.value.code == 2 and "yello" in capsys.readouterr().err
