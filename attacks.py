@@ -356,7 +356,7 @@ def explanation_term(name, maps, rows, count, batch, inputs, objective, seed):
         partners = partners.relu() if rectified else partners
         target = partners.detach()
     term = distance(triggered, target, side).mean()
-    if APART and objective.attack.explanation == "clean" and count > 1:
+    if APART and objective.reference is None and objective.attack.explanation == "clean" and count > 1:
         term = term + APART * (alikeness(partners) - TOLERATED).relu()
     if len(untouched) == 0:
         return term
