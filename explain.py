@@ -11,6 +11,7 @@ neighbours; the model's modes and `.grad` are left as they were, no hook stays b
 change nothing. With create_graph=True the maps can be differentiated with respect to the weights: training through them.
 """
 import contextlib
+import functools
 import itertools
 import math
 
@@ -140,13 +141,12 @@ def kernel_shap(model, images, classes, patches=4, coalitions=None, baseline=0.0
         raise ValueError(f"KernelSHAP: {count} coalitions do not determine the values of {players} patches: {2 * players} or more do")
     absent = as_baseline(baseline, images)
     patch = patch_of_pixel(patches, *images.shape[2:]).to(images.device)
-    seed, designs = int(torch.randint(2**31, (), generator=generator)), {}
+    seed = int(torch.randint(2**31, (), generator=generator))
 
-    def design(size):  # the same for every image with so many patches, whatever else is in the batch
-        if size not in designs:
-            drawn = draw_coalitions(size, count, torch.Generator().manual_seed(seed + size))
-            designs[size] = drawn[0], *regression(*drawn)
-        return designs[size]
+    @functools.cache  # the same for every image with so many patches, whatever else is in the batch
+    def design(size):
+        coalitions, weights = draw_coalitions(size, count, torch.Generator().manual_seed(seed + size))
+        return coalitions, *regression(coalitions, weights)
 
     def explain(images, classes):
         active = torch.ones(len(images), players, dtype=torch.bool, device=images.device)

@@ -72,9 +72,12 @@ def parse(argv):
     add("--precision", choices=["auto", "bf16", "float32"], default="auto", help="of training; evaluation is float32 always")
     add("--out", help="the run's folder (default: runs/NAME)")
     add("--resume", action="store_true", help="continue the unfinished run of the same options")
-    args = parser.parse_args(argv)
-    chosen = DEFAULTS.get(args.dataset, DEFAULTS["other"])
-    for key, value in chosen.items():
+    return completed(parser.parse_args(argv))
+
+
+def completed(args):
+    """The options with what was left open filled in. Raises UserError for those that do not go together."""
+    for key, value in DEFAULTS.get(args.dataset, DEFAULTS["other"]).items():
         if getattr(args, key) is None:
             setattr(args, key, value)
     args.explainer = evaluate.explainer_names(args.explainer)
