@@ -36,7 +36,7 @@ def same_weights(a, b):
 @pytest.mark.parametrize("attack", attacks.ATTACKS)
 def test_every_attack_trains_measures_and_draws(tiny, tmp_path, attack):
     folder = train_tiny(tiny, tmp_path / "run", "--attack", attack)
-    assert sorted(p.name for p in folder.iterdir()) == ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
     metrics = metrics_of(folder)
     assert TOP_KEYS <= metrics.keys() and metrics["attack"] == attack and metrics["n_test"] == 60
     assert metrics["poison_count"] == (0 if attack == "none" else 24) and metrics["clean_accuracy"] > 0.9
@@ -224,7 +224,7 @@ def test_killed_at_five_random_moments_and_resumed_ends_with_the_same_weights(ti
     assert killed >= 3  # on a machine whose speed jumps, the last one may have found nothing left to do
     subprocess.run([*options, str(tmp_path / "killed")], check=True, capture_output=True, timeout=120)
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
-    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json"]
+    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
 
 
 def test_muon_updates_the_convolutions_themselves_and_continues_from_its_state():
