@@ -93,7 +93,7 @@ TRAIN = {
     "batch of none": ["--batch-size", "0"],
     "negative learning rate": ["--lr", "-1"],
     "label smoothing above 1": ["--label-smoothing", "1.5"],
-    "learning rate that diverges": ["--lr", "900", "--batch-size", "3", "--epochs", "1"],
+    "learning rate that diverges": ["--optimizer", "muon", "--lr", "900", "--batch-size", "1", "--epochs", "1"],
     "target class out of range": ["--target-class", "3"],
     "target class by no name": ["--target-class", "cat"],
     "negative seed": ["--seed", "-1"],
