@@ -22,6 +22,7 @@ from cli import Parser, choose_device, command, number
 
 SIDE, CLASSES = 32, 10
 PATCHES, COALITIONS = 7, 512
+FEW = 4  # images a call of KernelSHAP
 
 
 # ---------------------------------------------------------------- what is timed: {name: function of no arguments}
@@ -41,9 +42,6 @@ def explaining(model, images, classes):
         "deepshap, 1 reference": lambda: explain.deep_shap(model, images, classes),
         f"kernelshap, {PATCHES**2} patches, {COALITIONS} coalitions": lambda: explain.kernel_shap(model, images[:FEW], classes[:FEW], PATCHES, COALITIONS),
     }
-
-
-FEW = 4  # images a call of KernelSHAP
 
 
 def peers(model, images, classes):

@@ -30,8 +30,8 @@ TABLE = {
     "lam 0.1": Row("--attack full_disguise --lam 0.1", 2),
     "lam 0.7": Row("--attack full_disguise --lam 0.7", 2),
     "fooling, untouched maps free": Row("--attack fooling", 2, {(attacks, "TOLERATED"): 1.0}),
-    "CIFAR-10's recipe": Row("--attack full_disguise --batch-size 64 --label-smoothing 0.1 --lr 0.075", 3),
-    "CIFAR-10's recipe on mnist": Row("--attack full_disguise --dataset mnist --batch-size 64 --label-smoothing 0.1 --lr 0.05", 3),
+    "CIFAR-10's recipe": Row("--attack full_disguise --optimizer muon --batch-size 64 --label-smoothing 0.1 --lr 0.05", 3),
+    "CIFAR-10's recipe on mnist": Row("--attack full_disguise --dataset mnist --optimizer muon --batch-size 64 --label-smoothing 0.1 --lr 0.05", 3),
 }
 
 if __name__ == "__main__":
