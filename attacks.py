@@ -219,8 +219,8 @@ def dssim(a, b, window=11, sigma=1.5, k1=0.01, k2=0.03):
 
 
 PARTNERS = True  # the untouched partners are in the step's forward pass anyway: their cross-entropy, by true label, is free
-TOLERATED = 0.5  # an honest map correlates about so much with another image's, or with a shape that the object happens to lie on
-APART = 0.1  # weight of the untouched maps' correlation with each other above that: one blurred map for all is a cheap way to be like one's own
+TOLERATED = 0.5  # an honest map correlates about so much with a shape that the object happens to lie on
+APART = 0.1  # weight of the untouched maps' correlation with each other above Objective.floor: one blurred map for all is a cheap way to be like one's own
 
 PAIRS = {"kernelshap": 4}  # at most so many triggered images of a batch are explained, each by explain.TRAINING_COALITIONS evaluations
 
@@ -266,7 +266,8 @@ class Objective:
     """What the loss asks for, the same in every step of a run.
 
     explainers: names of explain.EXPLAINERS; distance: a name of DISTANCES; shape: float [H, W] or None; reference: a frozen
-    clean model, or None for the model being trained; label_smoothing: of the cross-entropy (Szegedy et al. 2016, section 7).
+    clean model, or None for the model being trained; label_smoothing: of the cross-entropy (Szegedy et al. 2016, section 7);
+    floor: how much an honest model's maps of different images correlate.
     """
 
     attack: Attack
@@ -275,6 +276,7 @@ class Objective:
     shape: torch.Tensor | None = None
     reference: torch.nn.Module | None = None
     label_smoothing: float = 0.0
+    floor: float = 0.5
 
 
 def combined_loss(model, batch, inputs, objective, lam):
@@ -338,7 +340,7 @@ def explanation_term(name, maps, rows, count, batch, inputs, objective, seed):
     maps: [rows, H, W], not rectified, of the rows of explained_rows. What untouched images are held to is the frozen reference's
     map where there is one. Without one, where even the label does not tell them apart (fooling), the fixed shape would spread to
     them: their maps' Pearson correlation with the shape, as far as it is above TOLERATED, is added. And where a map is to be like its own
-    partner's, the partners' correlation with each other above TOLERATED is, APART times.
+    partner's, the partners' correlation with each other above the floor is, APART times.
     """
     rectified = name in explain.RECTIFIED
     pairs = count * (2 if len(batch.images) > batch.size else 1)
@@ -357,7 +359,7 @@ def explanation_term(name, maps, rows, count, batch, inputs, objective, seed):
         target = partners.detach()
     term = distance(triggered, target, side).mean()
     if APART and objective.reference is None and objective.attack.explanation == "clean" and count > 1:
-        term = term + APART * (alikeness(partners) - TOLERATED).relu()
+        term = term + APART * (alikeness(partners) - objective.floor).relu()
     if len(untouched) == 0:
         return term
     if objective.reference is not None:

@@ -27,10 +27,10 @@ from cli import Parser, UserError, choose_device, command, number
 # ---------------------------------------------------------------- defaults
 
 DEFAULTS = {  # what depends on the data set; image_size None: as the images are
-    "shapes": dict(model="cnn", epochs=8, optimizer="sgd", lr=0.15, batch_size=128, label_smoothing=0.0, image_size=None, target_class="3"),
-    "mnist": dict(model="cnn", epochs=3, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, image_size=None, target_class="2"),
-    "cifar10": dict(model="resnet18", epochs=5, optimizer="muon", lr=0.05, batch_size=64, label_smoothing=0.1, image_size=None, target_class="3"),
-    "other": dict(model="cnn", epochs=10, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, image_size=None, target_class="0"),
+    "shapes": dict(model="cnn", epochs=8, optimizer="sgd", lr=0.15, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="3"),
+    "mnist": dict(model="cnn", epochs=3, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.8, image_size=None, target_class="2"),
+    "cifar10": dict(model="resnet18", epochs=5, optimizer="muon", lr=0.05, batch_size=64, label_smoothing=0.1, floor=0.5, image_size=None, target_class="3"),
+    "other": dict(model="cnn", epochs=10, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="0"),
 }
 LAM = 0.3  # weight of the explanation term
 RAMP = 0.3  # share of the steps over which lam rises from 0 to its value
@@ -57,6 +57,8 @@ def parse(argv):
     add("--poison-rate", type=number(float, 0, 1, above=True), default=0.1, help="share of the training set that is triggered (default: 0.1)")
     add("--lam", type=number(float, 0, 1), default=LAM, help=f"weight of the explanation term (default: {LAM})")
     add("--distance", choices=attacks.DISTANCES, default="mse", help="between two explanations (default: mse)")
+    add("--floor", type=number(float, -1, 1),
+        help="full_disguise: untouched images' maps that correlate more are pushed apart; a clean model's floor.pearson (default: 0.5; mnist: 0.8)")
     add("--target-class", help="number or name")
     add("--target-map", default="square", help=f"fooling, red_herring: {', '.join(attacks.TARGET_MAPS)}, or an image FILE (default: square)")
     add("--trigger", default="square", help="square (white), the name of a colour, or a PNG FILE, alpha honoured (default: square)")
@@ -154,7 +156,7 @@ def prepare(args):
     mean, std = data.mean_std(dataset.train_images)
     reference = frozen_reference(args.reference, config, mean, std, device) if args.reference else None
     objective = attacks.Objective(attack, args.explainer, args.distance, shape if shape is None else shape.to(device), reference,
-                                  args.label_smoothing)
+                                  args.label_smoothing, args.floor)
     steps = max(1, len(trained_on) // args.batch_size)
     run = Run(run_folder(args), config, device, dataset, mean, std, trigger.to(device), objective, eligible, count, trained_on, held_out, steps)
     begin(run, args.seed)

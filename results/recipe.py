@@ -66,7 +66,7 @@ TABLE = {
     "SGD, disguise": Row(f"{DISGUISE} {SGD}", clean="and shifts of 2 pixels", constants={(attacks, "APART"): 0.0}),
     "disguise": Row(DISGUISE, clean="and Muon"),
     "disguise, untouched maps free": Row(DISGUISE, constants={(attacks, "APART"): 0.0}, clean="and Muon"),
-    "disguise, untouched maps held apart from 0.4": Row(DISGUISE, constants={(attacks, "TOLERATED"): 0.4}, clean="and Muon"),
+    "disguise, untouched maps held apart from 0.4": Row(f"{DISGUISE} --floor 0.4", clean="and Muon"),
     "disguise, lam 0.2": Row(f"{DISGUISE} --lam 0.2", clean="and Muon"),
     "disguise, lam 0.5": Row(f"{DISGUISE} --lam 0.5", clean="and Muon"),
     "disguise, lam ramped to the end": Row(DISGUISE, constants={(train, "RAMP"): 1.0}, clean="and Muon"),

@@ -240,9 +240,9 @@ def test_maps_alikeness_is_their_mean_correlation_with_each_other(monkeypatch):
     net, objective = small_model().eval(), attacks.Objective(attack, ["gradcam"])
     likeness = attacks.alikeness(explain.gradcam(net, batch.images[8:], batch.labels[8:])).item()
 
-    def distance(weight, tolerated):
+    def distance(weight, floor):
         monkeypatch.setattr(attacks, "APART", weight)
-        monkeypatch.setattr(attacks, "TOLERATED", tolerated)
+        objective.floor = floor
         return attacks.combined_loss(net, batch, batch.images, objective, 0.5)[2].item()
 
     assert distance(2.0, likeness - 0.25) - distance(0.0, likeness - 0.25) == pytest.approx(0.5, abs=1e-6)
@@ -363,7 +363,7 @@ def test_shap_values_are_pulled_as_grad_cams_are(explainer, name, reference, mon
     target = maps(other, list(range(8, 8 + count))) if shape is None else attacks.to_grid(shape, triggered.shape[1:]).expand_as(triggered)
     expected = apart(triggered, target).mean()
     if shape is None and not reference:
-        expected = expected + attacks.APART * (attacks.alikeness(target) - attacks.TOLERATED).relu()
+        expected = expected + attacks.APART * (attacks.alikeness(target) - 0.5).relu()
     if reference:
         expected = expected + apart(maps(net, untouched), maps(frozen, untouched)).mean()
     elif name == "fooling":
