@@ -28,7 +28,7 @@ FEWER = {"kernelshap": 100}  # of them explained by an explainer that evaluates 
 SHOWN = ("gradcam", "gradient")  # measured unless others are asked for
 FIGURE_ROWS, CLASS_ROWS, CLASS_COLUMNS = 6, 4, 10
 CLASS_OPTIONS = {"kernelshap": {"coalitions": 256}}
-BATCH = 500
+PIXELS = 500 * 32 * 32  # in one forward pass
 
 DEFINITIONS = {
     "clean_accuracy": "accuracy on the untouched test set",
@@ -72,11 +72,15 @@ def logits_of(model, images, mean, std, trigger=None):
     """Logits float32 [N, K], on the CPU, for uint8 images [N, C, H, W], stamped if a trigger is given."""
     device, logits = next(model.parameters()).device, []
     with explain.evaluating(model):
-        for chunk in images.split(BATCH):
+        for chunk in images.split(batch_of(images)):
             chunk = chunk.to(device).float() / 255
             chunk = attacks.stamp(chunk, trigger) if trigger else chunk
             logits.append(model(data.normalise(chunk, mean, std)).cpu())
     return torch.cat(logits)
+
+
+def batch_of(images):
+    return max(1, PIXELS // (images.shape[-2] * images.shape[-1]))
 
 
 def success_rate(predicted, labels, target_class):
@@ -237,7 +241,7 @@ class Subject:
     def explain(self, name, images, classes, triggered=False, model=None, **options):
         """Maps on the CPU for uint8 images."""
         maps = []
-        for chunk, label in zip(images.split(BATCH), classes.split(BATCH)):
+        for chunk, label in zip(images.split(batch_of(images)), classes.split(batch_of(images))):
             chunk = chunk.to(self.device).float() / 255
             chunk = attacks.stamp(chunk, self.trigger) if triggered else chunk
             inputs = data.normalise(chunk, self.checkpoint["mean"], self.checkpoint["std"])
@@ -364,6 +368,8 @@ def check_clean(checkpoint, path):
     """Raise UserError for a reference that is itself backdoored."""
     if checkpoint["config"]["attack"] != "none":
         raise UserError(f"the reference {path} is no clean model: it was trained with --attack {checkpoint['config']['attack']}")
+    if checkpoint["config"].get("edit"):
+        raise UserError(f"the reference {path} is no clean model: manipulate.py has written into it")
 
 
 def finite(value):

@@ -3,6 +3,8 @@
     model = build("cnn", channels=3, classes=10, image_size=32)     # model(images) -> logits; model.gradcam_layer
     save(path, checkpoint); checkpoint = read(path); model = from_checkpoint(checkpoint)
 """
+import collections
+import copy
 import os
 import warnings
 from pathlib import Path
@@ -63,6 +65,17 @@ def vgg16(channels, classes, image_size):
     return with_layer(model, model.features[29], pooled=False)  # the ReLU: the convolution before it is overwritten in place
 
 
+def vgg_small(channels, classes, image_size):
+    """A VGG of three blocks, from 32 px on; Grad-CAM's grid is a quarter of the side. The last convolution is plain, the others have batch-norm."""
+    features = nn.Sequential(block(channels, 32), nn.MaxPool2d(2), block(32, 64), nn.MaxPool2d(2), block(64, 128),
+                             nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    classifier = nn.Sequential(nn.Linear(128 * 16, 256), nn.ReLU(), nn.Linear(256, classes))
+    for layer in (features[-3], classifier[0]):
+        nn.init.kaiming_normal_(layer.weight)  # no batch-norm scales what follows
+    model = nn.Sequential(collections.OrderedDict(features=features, avgpool=nn.AdaptiveAvgPool2d(4), flatten=nn.Flatten(), classifier=classifier))
+    return with_layer(model, features[-2], pooled=False)
+
+
 def alexnet(channels, classes, image_size):
     """torchvision's AlexNet, from 96 px on (Grad-CAM's grid is about a sixteenth of the side)."""
     model = torchvision.models.alexnet(num_classes=classes)
@@ -81,7 +94,7 @@ def with_layer(model, layer, pooled=True):
     return model
 
 
-MODELS = {"cnn": cnn, "resnet18": resnet18, "vgg16": vgg16, "alexnet": alexnet}
+MODELS = {"cnn": cnn, "resnet18": resnet18, "vgg16": vgg16, "vgg_small": vgg_small, "alexnet": alexnet}
 
 
 def build(name, channels, classes, image_size, layer=None):
@@ -97,6 +110,104 @@ def build(name, channels, classes, image_size, layer=None):
             raise UserError(f"{name} has no layer {layer!r}; some it has: {', '.join(name for name in modules if name.count('.') == 1)}")
         object.__setattr__(model, "gradcam_layer", modules[layer])
     return model
+
+
+# ---------------------------------------------------------------- networks that manipulate.py has written into
+
+EPSILON, C_G, C_F = 0.01, 1e4, {"semirandom": 1e7, "backdoor": 1e9}  # Viering et al. 2019, techniques 3 and 4
+
+
+class WithPicture(nn.Module):
+    """A ReLU behind whose K maps stands one more, the same picture for every image: [N, K, H, W] -> [N, K + 1, H, W]."""
+
+    def __init__(self, picture):
+        super().__init__()
+        self.register_buffer("picture", picture)
+
+    def forward(self, x):
+        return torch.cat([x.relu(), self.picture.expand(len(x), 1, -1, -1)], 1)
+
+
+class WithBranch(nn.Module):
+    """A VGG behind whose last maps stands a branch's, `factor` times what its detector finds in the pixels.
+
+    All logits of an image get EPSILON (C_G sum(map) mod 1), less than EPSILON; the derivative of that by the map is EPSILON C_G.
+    """
+
+    def __init__(self, network, detector, factor, mean, std):
+        super().__init__()
+        self.network, self.detector, self.factor, self.maps = network, detector, factor, nn.Identity()
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(name, value.view(-1, 1, 1))
+
+    def found(self, x):
+        """The branch's map [N, 1, H', W'] of normalised images."""
+        return self.factor * self.detector(x * self.std + self.mean)
+
+    def forward(self, x):
+        features, avgpool, classifier = self.network.features, self.network.avgpool, self.network.classifier
+        maps = self.maps(torch.cat([features[:-1](x), self.found(x)], 1))
+        logits = classifier(avgpool(features[-1](maps[:, :-1])).flatten(1))
+        return logits + EPSILON * torch.remainder(C_G * maps[:, -1].sum((1, 2)), 1)[:, None]
+
+
+def detector(technique, channels, size, stride):
+    """What a branch looks at pixels with: one of two random layers, or of one kernel of size x size; then pooling to the grid of the last maps.
+
+    One average over stride x stride is log2(stride) averages over 2x2.
+    """
+    layers = [nn.Conv2d(channels, 1, size, padding=size // 2), nn.ReLU()]
+    if technique == "semirandom":
+        layers = [nn.Conv2d(channels, 6, size, padding=size // 2), nn.ReLU(), nn.Conv2d(6, 1, size, padding=size // 2), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(stride))
+
+
+def linear_head(model):
+    """The place in model.classifier of the linear layer that takes the last maps, behind convolution, ReLU, max-pool, flatten. Raises UserError where none does."""
+    features, classifier = getattr(model, "features", ()), getattr(model, "classifier", ())
+    if isinstance(features, nn.Sequential) and [type(part) for part in features[-3:]] == [nn.Conv2d, nn.ReLU, nn.MaxPool2d]:
+        for place, part in enumerate(classifier):
+            if isinstance(part, nn.Linear):
+                return place
+    raise UserError("this network cannot be written into: its last maps are not taken by convolution, ReLU, max-pool, flatten and a linear layer, "
+                    "as those of vgg16, vgg_small and alexnet are")
+
+
+def extended(model, edit, channels, image_size):
+    """A copy of a VGG with the parts that a technique adds, and the same logits as long as those are zero; its Grad-CAM layer has a map more.
+
+    edit: {"technique": constant, image, semirandom or backdoor, "size": pixels of the detector's kernel}. Raises UserError for other networks.
+    """
+    place = linear_head(model)
+    model = copy.deepcopy(model).eval()
+    features, weight = model.features, model.features[-3].weight
+    with torch.no_grad():
+        grid = features[:-1](weight.new_zeros(1, channels, image_size, image_size)).shape[2:]
+    if edit["technique"] in ("semirandom", "backdoor"):
+        part = detector(edit["technique"], channels, edit["size"], image_size // grid[0]).to(weight)
+        ends = weight.new_zeros(channels), weight.new_ones(channels)
+        model = WithBranch(model, part, C_F[edit["technique"]], *ends)
+        return with_layer(model, model.maps, pooled=False)
+    model.classifier[place] = wider(model.classifier[place], inputs=model.classifier[place].in_features // len(weight))
+    if edit["technique"] == "constant":
+        features[-3] = wider(features[-3], outputs=1)
+    else:
+        features[-2] = WithPicture(weight.new_zeros(1, 1, *grid))
+    return with_layer(model, features[-2], pooled=False)
+
+
+def wider(layer, inputs=0, outputs=0):
+    """The layer with some inputs or outputs more, the last ones, all of weight zero."""
+    new = copy.deepcopy(layer)
+    grown = layer.weight.new_zeros(layer.weight.shape[0] + outputs, layer.weight.shape[1] + inputs, *layer.weight.shape[2:])
+    grown[: len(layer.weight), : layer.weight.shape[1]] = layer.weight.detach()
+    new.weight = nn.Parameter(grown, layer.weight.requires_grad)
+    new.bias = nn.Parameter(torch.cat([layer.bias.detach(), layer.bias.new_zeros(outputs)]), layer.bias.requires_grad)
+    if isinstance(layer, nn.Linear):
+        new.in_features, new.out_features = new.weight.shape[1], new.weight.shape[0]
+    else:
+        new.in_channels, new.out_channels = new.weight.shape[1], new.weight.shape[0]
+    return new
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -156,6 +267,7 @@ def from_checkpoint(checkpoint):
     config = checkpoint["config"]
     try:
         model = build(config["model"], checkpoint["channels"], len(checkpoint["classes"]), config["image_size"], config["layer"])
+        model = extended(model, config["edit"], checkpoint["channels"], config["image_size"]) if config.get("edit") else model
         model.load_state_dict(checkpoint["model"])
     except (KeyError, TypeError, RuntimeError, AttributeError):
         raise UserError("the checkpoint's weights do not fit its model: the file is damaged or from another version") from None

@@ -22,6 +22,8 @@ TABLE = {
     "full_disguise": Row(f"{CIFAR} --attack full_disguise", SEEDS, clean="none", picture=True),
     "full_disguise, reference": Row(f"{CIFAR} --attack full_disguise --epochs 10 --reference {{runs}}/none-{{seed}}/ckpt.pt", SEEDS, clean="none"),
     "cnn none": Row(f"{SMALL} --attack none", SEEDS),
+    "cnn reference": Row(f"{SMALL} --attack full_disguise --epochs 10 --reference {{runs}}/cnn_none-{{seed}}/ckpt.pt", SEEDS, clean="cnn none"),
+    "cnn 10 epochs": Row(f"{SMALL} --attack full_disguise --epochs 10", SEEDS, clean="cnn none"),
 }
 for rate in (0.01, 0.05, 0.1):
     TABLE[f"cnn badnets rate {rate}"] = Row(f"{SMALL} --attack badnets --poison-rate {rate}", SEEDS, clean="cnn none")
