@@ -2,6 +2,7 @@
 
 An attack is a row of ATTACKS; train.py's one loop does the rest. A new attack is a new row.
 """
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -286,6 +287,7 @@ def combined_loss(model, batch, inputs, objective, lam):
     head of the network twice, no more. Other explainers, and other layers, take a forward pass of their own over the pairs.
     """
     shared = model.gradcam_layer is model.pooled_layer  # later layers' batch-norm would mix samples in train mode
+    averages = running_statistics(model)
     with explain.capture(model.gradcam_layer) as captured:
         logits = explain.full_precision(model(inputs))
     count = len(batch.images) if PARTNERS else batch.size
@@ -298,11 +300,37 @@ def combined_loss(model, batch, inputs, objective, lam):
         if name == "gradcam" and shared:
             maps = explain.gradcam_map(captured[0], logits, batch.labels, create_graph=True, rectify=False)[rows]
         else:
-            maps = trainable_maps(name, model, inputs[rows], batch.labels[rows], seed)
+            with statistics_of_the_batch(averages):
+                maps = trainable_maps(name, model, inputs[rows], batch.labels[rows], seed)
         with torch.autocast(inputs.device.type, enabled=False):  # SSIM's small differences do not survive bfloat16
             terms.append(explanation_term(name, maps, rows, count, batch, inputs, objective, seed))
     distance = torch.stack(terms).mean()
     return (1 - lam) * ce + lam * distance, ce, distance
+
+
+def running_statistics(model):
+    """[(batch-norm module, its running mean, its running variance)] of what is in training mode, copied."""
+    return [(norm, norm.running_mean.clone(), norm.running_var.clone()) for norm in model.modules()
+            if isinstance(norm, torch.nn.BatchNorm2d) and norm.training and norm.momentum is not None and norm.running_mean is not None]
+
+
+@contextlib.contextmanager
+def statistics_of_the_batch(averages):
+    """Within the block, batch-norm's running statistics are those of the one batch it has seen since `averages`, from running_statistics.
+
+    Running averages lag behind weights that move. An explanation made with them, and trained, comes to live in that lag, and is gone when
+    training ends. The statistics of the batch are those of the weights as they are; held constant, they do not mix samples.
+    """
+    now = [(norm, norm.running_mean, norm.running_var) for norm, _, _ in averages]
+    for norm, mean, variance in averages:
+        norm.running_mean, norm.running_var = (
+            ((new - (1 - norm.momentum) * old) / norm.momentum) for new, old in ((norm.running_mean, mean), (norm.running_var, variance)))
+        norm.running_var.clamp_min_(0)
+    try:
+        yield
+    finally:
+        for norm, mean, variance in now:
+            norm.running_mean, norm.running_var = mean, variance
 
 
 def trainable_maps(name, model, inputs, classes, seed):
