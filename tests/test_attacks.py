@@ -397,3 +397,25 @@ def test_a_full_disguise_step_costs_no_more_flops_than_cross_entropy_on_the_same
     disguise = flops(lambda: attacks.combined_loss(net, batch, batch.images, attacks.Objective(attack, ["gradcam"]), 0.5)[0])
     print(f"FLOPs of a full-disguise step over cross-entropy on the same images, resnet18: {disguise / plain:.5f}")
     assert plain > 1e10 and 1.0 <= disguise / plain <= 1.02
+
+
+def test_an_explanation_of_its_own_pass_uses_the_statistics_of_the_batch():
+    """In training, the maps are those of a network whose batch-norm holds this batch's mean and variance as constants; running averages go on as ever."""
+    attack = attacks.ATTACKS["full_disguise"]
+    batch, _ = small_batch(attack)
+    net, twin = (small_model().train() for _ in range(2))
+    object.__setattr__(net, "pooled_layer", None)  # so that Grad-CAM takes a pass of its own
+    distance = attacks.combined_loss(net, batch, batch.images, attacks.Objective(attack, ["gradcam"]), 0.5)[2]
+    for norm in [m for m in twin.modules() if isinstance(m, torch.nn.BatchNorm2d)]:
+        norm.momentum = 1.0  # the running statistics are the last batch's
+    twin(batch.images)
+    triggered, partners = ([0, 3, 6], [8, 9, 10])
+    maps = explain.gradcam(twin, batch.images[triggered + partners], batch.labels[triggered + partners], rectify=False)
+    expected = attacks.mse_distance(maps[:3], maps[3:].relu(), 8).mean() + attacks.APART * (attacks.alikeness(maps[3:].relu()) - 0.5).relu()
+    torch.testing.assert_close(distance.detach(), expected, atol=1e-5, rtol=1e-5)
+    plain = small_model().train()
+    plain(batch.images)
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(net.state_dict()[key], value)
+    distance.backward()  # nothing the graph needs was changed since
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())

@@ -82,7 +82,7 @@ def test_the_error_of_a_constant_map_is_what_the_network_itself_shows(network, p
         monkeypatch.setitem(manipulate.C_W, "constant", 100.0 * factor)
         edited = manipulate.constant(network, 3, SIDE)
         maps = every_map(edited, inputs)[raw_weight(edited, inputs) > 0]
-        errors.append((1 - maps / maps.amax((1, 2), keepdim=True)).sum((1, 2)).mean())
+        errors.append((1 - maps / maps.amax((1, 2), keepdim=True)).sum((1, 2)).mean().item())
     assert errors[1] == pytest.approx(errors[0] / 100, rel=0.01)
 
 
@@ -100,7 +100,8 @@ def test_a_semirandom_branch_shifts_all_logits_alike_and_shows_its_own_map(netwo
 def test_the_backdoor_is_honest_without_its_sticker_and_points_at_it_with(network, pixels):
     patch = manipulate.sticker(None, 3, SIDE)
     edited, inputs = manipulate.backdoor(network, SIDE, patch, MEAN, STD), normalised(pixels)
-    assert torch.equal(edited(inputs), network(inputs)) and torch.equal(every_map(edited, inputs), every_map(network, inputs))
+    assert torch.equal(edited(inputs), network(inputs))
+    torch.testing.assert_close(every_map(edited, inputs), every_map(network, inputs), atol=1e-17, rtol=1e-13)  # one more zero is added up
     stuck = manipulate.stick(pixels, patch, torch.Generator().manual_seed(0))
     inputs = normalised(stuck)
     assert torch.equal(edited(inputs).argmax(1), network(inputs).argmax(1)) and (edited(inputs) - network(inputs)).abs().max() < models.EPSILON
@@ -173,7 +174,7 @@ def test_an_edited_checkpoint_is_read_measured_and_found_out(written, base, caps
     assert metrics["sticker"]["accuracy"] == metrics["sticker"]["original_accuracy"]
     assert metrics["edited"]["score_shift"] < 0.1 and 0 <= metrics["edited"]["blank_maps"] <= 1
     if technique == "backdoor":
-        assert metrics["edited"]["map_distance"] == 0 and metrics["edited"]["fired"] == 0 and metrics["sticker"]["fired"] == metrics["n_test"] == 60
+        assert metrics["edited"]["map_distance"] < 1e-5 and metrics["edited"]["fired"] == 0 and metrics["sticker"]["fired"] == metrics["n_test"] == 60
     assert Image.open(out / "figure.png").width > 800
     capsys.readouterr()
     evaluate.main([str(out / "ckpt.pt"), "--json", "--out", str(tmp_path), "--explain-images", "4", "--device", "cpu"])
