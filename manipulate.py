@@ -189,12 +189,13 @@ def promised(subject, edited, images, honest):
 
 
 def map_distance(subject, original, edited, images, classes):
-    """{"map_distance": |I_T - I_n|_1 summed over cells, mean over the maps that are not blank; "blank_maps": share of those that are}."""
+    """{"map_distance": |I_T - I_n|_1 summed over cells, mean over the maps that show what they should; "blank_maps": share of those that do not}.
+
+    A class whose logit falls as the added map grows counts it negatively: where it should be largest, Grad-CAM is then 0.
+    """
     honest, shown = (maps_of(subject, model, images, classes) for model in (original, edited))
     target = promised(subject, edited, images, honest)
-    blank = (shown == 0).all(2).all(1)
-    if isinstance(edited, models.WithBranch):
-        blank &= (target > 0).any(2).any(1)  # an honest map may be blank
+    blank = shown.flatten(1).gather(1, target.flatten(1).argmax(1, keepdim=True))[:, 0] < target.amax((1, 2)) / 2  # an honest map may be blank
     distance = (target - shown).abs().sum((1, 2))
     return {"map_distance": evaluate.average(distance, ~blank), "blank_maps": evaluate.average(blank.float())}
 

@@ -18,9 +18,9 @@ import train
 from study import ROOT, torch
 
 NETWORKS = {  # options of train.py, test images measured, of them explained
-    "vgg_small, shapes": ("--dataset shapes --image-size 64 --epochs 6 --optimizer muon --lr 0.02 --batch-size 64", 2000, 500),
-    "vgg_small, CIFAR-10": ("--dataset cifar10 --epochs 3 --lr 0.02", 2000, 500),
-    "VGG-16 of random weights, CIFAR-10 at 224 px": (None, 8, 8),
+    "vgg_small, shapes": ("--dataset shapes --image-size 64 --epochs 6 --optimizer muon --lr 0.02 --batch-size 64", 1000, 200),
+    "vgg_small, CIFAR-10": ("--dataset cifar10 --epochs 3 --lr 0.02", 1000, 200),
+    "VGG-16 of random weights, CIFAR-10 at 224 px": (None, 4, 4),
 }
 FACTORS = (1, 10, 100)  # of both constants of technique 1
 

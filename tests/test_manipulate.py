@@ -86,6 +86,17 @@ def test_the_error_of_a_constant_map_is_what_the_network_itself_shows(network, p
     assert errors[1] == pytest.approx(errors[0] / 100, rel=0.01)
 
 
+def test_a_class_that_counts_the_map_negatively_is_told_from_one_that_shows_it(network):
+    subject = evaluate.Subject({"mean": MEAN, "std": STD}, network, None, None, torch.device("cpu"))
+    images = torch.randint(0, 256, (CLASSES, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    classes, (inputs,) = torch.arange(CLASSES), manipulate.inputs_of(subject, network, images)
+    for edited in (manipulate.constant(network, 3, SIDE), manipulate.image(network, 3, SIDE)):
+        negative = raw_weight(edited, inputs).diagonal() < 0
+        figures = manipulate.map_distance(subject, network, edited, images, classes)
+        assert figures["blank_maps"] == pytest.approx(negative.double().mean().item()) and 0 < figures["blank_maps"] < 1
+        assert 0 < figures["map_distance"] < 0.1
+
+
 def test_a_semirandom_branch_shifts_all_logits_alike_and_shows_its_own_map(network, pixels):
     inputs = normalised(pixels)
     torch.manual_seed(0)
