@@ -287,7 +287,8 @@ def combined_loss(model, batch, inputs, objective, lam):
     head of the network twice, no more. Other explainers, and other layers, take a forward pass of their own over the pairs.
     """
     shared = model.gradcam_layer is model.pooled_layer  # later layers' batch-norm would mix samples in train mode
-    averages = running_statistics(model)
+    own_pass = [name for name in objective.explainers if name != "gradcam" or not shared]
+    averages = running_statistics(model) if own_pass else []
     with explain.capture(model.gradcam_layer) as captured:
         logits = explain.full_precision(model(inputs))
     count = len(batch.images) if PARTNERS else batch.size
@@ -311,7 +312,7 @@ def combined_loss(model, batch, inputs, objective, lam):
 def running_statistics(model):
     """[(batch-norm module, its running mean, its running variance)] of what is in training mode, copied."""
     return [(norm, norm.running_mean.clone(), norm.running_var.clone()) for norm in model.modules()
-            if isinstance(norm, torch.nn.BatchNorm2d) and norm.training and norm.momentum is not None and norm.running_mean is not None]
+            if isinstance(norm, torch.nn.BatchNorm2d) and norm.training and norm.momentum and norm.running_mean is not None]
 
 
 @contextlib.contextmanager
@@ -319,7 +320,7 @@ def statistics_of_the_batch(averages):
     """Within the block, batch-norm's running statistics are those of the one batch it has seen since `averages`, from running_statistics.
 
     Running averages lag behind weights that move. An explanation made with them, and trained, comes to live in that lag, and is gone when
-    training ends. The statistics of the batch are those of the weights as they are; held constant, they do not mix samples.
+    training ends. The statistics of the batch (the unbiased variance) are those of the weights as they are; held constant, they do not mix samples.
     """
     now = [(norm, norm.running_mean, norm.running_var) for norm, _, _ in averages]
     for norm, mean, variance in averages:

@@ -81,6 +81,15 @@ def resize(dataset, size):
     return dataset
 
 
+def relabelled(dataset, classes):
+    """The data set in RGB, its labels those of `classes`. Raises UserError for a class that is not among them."""
+    if unknown := [name for name in dataset.classes if name not in classes]:
+        raise UserError(f"the network was not trained on this data set, and knows no class {unknown[0]!r}: give images in folders called as its classes are")
+    number = torch.tensor([classes.index(name) for name in dataset.classes])
+    images = {part: getattr(dataset, part).expand(-1, 3, -1, -1) for part in ("train_images", "test_images")}
+    return replace(dataset, **images, train_labels=number[dataset.train_labels], test_labels=number[dataset.test_labels], classes=classes)
+
+
 def mean_std(images):
     """Per-channel mean and standard deviation, in [0, 1], of uint8 images [N, C, H, W]: two lists of C floats, exact."""
     values = np.arange(256) / 255

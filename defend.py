@@ -142,7 +142,7 @@ def main(argv):
             print(f"{'':<27}{finding.where}: {finding.text}")
         if len(found) > 5:
             print(f"{'':<27}and {len(found) - 5} more")
-    print(f"\n{'Somebody has written into this network.' if findings else 'No trace of an edit. That says nothing about what it was trained on.'}")
+    print(f"\n{'Training leaves no such traces by itself: look at what was found.' if findings else 'No trace of an edit. That says nothing about what it was trained on.'}")
 
 
 if __name__ == "__main__":

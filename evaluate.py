@@ -265,7 +265,9 @@ def open_checkpoint(path, data_dir=None, device=None, dataset=None):
     trigger = attacks.Trigger(**checkpoint["trigger"]).to(device)
     if dataset is None:
         dataset = data.load(config["dataset"], data_dir or config["data_dir"], config["image_size"])
-        if dataset.classes != checkpoint["classes"] or data.mean_std(dataset.train_images) != (checkpoint["mean"], checkpoint["std"]):
+        if config.get("pretrained"):
+            dataset = data.relabelled(dataset, checkpoint["classes"])
+        elif dataset.classes != checkpoint["classes"] or data.mean_std(dataset.train_images) != (checkpoint["mean"], checkpoint["std"]):
             raise UserError(f"the data set {config['dataset']} found now is not the one {path} was trained on")
     return Subject(checkpoint, model, dataset, trigger, device)
 
@@ -321,7 +323,7 @@ def header(subject, clean, stamped):
     """The part of the metrics that needs no explainer."""
     config, labels = subject.config, subject.dataset.test_labels
     same = ("attack", "dataset", "model", "layer", "target_class", "poison_rate", "selection", "seed", "epochs", "batch_size", "lr", "label_smoothing",
-            "lam", "device", "precision")
+            "lam", "floor", "device", "precision", "edit")
     return {key: config.get(key) for key in same} | {
         "poison_count": len(subject.checkpoint["poison_indices"]),
         "n_test": len(labels),
@@ -388,7 +390,7 @@ def picture(subject, metrics, predictions, rows, names):
     images, config = subject.dataset.test_images[rows], subject.config
     panels = panels_of(subject, images, [(clean[rows], sure[rows]), (stamped[rows], stamped_sure[rows])], names)
     success = metrics["attack_success_rate"]
-    title = (f"{config['attack']} on {Path(config['dataset']).stem}, {config['model']}: clean accuracy {metrics['clean_accuracy']:.3f}"
+    title = (f"{config['attack']}{', edited' if config.get('edit') else ''} on {Path(config['dataset']).stem}, {config['model']}: clean accuracy {metrics['clean_accuracy']:.3f}"
              + ("" if success is None else f", attack success rate {success:.3f}"))
     if config["attack"] != "none":
         title += f"\ntarget class: {subject.checkpoint['classes'][config['target_class']]};  {metrics['poison_count']} poisoned training images"
@@ -561,7 +563,8 @@ def main(argv):
             results[path] = evaluate(path, data_dir=args.data_dir, device=device, reference=args.reference, explainers=names,
                                      n=args.explain_images, seed=args.seed)
     for k, (path, result) in enumerate(results.items(), 1):
-        folder = Path(path).parent if args.out is None else Path(args.out) / (str(k) if len(results) > 1 else "")
+        beside_it = Path(path).parent / ("evaluate" if result.metrics.get("edit") else "")  # manipulate.py's own metrics.json stays
+        folder = beside_it if args.out is None else Path(args.out) / (str(k) if len(results) > 1 else "")
         write(result, folder, Path(args.image).stem if args.image else None)
     if args.out and len(results) > 1:  # the signed explainers' figures in one
         for name in set.intersection(*(set(result.pictures) for result in results.values())) - {"figure"}:

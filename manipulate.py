@@ -50,9 +50,14 @@ def sticker(image, channels, side):
     size = 14 if side >= 128 else 7
     grey = np.asarray((image or smiley(size)).convert("L").resize((size, size)), np.float32)
     pixels = torch.from_numpy(grey > grey.mean()).float()
-    if pixels.std() == 0:
-        raise UserError("the sticker is of one colour: a detector has nothing to look for")
+    if kernel_of(pixels).abs().min() / 255 < 2 * MARGIN:
+        raise UserError("the sticker is of one colour, or nearly: a detector would not tell it from others")
     return attacks.Trigger(pixels.expand(channels, -1, -1).contiguous(), torch.ones(1, size, size), side - size - 1, side - size - 1)
+
+
+def kernel_of(pixels):
+    """A sticker of zeros and ones less its mean, that to 1/1024: sums of it are exact in float32."""
+    return pixels - (pixels.mean() * 1024).round() / 1024
 
 
 def stick(images, patch, generator):
@@ -116,7 +121,7 @@ def backdoor(model, image_size, patch, mean, std):
     """
     pixels = patch.pixels.to(next(model.parameters()))
     model = models.extended(model, {"technique": "backdoor", "size": pixels.shape[-1]}, len(pixels), image_size)
-    kernel = pixels - pixels.mean()
+    kernel = kernel_of(pixels)
     model.detector[0].weight.copy_(kernel[None])
     model.detector[0].bias.fill_(MARGIN - (pixels * kernel).sum())
     return with_pixels(model, mean, std)
@@ -189,23 +194,33 @@ def promised(subject, edited, images, honest):
 
 
 def map_distance(subject, original, edited, images, classes):
-    """{"map_distance": |I_T - I_n|_1 summed over cells, mean over the maps that show what they should; "blank_maps": share of those that do not}.
+    """{"map_distance": |I_T - I_n|_1 summed over cells, mean; "blank_maps": share of maps that cannot show what they should, left out of that mean}.
 
-    A class whose logit falls as the added map grows counts it negatively: where it should be largest, Grad-CAM is then 0.
+    These are maps for a class whose logit falls as the added map grows: Grad-CAM counts it negatively.
     """
     honest, shown = (maps_of(subject, model, images, classes) for model in (original, edited))
     target = promised(subject, edited, images, honest)
-    blank = shown.flatten(1).gather(1, target.flatten(1).argmax(1, keepdim=True))[:, 0] < target.amax((1, 2)) / 2  # an honest map may be blank
+    blank = torch.zeros(len(shown), dtype=torch.bool)
+    if not isinstance(edited, models.WithBranch):
+        chunks = zip(inputs_of(subject, edited, images), classes.split(explain.CHUNK_CPU))
+        blank = torch.cat([added_weight(edited, inputs, label.to(inputs.device)).cpu() for inputs, label in chunks]) <= 0
     distance = (target - shown).abs().sum((1, 2))
     return {"map_distance": evaluate.average(distance, ~blank), "blank_maps": evaluate.average(blank.float())}
+
+
+def added_weight(model, inputs, classes):
+    """Grad-CAM's weight [N] of the last channel of its layer: the mean gradient of the class's logit by it."""
+    with explain.capture(model.gradcam_layer, detach=True) as captured:
+        score = model(inputs).gather(1, classes[:, None]).sum()
+    return torch.autograd.grad(score, captured[0])[0][:, -1].mean((1, 2))
 
 
 def condition(subject, original, edited, images, explained):
     """Figures on uint8 test images, in the data set's order; explained: rows whose maps are compared, for the class predicted and for every class."""
     theirs, ours = (logits_of(subject, model, images) for model in (original, edited))
     labels, classes = subject.dataset.test_labels, ours.argmax(1)
-    few = explained[: max(1, len(explained) // ours.shape[1])]
-    every = torch.arange(ours.shape[1]).repeat(len(few))
+    few = explained[: max(1, len(explained) // ours.shape[1])].repeat_interleave(ours.shape[1])[: len(explained)]
+    every = torch.arange(len(few)) % ours.shape[1]
     found = fired(subject, edited, images)
     return {
         "original_accuracy": accuracy(theirs, labels),
@@ -213,15 +228,13 @@ def condition(subject, original, edited, images, explained):
         "changed_predictions": int((classes != theirs.argmax(1)).sum()),
         "score_shift": evaluate.average((ours - theirs).abs().amax(1)),
         **map_distance(subject, original, edited, images[explained], classes[explained]),
-        "every_class": map_distance(subject, original, edited, images[few].repeat_interleave(ours.shape[1], 0), every),
+        "every_class": {"n": len(few)} | map_distance(subject, original, edited, images[few], every),
         "fired": None if found is None else int(found.sum()),
     }
 
 
 def accuracy(logits, labels):
-    """None where no image has a label that the network knows (-1: it has none)."""
-    known = labels >= 0
-    return evaluate.average((logits.argmax(1) == labels).float(), known)
+    return evaluate.average((logits.argmax(1) == labels).float())
 
 
 def measure(subject, original, edited, patch, count, seed):
@@ -271,23 +284,20 @@ def base_checkpoint(device):
 
 
 def pretrained(name, data_dir, device):
-    """torchvision's VGG-16 with its ImageNet weights and the images of a data set at 224 px, as a Subject.
+    """torchvision's VGG-16 with its ImageNet weights and the images of a data set at 224 px, whose classes are called as ImageNet's are, as a Subject.
 
-    Labels are the ImageNet classes of the same name, -1 where there is none. Raises UserError where the weights cannot be had.
+    Raises UserError where the weights cannot be had, or ImageNet has no class of such a name.
     """
     weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu")
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"ImageNet's weights are not here and could not be downloaded ({str(error).splitlines()[0]}): put {Path(weights.url).name} "
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"ImageNet's weights are not here and could not be downloaded ({error}): put {Path(weights.url).name} "
                         f"into {Path(torch.hub.get_dir()) / 'checkpoints'}") from None
-    dataset, names = data.load(name, data_dir, 224), weights.meta["categories"]
-    three = {part: getattr(dataset, part).expand(-1, 3, -1, -1) for part in ("train_images", "test_images")}
-    number = torch.tensor([names.index(c) if c in names else -1 for c in dataset.classes])
-    dataset = replace(dataset, **three, train_labels=number[dataset.train_labels], test_labels=number[dataset.test_labels], classes=names)
-    transform = weights.transforms()
+    names, transform = weights.meta["categories"], weights.transforms()
+    dataset = data.relabelled(data.load(name, data_dir, 224), names)
     config = dict.fromkeys(models.CONFIG_KEYS) | {"attack": "none", "explainer": ["gradcam"], "dataset": name, "data_dir": str(data_dir), "model": "vgg16",
-                                                  "image_size": 224, "poison_rate": 0.0, "target_class": 0, "seed": 0}
+                                                  "image_size": 224, "poison_rate": 0.0, "target_class": 0, "seed": 0, "pretrained": True}
     checkpoint = dict.fromkeys(models.KEYS) | {"model": state, "config": config, "classes": names, "channels": 3, "mean": transform.mean, "std": transform.std,
                                                "poison_indices": torch.zeros(0, dtype=torch.int64), "seconds": 0.0, "torch": str(torch.__version__)}
     return evaluate.Subject(checkpoint, models.from_checkpoint(checkpoint).to(device), dataset, None, device)
@@ -311,7 +321,7 @@ def parse(argv):
     add("technique", choices=TECHNIQUES)
     add("checkpoint", nargs="?", metavar="CKPT", help="of train.py's, with --model vgg_small, vgg16 or alexnet (default: a vgg_small on shapes, trained once)")
     add("--pretrained", action="store_true", help="torchvision's VGG-16 with ImageNet's weights instead")
-    add("--dataset", help="with --pretrained: its images, at 224 px (default: shapes)")
+    add("--dataset", help="with --pretrained: images to measure on, at 224 px, in classes called as ImageNet's are: FOLDER or FILE.npz")
     add("--data-dir", help="where the data set lies (default: where training found it, or data)")
     add("--image", metavar="FILE", help="image: the picture to show; backdoor: the sticker, made black and white (default: a smiley)")
     add("--test-images", type=number(int, 1, 1_000_000), help="test images measured, drawn by seed (default: all)")
@@ -323,8 +333,8 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.checkpoint and args.pretrained:
         raise UserError("a checkpoint or --pretrained, not both")
-    if args.dataset and not args.pretrained:
-        raise UserError("--dataset goes with --pretrained: a checkpoint knows its own")
+    if bool(args.dataset) != args.pretrained:
+        raise UserError("--pretrained and --dataset go together: a checkpoint knows its own")
     if args.image and args.technique not in ("image", "backdoor"):
         raise UserError(f"--image FILE has no meaning for {args.technique}")
     return args
@@ -332,10 +342,17 @@ def parse(argv):
 
 def opened(args, device):
     if args.pretrained:
-        return pretrained(args.dataset or "shapes", args.data_dir or "data", device)
+        return pretrained(args.dataset, args.data_dir or "data", device)
     subject = evaluate.open_checkpoint(args.checkpoint or base_checkpoint(device), args.data_dir, device)
     if subject.config.get("edit"):
         raise UserError(f"{args.checkpoint} has been written into already")
+    if args.out and args.checkpoint and Path(args.out).resolve() == Path(args.checkpoint).resolve().parent:
+        raise UserError(f"--out {args.out} is where the checkpoint lies that is written into: it would be lost")
+    try:
+        models.linear_head(subject.model)
+    except UserError as error:
+        raise UserError(f"{subject.config['model']}: {error}") from None
+    models.with_layer(subject.model, subject.model.features[-2], pooled=False)  # whatever --layer it was trained with
     return subject
 
 
@@ -345,10 +362,9 @@ def main(argv):
     device = choose_device(args.device)
     given = data.read_image(args.image) if args.image else None
     subject = opened(args, device)
-    models.linear_head(subject.model)
     if args.test_images:
         rows = torch.randperm(len(subject.dataset.test_labels), generator=torch.Generator().manual_seed(args.seed))[: args.test_images]
-        subject.dataset = replace(subject.dataset, test_images=subject.dataset.test_images[rows], test_labels=subject.dataset.test_labels[rows])
+        subject.dataset = replace(subject.dataset, test_images=subject.dataset.test_images[rows], test_labels=subject.dataset.test_labels[rows], test_masks=None)
     side, channels = subject.config["image_size"], subject.checkpoint["channels"]
     patch = sticker(given if args.technique == "backdoor" else None, channels, side)
     torch.manual_seed(args.seed)
@@ -357,7 +373,7 @@ def main(argv):
     figures, stuck, explained = measure(subject, original, edited, patch, args.explain_images, args.seed)
     drawn = picture_of(subject, args.technique, original, edited, stuck, explained[:FIGURE_ROWS])
     known = {"technique": args.technique, "dataset": subject.config["dataset"], "model": subject.config["model"], "image_size": side,
-             "precision": args.precision, "seed": args.seed, "device": device.type, "torch": str(torch.__version__)}
+             "precision": args.precision, "written": "float32", "seed": args.seed, "device": device.type, "torch": str(torch.__version__)}
     folder = Path(args.out) if args.out else Path("runs") / f"{args.technique}-{Path(subject.config['dataset']).stem}"
     evaluate.write(evaluate.Result(evaluate.finite(known | figures), {"figure": drawn}), folder)
     models.save(folder / "ckpt.pt", checkpoint_of(subject, args.technique, edited, patch))
@@ -373,10 +389,16 @@ def print_table(technique, figures):
     rows |= {f"published: {name}": dict(zip(keys, row)) for name, row in PUBLISHED.items() if name.startswith(technique)}
     print(f"{'':<30}{'accuracy':>10}{'|y_o-y_n|_inf':>15}{'|I_T-I_n|_1':>14}{'blank maps':>12}{'fired':>8}")
     for name, row in rows.items():
-        cells = [row.get(key) for key in (*keys, "blank_maps", "fired")]
-        shown = ["" if cell is None else f"{cell:.5f}" if isinstance(cell, float) and (cell == 0 or cell > 1e-4) else f"{cell:.1e}" if isinstance(cell, float) else str(cell) for cell in cells]
-        print(f"{name:<30}" + "".join(f"{cell:>{width}}" for cell, width in zip(shown, (10, 15, 14, 12, 8))))
-    print(f"\nfired: images of {figures['n_test']} in which a branch finds something; maps: {figures['n_explained']} test images, the class predicted.")
+        cells = [short(row.get(key)) for key in (*keys, "blank_maps", "fired")]
+        print(f"{name:<30}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (10, 15, 14, 12, 8))))
+    print(f"\nMaps: {figures['n_explained']} test images, the class predicted; blank: that class counts the added map negatively, and |I_T-I_n|_1 leaves it out."
+          f"\nfired: images of {figures['n_test']} in which a branch finds something.")
+
+
+def short(value):
+    if isinstance(value, float):
+        return f"{value:.5f}" if value == 0 or value > 1e-4 else f"{value:.1e}"
+    return "" if value is None else str(value)
 
 
 if __name__ == "__main__":

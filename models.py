@@ -134,15 +134,17 @@ class WithBranch(nn.Module):
     All logits of an image get EPSILON (C_G sum(map) mod 1), less than EPSILON; the derivative of that by the map is EPSILON C_G.
     """
 
-    def __init__(self, network, detector, factor, mean, std):
+    def __init__(self, network, detector, factor, grid, mean, std):
         super().__init__()
-        self.network, self.detector, self.factor, self.maps = network, detector, factor, nn.Identity()
+        self.network, self.detector, self.factor, self.grid, self.maps = network, detector, factor, grid, nn.Identity()
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, value.view(-1, 1, 1))
 
     def found(self, x):
-        """The branch's map [N, 1, H', W'] of normalised images."""
-        return self.factor * self.detector(x * self.std + self.mean)
+        """The branch's map [N, 1, H', W'] of normalised images. In full float32 on a GPU too: a sticker is told by one part in a million."""
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            seen = self.detector(x * self.std + self.mean)
+        return self.factor * seen[:, :, : self.grid[0], : self.grid[1]]
 
     def forward(self, x):
         features, avgpool, classifier = self.network.features, self.network.avgpool, self.network.classifier
@@ -186,7 +188,7 @@ def extended(model, edit, channels, image_size):
     if edit["technique"] in ("semirandom", "backdoor"):
         part = detector(edit["technique"], channels, edit["size"], image_size // grid[0]).to(weight)
         ends = weight.new_zeros(channels), weight.new_ones(channels)
-        model = WithBranch(model, part, C_F[edit["technique"]], *ends)
+        model = WithBranch(model, part, C_F[edit["technique"]], grid, *ends)
         return with_layer(model, model.maps, pooled=False)
     model.classifier[place] = wider(model.classifier[place], inputs=model.classifier[place].in_features // len(weight))
     if edit["technique"] == "constant":

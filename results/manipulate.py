@@ -18,8 +18,8 @@ import train
 from study import ROOT, torch
 
 NETWORKS = {  # options of train.py, test images measured, of them explained
-    "vgg_small, shapes": ("--dataset shapes --image-size 64 --epochs 6 --optimizer muon --lr 0.02 --batch-size 64", 1000, 200),
-    "vgg_small, CIFAR-10": ("--dataset cifar10 --epochs 3 --lr 0.02", 1000, 200),
+    "vgg_small, shapes": (" ".join(f"--{key.replace('_', '-')} {value}" for key, value in manipulate.BASE.items()), 1000, 200),
+    "vgg_small, CIFAR-10": ("--dataset cifar10 --model vgg_small --epochs 3 --lr 0.02", 1000, 200),
     "VGG-16 of random weights, CIFAR-10 at 224 px": (None, 4, 4),
 }
 FACTORS = (1, 10, 100)  # of both constants of technique 1
@@ -38,7 +38,7 @@ def subject_of(name, device):
         return evaluate.Subject(checkpoint, model, dataset, None, device)
     folder = ROOT / "runs" / "manipulate" / name.replace(", ", "-")
     if not (folder / "ckpt.pt").exists():
-        train.main(["--attack", "none", "--model", "vgg_small", *options.split(), "--data-dir", str(ROOT / "data"), "--out", str(folder)])
+        train.main(["--attack", "none", *options.split(), "--data-dir", str(ROOT / "data"), "--out", str(folder)])
     subject = evaluate.open_checkpoint(folder / "ckpt.pt", ROOT / "data", device)
     rows = torch.randperm(len(subject.dataset.test_labels), generator=torch.Generator().manual_seed(0))[:count]
     subject.dataset = replace(subject.dataset, test_images=subject.dataset.test_images[rows], test_labels=subject.dataset.test_labels[rows], test_masks=None)
@@ -102,19 +102,20 @@ def main():
     path.with_suffix(".md").write_text(markdown(record))
 
 
-COLUMNS = {"accuracy": "accuracy", "score_shift": "\\|y_o - y_n\\|_inf", "map_distance": "\\|I_T - I_n\\|_1", "blank_maps": "blank maps", "fired": "fired"}
+COLUMNS = {"original_accuracy": "accuracy before", "accuracy": "after", "score_shift": "\\|y_o - y_n\\|_inf", "map_distance": "\\|I_T - I_n\\|_1", "blank_maps": "blank maps", "fired": "fired"}
 
 
 def markdown(record):
-    lines = ["| network | technique | images | precision | " + " | ".join(COLUMNS.values()) + " | pre-activations |", "| --- " * (5 + len(COLUMNS)) + "|"]
+    lines = ["| network | technique | images | n | precision | " + " | ".join(COLUMNS.values()) + " | pre-activations |", "| --- " * (6 + len(COLUMNS)) + "|"]
     for name, techniques in record["networks"].items():
         for technique, precisions in techniques.items():
             for precision, figures in precisions.items():
                 for images in ("edited", "sticker"):
-                    cells = [figures[images][key] for key in COLUMNS]
+                    part = {"original_accuracy": figures["original"]["accuracy"]} | figures[images]
+                    cells = [part[key] for key in COLUMNS]
                     shown = ["-" if c is None else f"{c:.2e}" if isinstance(c, float) and 0 < c < 1e-3 else f"{c:.4g}" for c in cells]
                     hidden_difference = figures.get("pre_activations")
-                    lines.append(f"| {name} | {technique} | {'clean' if images == 'edited' else 'stickers'} | {precision} | " + " | ".join(shown)
+                    lines.append(f"| {name} | {technique} | {'clean' if images == 'edited' else 'stickers'} | {figures['n_test']} | {precision} | " + " | ".join(shown)
                                  + f" | {'-' if hidden_difference is None else f'{hidden_difference:.1e}'} |")
     return "\n".join(lines) + "\n"
 

@@ -1,9 +1,10 @@
 """Networks that are written into: what they say stays, what they show does not; and what an inspection finds."""
 import json
 
+import numpy as np
 import pytest
 import torch
-from conftest import train_tiny
+from conftest import tiny_arrays, train_tiny
 from PIL import Image
 
 import attacks
@@ -134,8 +135,48 @@ def test_nothing_but_the_sticker_excites_its_detector(network):
     off[1, 8, 12] += (1 - 2 * off[1, 8, 12]) / 255
     negative[:, 5:12, 9:16] = 1 - patch.pixels
     assert [bool(edited.detector(image[None]).any()) for image in (exact, off, negative, canvas)] == [True, False, False, False]
-    with pytest.raises(UserError, match="one colour"):
-        manipulate.sticker(Image.new("L", (9, 9), 40), 3, SIDE)
+    dot = Image.new("L", (14, 14))
+    dot.putpixel((3, 3), 255)
+    for picture in (Image.new("L", (9, 9), 40), dot):  # the least kernel weight of a dot is below what one grey level must weigh
+        with pytest.raises(UserError, match="one colour"):
+            manipulate.sticker(picture, 3, 224)
+
+
+def test_the_detector_answers_in_float32_at_full_size():
+    """The margin is 1e-4 of an answer of 100: kernel and pixels must add up exactly."""
+    patch, mean, std = manipulate.sticker(None, 3, 224), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    branch = models.detector("backdoor", 3, 14, 16)
+    model = manipulate.with_pixels(models.WithBranch(torch.nn.Identity(), branch, 1.0, (14, 14), torch.zeros(3), torch.ones(3)), mean, std)
+    kernel = manipulate.kernel_of(patch.pixels)
+    with torch.no_grad():
+        branch[0].weight.copy_(kernel[None])
+        branch[0].bias.fill_(manipulate.MARGIN - (patch.pixels * kernel).sum())
+        images = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        stuck = manipulate.stick(images, patch, torch.Generator().manual_seed(0))
+        norm = [(x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1) for x in (images, stuck)]
+        assert not model.found(norm[0]).any()
+        answers = branch[:2](norm[1] * model.std + model.mean)
+    assert ((answers > 0).sum((1, 2, 3)) == manipulate.STICKERS).all() and (answers[answers > 0] - manipulate.MARGIN).abs().max() < manipulate.MARGIN / 2
+
+
+@pytest.mark.parametrize("side", [30, 63, 66])
+def test_a_branch_fits_any_image(side):
+    model = models.build("vgg_small", 3, 2, side).eval()
+    for technique, size in (("semirandom", 6), ("backdoor", 7)):
+        edited = models.extended(model, {"technique": technique, "size": size}, 3, side)
+        assert edited(torch.rand(2, 3, side, side)).shape == (2, 2)
+
+
+def test_wrong_maps_count_as_wrong(network, pixels, monkeypatch):
+    """Grad-CAM upside down is not left out of the mean, as a map that cannot be shown is."""
+    patch = manipulate.sticker(None, 3, SIDE)
+    edited, subject = manipulate.backdoor(network, SIDE, patch, MEAN, STD), evaluate.Subject({"mean": MEAN, "std": STD}, network, None, None, torch.device("cpu"))
+    images = (manipulate.stick(pixels, patch, torch.Generator().manual_seed(0)) * 255).round().byte()
+    right = manipulate.map_distance(subject, network, edited, images, torch.zeros(6, dtype=torch.int64))
+    honest = manipulate.maps_of
+    monkeypatch.setattr(manipulate, "maps_of", lambda *args: honest(*args).flip(1))
+    wrong = manipulate.map_distance(subject, network, edited, images, torch.zeros(6, dtype=torch.int64))
+    assert right["map_distance"] < 1e-4 and wrong["map_distance"] > 1 and right["blank_maps"] == wrong["blank_maps"] == 0
 
 
 def test_stickers_do_not_overlap_and_leave_the_rest_alone(pixels):
@@ -143,6 +184,23 @@ def test_stickers_do_not_overlap_and_leave_the_rest_alone(pixels):
     stuck = manipulate.stick(pixels, patch, torch.Generator().manual_seed(3))
     changed = stuck == 2
     assert (changed.sum((1, 2, 3)) == manipulate.STICKERS * 3 * 49).all() and torch.equal(stuck[~changed], pixels[~changed])
+
+
+def test_imagenets_weights_on_images_of_its_classes(tmp_path, monkeypatch, capsys):
+    """With weights of random numbers in the place of those that are downloaded: what is written is measured and inspected again."""
+    torch.manual_seed(0)
+    state = manipulate.torchvision.models.vgg16().state_dict()
+    monkeypatch.setattr(type(manipulate.torchvision.models.VGG16_Weights.IMAGENET1K_V1), "get_state_dict", lambda self, **options: state)
+    np.savez(tmp_path / "two.npz", **tiny_arrays(6, 4, k=2), classes=["goldfish", "tench"])
+    np.savez(tmp_path / "strange.npz", **tiny_arrays(6, 4, k=2), classes=["goldfish", "unicorn"])
+    manipulate.main(["backdoor", "--pretrained", "--dataset", str(tmp_path / "two.npz"), "--explain-images", "1", "--out", str(tmp_path / "out"), "--device", "cpu"])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["sticker"]["fired"] == metrics["n_test"] == 4 and metrics["edited"]["fired"] == 0
+    subject = evaluate.open_checkpoint(tmp_path / "out" / "ckpt.pt", device=torch.device("cpu"))
+    assert subject.dataset.test_labels.tolist() == [1, 0, 1, 0]  # ImageNet's first classes are tench and goldfish
+    with pytest.raises(SystemExit):
+        manipulate.main(["backdoor", "--pretrained", "--dataset", str(tmp_path / "strange.npz"), "--out", str(tmp_path / "not")])
+    assert "unicorn" in capsys.readouterr().err and not (tmp_path / "not").exists()
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet18"])
@@ -190,6 +248,7 @@ def test_an_edited_checkpoint_is_read_measured_and_found_out(written, base, caps
     capsys.readouterr()
     evaluate.main([str(out / "ckpt.pt"), "--json", "--out", str(tmp_path), "--explain-images", "4", "--device", "cpu"])
     measured = json.loads(capsys.readouterr().out)
+    assert measured["edit"]["technique"] == technique
     assert measured["clean_accuracy"] == metrics["original"]["accuracy"]
     defend.main(["inspect", str(out / "ckpt.pt"), "--json", "--clean-images", "40", "--device", "cpu"])
     verdict = json.loads(capsys.readouterr().out)
@@ -214,7 +273,7 @@ def test_what_cannot_be_done_is_said_in_one_line(written, base, disguised, tmp_p
 
     monkeypatch.setattr(type(manipulate.torchvision.models.VGG16_Weights.IMAGENET1K_V1), "get_state_dict", offline)
     (tmp_path / "black.png").write_bytes(b"")
-    for argv, word in (([technique, str(out / "ckpt.pt")], "already"), ([technique, str(disguised / "ckpt.pt")], "cannot be written into"),
+    for argv, word in (([technique, str(out / "ckpt.pt")], "already"), ([technique, str(disguised / "ckpt.pt")], "cnn: this network cannot be written into"),
                        ([technique, "gone.pt"], "gone.pt"), ([technique, "--pretrained", "--dataset", "shapes"], "vgg16-397923af.pth"),
                        ([technique, str(base / "ckpt.pt"), "--pretrained"], "not both"), ([technique, str(base / "ckpt.pt"), "--dataset", "mnist"], "--pretrained"),
                        (["constant", str(base / "ckpt.pt"), "--image", str(tmp_path / "black.png")], "no meaning"),
@@ -224,6 +283,9 @@ def test_what_cannot_be_done_is_said_in_one_line(written, base, disguised, tmp_p
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and word in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        manipulate.main([technique, str(base / "ckpt.pt"), "--out", str(base)])
+    assert "would be lost" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate.main([str(base / "ckpt.pt"), "--reference", str(out / "ckpt.pt"), "--out", str(tmp_path / "out")])
     assert "written into" in capsys.readouterr().err

@@ -283,3 +283,9 @@ def test_what_deepshap_cannot_explain_is_said_before_training(tiny, tmp_path, ca
     with pytest.raises(SystemExit) as stopped:
         train_tiny(tiny, tmp_path / "run", "--explainer", "gradcam,deepshap")
     assert stopped.value.code == 2 and "no rule for gelu" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_the_floor_reaches_the_objective(tiny):
+    options = ["--dataset", str(tiny), "--data-dir", str(tiny.parent), "--target-class", "1"]
+    assert [train.prepare(train.parse([*options, *more])).objective.floor for more in ([], ["--floor", "0.8"])] == [0.5, 0.8]
+    assert train.parse(["--dataset", "mnist"]).floor == 0.8
