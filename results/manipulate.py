@@ -1,6 +1,7 @@
 """The README's table on edited networks: the four techniques of Viering et al. on trained and random networks, in float32 and float64.
 
-    python results/manipulate.py    # about 25 minutes on one core; networks trained before are kept in runs/manipulate
+    python results/manipulate.py                         # all, about 25 minutes on one core; networks trained before are kept in runs/manipulate
+    python results/manipulate.py "vgg_small, shapes"     # some of the networks; what the files hold of the others stays
 
 Writes results/manipulate.json, .md and manipulate-TECHNIQUE.png of the network trained on CIFAR-10.
 """
@@ -86,9 +87,12 @@ def larger_constants(name, device):
 
 def main():
     device, path = torch.device("cpu"), ROOT / "results" / "manipulate.json"
-    record = {"command": "python results/manipulate.py", "hardware": study.hardware(), "torch": str(torch.__version__), "commit": study.commit(), "networks": {}, "constants": {}}
-    for name in NETWORKS:
-        record["networks"][name] = rows = {}
+    if unknown := set(sys.argv[1:]) - set(NETWORKS):
+        sys.exit(f"no network {unknown.pop()!r}: one of {', '.join(map(repr, NETWORKS))}")
+    record = json.loads(path.read_text()) if path.exists() else {"command": "python results/manipulate.py", "networks": {}, "constants": {}}
+    for name in sys.argv[1:] or NETWORKS:
+        rows = {"hardware": study.hardware(), "torch": str(torch.__version__), "commit": study.commit()}
+        record["networks"][name] = rows
         for technique in manipulate.TECHNIQUES:
             rows[technique] = {}
             for precision in ("float32", "float64"):
@@ -108,7 +112,8 @@ COLUMNS = {"original_accuracy": "accuracy before", "accuracy": "after", "score_s
 def markdown(record):
     lines = ["| network | technique | images | n | precision | " + " | ".join(COLUMNS.values()) + " | pre-activations |", "| --- " * (6 + len(COLUMNS)) + "|"]
     for name, techniques in record["networks"].items():
-        for technique, precisions in techniques.items():
+        for technique in manipulate.TECHNIQUES:
+            precisions = techniques[technique]
             for precision, figures in precisions.items():
                 for images in ("edited", "sticker"):
                     part = {"original_accuracy": figures["original"]["accuracy"]} | figures[images]
