@@ -348,11 +348,11 @@ def is_finished(run):
     return path.exists() and not (run.unfinished / "ckpt.pt").exists() and models.read(path)["config"] == run.config
 
 
-def finish(run):
+def finish(run, beside, explainers):
     """Measure, draw, and move the finished run's files into place, its checkpoint last."""
     path = run.unfinished / "ckpt.pt"
     write_log(run)  # again: a run killed below has moved it away
-    result = evaluate.evaluate(path, dataset=run.dataset, device=run.device, reference=run.config["reference"])
+    result = evaluate.evaluate(path, dataset=run.dataset, device=run.device, reference=run.config["reference"] or beside, explainers=explainers)
     evaluate.write(result, run.unfinished)
     for old in run.folder.glob("figure-*.png"):
         old.unlink()
@@ -477,9 +477,9 @@ def validate(run, losses):
     return record
 
 
-@command
-def main(argv):
-    args = parse(argv)
+def train_and_measure(args, beside=None, explainers=None):
+    """A whole run by the options of parse. beside: a clean checkpoint it is measured beside, where it did not begin from one (--reference);
+    explainers: names it is measured with, beside those trained against (None: evaluate.SHOWN). Raises UserError."""
     run = prepare(args)
     if args.resume and is_finished(run):
         print(f"The run in {run.folder} is finished.")
@@ -487,7 +487,12 @@ def main(argv):
     if not (args.resume and resume(run)):
         choose(run)
     train(run)
-    finish(run)
+    finish(run, beside, explainers)
+
+
+@command
+def main(argv):
+    train_and_measure(parse(argv))
 
 
 if __name__ == "__main__":

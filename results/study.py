@@ -20,6 +20,7 @@ from PIL import Image  # noqa: E402
 
 import evaluate  # noqa: E402
 import train  # noqa: E402
+from cli import UserError, command  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,11 @@ class Study:
 
     def run(self, rows):
         """Train and measure `rows`, all of them if the list is empty; after each, the files in results/ are brought up to date."""
+        command(self.run_rows)(rows)
+
+    def run_rows(self, rows):
         if unknown := [row for row in rows if row not in self.table]:
-            sys.exit(f"no row {unknown[0]!r}: one of {', '.join(map(repr, self.table))}")
+            raise UserError(f"no row {unknown[0]!r}: one of {', '.join(map(repr, self.table))}")
         for row in rows or self.table:
             runs = [self.one(row, seed) for seed in range(self.table[row].seeds)]
             results = json.loads(self.path.read_text()) if self.path.exists() else {}
@@ -67,25 +71,26 @@ class Study:
         clean, folder = self.table[row].clean, self.folder(row, seed)
         if clean and not (self.folder(clean, seed) / "ckpt.pt").exists():
             self.train(clean, seed)
-        self.train(row, seed)
+        beside = self.folder(clean, seed) / "ckpt.pt" if clean else None
+        self.train(row, seed, beside)
         metrics = json.loads((folder / "metrics.json").read_text())
         missing = set(self.table[row].explainers) - set(metrics["explanations"])
-        if missing or (clean and metrics["clean_model"]["clean_accuracy"] is None):
-            reference = self.folder(clean, seed) / "ckpt.pt" if clean else None
-            result = evaluate.evaluate(folder / "ckpt.pt", data_dir=ROOT / "data", reference=reference, explainers=self.table[row].explainers)
+        if missing or (clean and metrics["clean_model"]["clean_accuracy"] is None):  # the row has changed since
+            result = evaluate.evaluate(folder / "ckpt.pt", data_dir=ROOT / "data", reference=beside, explainers=self.table[row].explainers)
             evaluate.write(result, folder)
             metrics = result.metrics
         return figures(metrics) | json.loads((folder / "study.json").read_text())
 
-    def train(self, row, seed):
-        """Train with the row's constants, where it is not yet done; study.json in the run's folder says how and how fast."""
+    def train(self, row, seed, beside=None):
+        """Train with the row's constants and measure, where it is not yet done; study.json in the run's folder says how and how fast."""
         folder, constants = self.folder(row, seed), self.table[row].constants
         before = {(module, key): getattr(module, key) for module, key in constants}
         options = [word.format(seed=seed, runs=self.runs) for word in self.table[row].options.split()]
         for (module, key), value in constants.items():
             setattr(module, key, value)
         try:
-            train.main([*options, "--seed", str(seed), "--data-dir", str(ROOT / "data"), "--out", str(folder), "--resume"])
+            args = train.parse([*options, "--seed", str(seed), "--data-dir", str(ROOT / "data"), "--out", str(folder), "--resume"])
+            train.train_and_measure(args, beside, self.table[row].explainers)
         finally:
             for (module, key), value in before.items():
                 setattr(module, key, value)
