@@ -13,6 +13,8 @@ def test_a_study_trains_measures_and_continues(tiny, tmp_path, monkeypatch):
 
     import attacks
 
+    measured, measure = [], study.evaluate.evaluate
+    monkeypatch.setattr(study.evaluate, "evaluate", lambda path, **options: measured.append(path) or measure(path, **options))
     monkeypatch.setattr(study, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
     options = f"--dataset {tiny} --model cnn --epochs 1 --batch-size 24 --target-class 1 --device cpu"
@@ -23,6 +25,7 @@ def test_a_study_trains_measures_and_continues(tiny, tmp_path, monkeypatch):
     runs = study.Study("tiny", table)
     runs.run([])
     results = json.loads((tmp_path / "results" / "tiny.json").read_text())
+    assert len(measured) == len(list(runs.runs.glob("*/ckpt.pt"))) == 5  # each once
     assert list(results) == [*table, "an old row"] and attacks.TOLERATED == 0.5
     first, kept = results["a, b"], results["kept"]
     assert first["seeds"] == [0, 1] and first["constants"] == {"attacks.TOLERATED": 1.0} and "tiny.py" in first["command"]
