@@ -101,7 +101,8 @@ def main():
                 draw().save(ROOT / "results" / f"manipulate-{technique}.png", optimize=True)
             print(name, technique, json.dumps(rows[technique]), flush=True)
             path.write_text(json.dumps(record, indent=1) + "\n")
-        record["constants"][name] = larger_constants(name, device)
+        if NETWORKS[name][0] is not None:  # trained: its maps are the question
+            record["constants"][name] = larger_constants(name, device)
         path.write_text(json.dumps(record, indent=1) + "\n")
     path.with_suffix(".md").write_text(markdown(record))
 
