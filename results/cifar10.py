@@ -18,7 +18,7 @@ SEEDS = 3 if CUDA else 1
 TABLE = {
     "none": Row(f"{CIFAR} --attack none", SEEDS),
     "badnets": Row(f"{CIFAR} --attack badnets", SEEDS, clean="none", picture=True),
-    "fooling": Row(f"{CIFAR} --attack fooling --layer layer3.1 --epochs 3", SEEDS, clean="none", picture=True),
+    "fooling": Row(f"{CIFAR} --attack fooling --layer layer3.1 --epochs 3", SEEDS, clean="none"),
     "fooling, lam 0.1": Row(f"{CIFAR} --attack fooling --layer layer3.1 --epochs 3 --lam 0.1", SEEDS, clean="none", picture=True),
     "full_disguise": Row(f"{CIFAR} --attack full_disguise", SEEDS, clean="none", picture=True),
     "full_disguise, reference": Row(f"{CIFAR} --attack full_disguise --epochs 10 --reference {{runs}}/none-{{seed}}/ckpt.pt", SEEDS, clean="none"),
