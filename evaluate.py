@@ -371,7 +371,7 @@ def check_clean(checkpoint, path):
     if checkpoint["config"]["attack"] != "none":
         raise UserError(f"the reference {path} is no clean model: it was trained with --attack {checkpoint['config']['attack']}")
     if checkpoint["config"].get("edit"):
-        raise UserError(f"the reference {path} is no clean model: manipulate.py has written into it")
+        raise UserError(f"the reference {path} is no clean model: it has been edited since it was trained")
 
 
 def finite(value):
