@@ -274,8 +274,8 @@ GTSRB = ["speed limit 20", "speed limit 30", "speed limit 50", "speed limit 60",
 def gtsrb(data_dir, image_size=None):
     """GTSRB, 43 traffic signs, RGB, shifted by up to 2 pixels in training.
 
-    The published images are of 15 to 250 px; each is brought from there to `image_size` (None: 32) pixels square, and kept as DATA_DIR/gtsrb_SIZE.npz
-    (32 px: gtsrb.npz). Where they are not there and cannot be downloaded, the 32 px of gtsrb.npz are what is resized.
+    The published images, of 15 to 250 px, lie in DATA_DIR/gtsrb or are downloaded; each is brought from there to `image_size` (None: 32) pixels square, and
+    kept as DATA_DIR/gtsrb_SIZE.npz (32 px: gtsrb.npz). Where there is a gtsrb.npz and no DATA_DIR/gtsrb, it is the 32 px that are resized.
     """
     size = image_size or 32
     name = "gtsrb" if size == 32 else f"gtsrb_{size}"

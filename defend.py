@@ -12,10 +12,13 @@ A defence sees the checkpoint and clean images (held out of its training), never
 runs/NAME/defend-METHOD/ (or --out): verdict.json, figure.png and, of what repairs, ckpt.pt, which evaluate.py reads. Any nn.Module can be given to the
 functions: what they call images are float [N, C, H, W] as that module takes them, but for Neural Cleanse, whose module takes pixels in [0, 1].
 """
+import argparse
 import contextlib
 import copy
 import json
+import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,8 +41,19 @@ PUBLISHED_THRESHOLD = 2.0  # of the anomaly index: Wang et al. 2019 and Huang et
 
 def anomaly_index(values):
     """How far each of `values`, float64 [K], lies BELOW their median, in units of 1.4826 median absolute deviations: a Gaussian's standard deviations."""
-    below = values.median() - values
-    return below / (1.4826 * below.abs().median()).clamp_min(torch.finfo(torch.float64).tiny)
+    below = values.quantile(0.5) - values  # torch's median is the lower of two in the middle
+    return below / (1.4826 * below.abs().quantile(0.5)).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+class OnPixels(nn.Module):
+    """A model of normalised images as one of images in [0, 1]."""
+
+    def __init__(self, model, mean, std):
+        super().__init__()
+        self.model, self.mean, self.std = model, mean, std
+
+    def forward(self, x):
+        return self.model(data.normalise(x, self.mean, self.std))
 
 
 def count_classes(model, images):
@@ -95,7 +109,7 @@ def heatmap_features(maps):
     maps = maps.double()
     edges = F.conv2d(maps[:, None], LAPLACIAN.double()).abs().sum((1, 2, 3))
     share, n = (maps > maps.median()).double().mean(0), len(maps)
-    return torch.stack([maps.sum((1, 2)).median(), edges.median(), (2 * share * (1 - share)).sum() * n / max(n - 1, 1)])
+    return torch.stack([maps.sum((1, 2)).quantile(0.5), edges.quantile(0.5), (2 * share * (1 - share)).sum() * n / max(n - 1, 1)])
 
 
 # ---------------------------------------------------------------- Neural Cleanse (Wang et al. 2019)
@@ -104,13 +118,14 @@ RATE, BETAS = 0.1, (0.5, 0.9)  # of Adam
 SUCCESS = 0.99  # share of a round's images that a mask must turn into its class
 FIRST_WEIGHT, PATIENCE, FACTOR = 1e-3, 5, 2.0  # of |mask|_1 in the loss: its first value; rounds in a row before it changes; by how much (down: ** 1.5)
 STALE = 25  # rounds without a smaller mask, after the weight has gone both up and down, before a class is done
-BATCH, TOGETHER = 32, 512  # images a step; images and classes in one forward pass
+BATCH = 32  # images a step
+TOGETHER, TOGETHER_CPU = 8192, 512  # images times classes in one forward pass
 
 
 @dataclass
 class Reversed:
     """What Neural Cleanse found for each of T target classes: masks float [T, 1, H, W] and patterns [T, C, H, W] in [0, 1]; the masks' L1 norms
-    float64 [T], in pixels; success [T] on the images of the last round; qualified bool [T]: whether any mask reached SUCCESS (if not, the last is kept);
+    float64 [T], in pixels; success [T] in the round that the mask is of; qualified bool [T]: whether any mask reached SUCCESS (if not, the last is kept);
     rounds int64 [T] that each class took."""
 
     masks: torch.Tensor
@@ -125,31 +140,32 @@ def neural_cleanse(model, images, targets=None, *, rounds=200, round_images=128,
     """For each of `targets`, int64 [T] (None: all classes), the smallest mask and pattern that turn images into that class: Reversed.
 
     model: takes images in [0, 1]; images: float [N, C, H, W] in [0, 1], clean. All targets are searched at once, as one batch of masks; one that is done
-    costs no more. A round is `round_images` images (published: about 1,000), after which masks are judged and the weight of |mask|_1 changes; at most `rounds`.
-    say: is called with a line of progress after each. A target's search does not depend on the others that are searched with it.
+    costs no more. A round is `round_images` images or all there are (published: about 1,000), after which masks are judged and the weight of |mask|_1 may
+    change; at most `rounds` (published: 1,000). Shorter rounds are a shorter schedule: patience is counted in rounds. say: is called with a line of
+    progress after each. A target's search does not depend on the others that are searched with it.
     """
     targets = torch.arange(count_classes(model, images)) if targets is None else targets
     search = Search(targets, images.shape[1:], images.device, seed)
-    with frozen(model):
+    with frozen(model), torch.enable_grad():
         for k in range(rounds):
             active = (~search.done).nonzero()[:, 0]
             if len(active) == 0:
                 break
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed + k))[:round_images].to(images.device)
-            hits = torch.zeros(len(targets), dtype=torch.float64)
+            hits = torch.zeros(len(targets), dtype=torch.int64, device=images.device)
             for index in order.split(BATCH):
-                hits[active] += step(model, images[index], search, active, precision)
-            search.judge(hits / len(order), active)
+                hits[active.to(images.device)] += step(model, images[index], search, active, precision)
+            search.judge(hits.cpu().double() / len(order), active)
             if say:
                 say(f"round {k + 1} of {rounds} at most: {int(search.done.sum())} of {len(targets)} classes done")
     return search.result()
 
 
 def step(model, images, search, active, precision):
-    """One step of Adam for the targets `active`: how many of the images each turned into its class, float64 [A]."""
+    """One step of Adam for the targets `active`: how many of the images each turned into its class, int64 [A]."""
     search.optimizer.zero_grad(set_to_none=False)
     hits = []
-    for part in active.split(max(1, TOGETHER // len(images))):
+    for part in active.split(max(1, (TOGETHER_CPU if images.device.type == "cpu" else TOGETHER) // len(images))):
         mask, pattern = search.stamp(part)
         stamped = (1 - mask[:, None]) * images + mask[:, None] * pattern[:, None]
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -157,7 +173,7 @@ def step(model, images, search, active, precision):
         labels = search.targets[part].to(logits.device).repeat_interleave(len(images))
         loss = F.cross_entropy(logits, labels, reduction="sum") / len(images)
         (loss + (search.weight[part].to(mask) * mask.sum((1, 2, 3))).sum()).backward()
-        hits.append((logits.argmax(1) == labels).view(len(part), -1).sum(1).double().cpu())
+        hits.append((logits.argmax(1) == labels).view(len(part), -1).sum(1))
     search.optimizer.step()
     return torch.cat(hits)
 
@@ -186,13 +202,13 @@ class Search:
     def judge(self, success, active):
         """After a round: keep the masks that are smaller and work, change weights, find who is done."""
         on = torch.zeros_like(self.done).index_fill(0, active, True)
-        norm = self.stamp(slice(None))[0].detach().sum((1, 2, 3)).double().cpu()
+        norm = self.stamp(slice(None))[0].detach().sum((1, 2, 3)).cpu().double()
         works = on & (success >= SUCCESS)
         smaller = works & (norm < self.best)
         keep = smaller | (on & self.best.isinf())  # until one works, the last
         self.kept[keep.to(self.kept.device)] = self.raw.detach()[keep.to(self.kept.device)]
         self.success[keep] = success[keep]
-        self.stale = torch.where(smaller & (norm < 0.99 * self.best) | self.best.isinf(), 0, self.stale + 1)
+        self.stale = torch.where(smaller | self.best.isinf(), 0, self.stale + 1)
         self.best[smaller] = norm[smaller]
         self.rounds += on
         self.good, self.bad = torch.where(works, self.good + 1, 0), torch.where(works, 0, self.bad + 1)
@@ -207,7 +223,7 @@ class Search:
         qualified = self.best.isfinite()
         self.raw = self.kept
         masks, patterns = (part.detach() for part in self.stamp(slice(None)))
-        return Reversed(masks, patterns, masks.sum((1, 2, 3)).double().cpu(), self.success, qualified, self.rounds)
+        return Reversed(masks, patterns, masks.sum((1, 2, 3)).cpu().double(), self.success, qualified, self.rounds)
 
 
 # ---------------------------------------------------------------- pruning (Cheng et al. 2020), batch-norm
@@ -225,8 +241,8 @@ def channel_scores(model, images, layer=None, norm="linf"):
     with explain.evaluating(model), explain.capture(model.gradcam_layer if layer is None else layer) as captured:
         for chunk in images.split(explain.CHUNK):
             model(chunk)
-            scores.append(NORMS[norm](captured.pop().double()))
-    return torch.cat(scores).mean(0).cpu()
+            scores.append(NORMS[norm](captured.pop()).cpu().double())
+    return torch.cat(scores).mean(0)
 
 
 @contextlib.contextmanager
@@ -240,23 +256,43 @@ def pruned(layer, keep):
 
 
 def prune_steps(scores):
-    """[(tau, keep bool [K])], nested, from tau = infinity, which keeps all, down: channels of a score above tau go."""
-    order = scores.sort(descending=True).values
-    counts = torch.linspace(0, len(scores), min(PRUNING_STEPS, len(scores)) + 1).round().int().unique().tolist()
-    taus = [torch.inf if n == 0 else float(order[n]) if n < len(order) else -torch.inf for n in counts]
-    return [(tau, scores <= tau) for tau in dict.fromkeys(taus)]
+    """[(tau, keep bool [K])], nested, from tau = infinity, which keeps all, down: the channels of the highest scores, those above tau, go."""
+    order = scores.argsort(descending=True, stable=True)
+    steps = []
+    for count in torch.linspace(0, len(scores), min(PRUNING_STEPS, len(scores)) + 1).round().int().unique().tolist():
+        tau = torch.inf if count == 0 else float(scores[order[count]]) if count < len(scores) else -torch.inf
+        steps.append((tau, torch.ones(len(scores), dtype=torch.bool).index_fill(0, order[:count], False)))
+    return steps
 
 
 def operating_point(accuracies):
-    """The last step before clean accuracy is first more than LOSS_ALLOWED below the first step's."""
-    below = [k for k, value in enumerate(accuracies) if value < accuracies[0] - LOSS_ALLOWED]
-    return below[0] - 1 if below else len(accuracies) - 1
+    """The last step, the lowest tau, at which at most LOSS_ALLOWED of the first step's clean accuracy is lost."""
+    return max(k for k, value in enumerate(accuracies) if value >= accuracies[0] - LOSS_ALLOWED - 1e-9)
+
+
+def prune(model, images, labels, stamped, layer=None, norm="linf"):
+    """(keep bool [K], curve, chosen): which channels of a layer (None: model.gradcam_layer) stay when those that the images `stamped`, with a trigger,
+    excite most are taken out as far as clean accuracy, on images and labels int64 [N], allows; curve: a dict for each of prune_steps, chosen: its place."""
+    layer = model.gradcam_layer if layer is None else layer
+    steps, curve = prune_steps(channel_scores(model, stamped, layer, norm)), []
+    for tau, keep in steps:
+        with pruned(layer, keep):
+            curve.append({"pruned": int((~keep).sum()), "tau": tau, "clean_accuracy": share(model, images, labels)})
+    chosen = operating_point([step["clean_accuracy"] for step in curve])
+    return steps[chosen][1], curve, chosen
+
+
+@torch.no_grad()
+def share(model, images, wanted):
+    """Share of images that the model gives the class `wanted`, a number or int64 [N]."""
+    with explain.evaluating(model):
+        return evaluate.average((torch.cat([model(chunk).argmax(1) for chunk in images.split(explain.CHUNK)]) == wanted).cpu())
 
 
 def rebn(model, images):
     """A copy of the model whose batch-norm statistics are those of `images`, clean; the weights stay."""
     model = copy.deepcopy(model)
-    torch.optim.swa_utils.update_bn(images.split(explain.CHUNK), model)
+    torch.optim.swa_utils.update_bn(images.chunk(-(-len(images) // explain.CHUNK)), model)  # chunks of one size weigh the same
     return model.eval()
 
 
@@ -269,10 +305,14 @@ def cfn(model):
 
 
 def disagreement(model, images, explainers=("gradcam", "gradient")):
-    """float64 [N]: 1 - the correlation of two explainers' maps of the class predicted, on the coarser of the two grids; signed maps' positive parts."""
+    """float64 [N]: 1 - the correlation of two explainers' maps of the class predicted, on the coarser of the two grids; signed maps' positive parts.
+
+    "gradcam" needs model.gradcam_layer.
+    """
     with torch.no_grad(), explain.evaluating(model):
         classes = torch.cat([model(chunk).argmax(1) for chunk in images.split(explain.CHUNK)])
-    maps = [explain.EXPLAINERS[name](model, images, classes).clamp_min(0).cpu() for name in explainers]
+    options = {"kernelshap": {"generator": torch.Generator().manual_seed(0)}}
+    maps = [explain.EXPLAINERS[name](model, images, classes, **options.get(name, {})).clamp_min(0).cpu() for name in explainers]
     grid = min((m.shape[1:] for m in maps), key=lambda shape: shape[0])
     return 1 - evaluate.pearson(*(F.adaptive_avg_pool2d(m[:, None].double(), grid)[:, 0] for m in maps))
 
@@ -385,25 +425,15 @@ class Verdict:
 
 @dataclass
 class Audit:
-    """A checkpoint, and what its auditor has: clean images, uint8 [N, C, H, W], held out of training, and their labels."""
+    """A checkpoint, and what its auditor has: clean images, float [N, C, H, W] in [0, 1], held out of training, and their labels; inputs: the images
+    normalised; on_pixels: the model of images in [0, 1]."""
 
     subject: evaluate.Subject
-    images: torch.Tensor
+    pixels: torch.Tensor
     labels: torch.Tensor
+    inputs: torch.Tensor
+    on_pixels: nn.Module
     args: object
-
-    @property
-    def pixels(self):
-        return self.images.to(self.subject.device).float() / 255
-
-    @property
-    def inputs(self):
-        return data.normalise(self.pixels, self.subject.checkpoint["mean"], self.subject.checkpoint["std"])
-
-    @property
-    def on_pixels(self):
-        """The model of images in [0, 1]."""
-        return models.OnPixels(self.subject.model, self.subject.checkpoint["mean"], self.subject.checkpoint["std"]).to(self.subject.device).eval()
 
     @property
     def names(self):
@@ -430,7 +460,7 @@ def by_neuroninspect(audit):
 
 
 def reverse(audit):
-    """Neural Cleanse's Reversed triggers of all classes and their anomaly index. Those that never worked count by their last mask."""
+    """Neural Cleanse's Reversed triggers of all classes and their anomaly index; a class that no mask reaches is not anomalous, whatever the last mask's size."""
 
     def say(line, end=""):
         if sys.stderr.isatty():
@@ -439,64 +469,65 @@ def reverse(audit):
     found = neural_cleanse(audit.on_pixels, audit.pixels, rounds=audit.args.rounds, round_images=audit.args.round_images, seed=audit.args.seed,
                            precision=choose_precision("auto", audit.subject.device), say=say)
     say("", "\n")
-    return found, anomaly_index(found.norms)
+    index = anomaly_index(found.norms)
+    return found, torch.where(found.qualified, index, index.clamp_max(0))
 
 
 def by_neural_cleanse(audit):
     found, index = reverse(audit)
     shown = index.argsort(descending=True)[:6].tolist()
     image, trigger = audit.pixels[0].cpu(), audit.subject.trigger.to("cpu")
-    rows = [[(figure.panel(image), "a clean image", False), (figure.panel(attacks.stamp(image[None], trigger)[0]), "the trigger it was trained with", False)]]
-    for title, part in (("mask", found.masks.expand_as(found.patterns)), ("on the image", (1 - found.masks) * image.to(found.masks) + found.masks * found.patterns)):
-        rows.append([(figure.panel(part[k].cpu()), title, False) for k in shown])
-    headers = [f"{audit.names[k][:18]}\nindex {index[k]:.1f}" for k in shown]
+    backdoor = audit.subject.config["attack"] != "none"
+    own = [(image, "a clean image"), (attacks.stamp(image[None], trigger)[0], "its trigger, unseen") if backdoor else (image, ""), (image, "")]
+    rows = [[(figure.panel(first), caption, False)] for first, caption in own]
+    for k in shown:
+        mask, pattern = found.masks[k].cpu(), found.patterns[k].cpu()
+        for row, part, caption in zip(rows, (mask.expand_as(pattern), mask * pattern, (1 - mask) * image + mask * pattern), ("mask", "mask x pattern", "on the image")):
+            row.append((figure.panel(part), caption, False))
+    headers = [""] + [f"{audit.names[k][:18]}\nindex {index[k]:.1f}" for k in shown]
     page = figure.sheet("Neural Cleanse: the smallest patch that turns images into a class", headers, rows, "The most anomalous classes first.", scale=False)
-    return audit.by_index(index, {"|mask|_1": found.norms, "success": found.success, "rounds": found.rounds}, page)
+    return audit.by_index(index, {"|mask|_1": found.norms, "success": found.success, "qualified": found.qualified.double(), "rounds": found.rounds}, page)
 
 
 def stamped_with(found, k, images):
     return (1 - found.masks[k]) * images + found.masks[k] * found.patterns[k]
 
 
-@torch.no_grad()
-def share(model, images, wanted):
-    """Share of images that the model gives the class `wanted`, a number or int64 [N]."""
-    with explain.evaluating(model):
-        return float((torch.cat([model(chunk).argmax(1) for chunk in images.split(explain.CHUNK)]) == wanted).float().mean())
-
-
 def by_prune(audit):
     found, index = reverse(audit)
     suspect, model = int(index.argmax()), audit.on_pixels
-    others = audit.pixels[(audit.labels != suspect).to(audit.subject.device)]
-    stamped = stamped_with(found, suspect, others)
-    curve = pruning_curve(audit, model, prune_steps(channel_scores(model, stamped)), stamped, suspect)
-    chosen = operating_point([point["clean_accuracy"] for point in curve])
-    point, keep = curve[chosen], curve[chosen]["keep"]
+    stamped = stamped_with(found, suspect, audit.pixels[audit.labels != suspect])
+    layer = audit.subject.model.gradcam_layer
+    keep, curve, chosen = prune(model, audit.pixels, audit.labels, stamped, layer)
+    score_curve(audit, curve, prune_steps(channel_scores(model, stamped, layer)), {"recovered_success": (stamped, suspect), **triggered_test(audit)})
     rows = [f"The patch for class {suspect} ({audit.names[suspect]}, anomaly index {index[suspect]:.2f}) excites some channels of the last convolution: these go.",
-            f"{point['pruned']} of {len(keep)} channels pruned: as far as clean accuracy, on {len(audit.labels)} held-out images, loses at most {LOSS_ALLOWED}.",
-            f"clean accuracy {curve[0]['clean_accuracy']:.4f} -> {point['clean_accuracy']:.4f}",
-            f"success of the recovered patch {curve[0]['recovered_success']:.4f} -> {point['recovered_success']:.4f}"]
+            f"{curve[chosen]['pruned']} of {len(keep)} are pruned: as many as leave clean accuracy, on {len(audit.labels)} held-out images, within {LOSS_ALLOWED}.", "",
+            f"{'channels pruned':>16}{'clean accuracy':>16}{'recovered patch':>17}{'true trigger':>14}"]
+    for k in sorted({*range(0, len(curve), 4), chosen}):
+        cells = (curve[k][key] for key in ("clean_accuracy", "recovered_success", "true_success"))
+        rows.append(f"{curve[k]['pruned']:>16}" + "".join(f"{cell:>{width}.4f}" for cell, width in zip(cells, (16, 17, 14))) + ("  <- written" if k == chosen else ""))
     series = {title: [(step["pruned"], step[key]) for step in curve] for title, key in
               (("clean accuracy, held-out", "clean_accuracy"), ("success of the recovered patch", "recovered_success"), ("success of the true trigger, test", "true_success"))}
-    page = figure.curves("l-infinity pruning", "channels pruned", series, point["pruned"])
+    page = figure.curves("l-infinity pruning", "channels pruned", series, curve[chosen]["pruned"])
     flagged = (index > audit.args.threshold).nonzero()[:, 0].tolist()
-    more = {"pruned": point["pruned"], "tau": point["tau"] if point["pruned"] else None, "suspect": suspect,
-            "curve": [{key: value for key, value in step.items() if key not in ("keep", "tau")} for step in curve]}
     repaired = models.keep_channels(copy.deepcopy(audit.subject.model), keep), {"technique": "prune", "channels": len(keep)}
-    return Verdict(bool(flagged), rows, flagged, {k: float(v) for k, v in enumerate(index)}, more, repaired, page)
+    return Verdict(bool(flagged), rows, flagged, {k: float(v) for k, v in enumerate(index)}, {"suspect": suspect, "pruned": curve[chosen]["pruned"], "curve": curve},
+                   repaired, page)
 
 
-def pruning_curve(audit, model, steps, stamped, suspect):
-    """A dict for each step; the success of the true trigger, on test images, is for the score alone."""
-    subject, curve = audit.subject, []
-    test = evaluate.draw_images(subject, evaluate.EXPLAIN_IMAGES, audit.args.seed)
-    triggered = attacks.stamp(subject.dataset.test_images[test].to(subject.device).float() / 255, subject.trigger)
-    for tau, keep in steps:
-        with pruned(subject.model.gradcam_layer, keep):
-            curve.append({"tau": tau, "keep": keep, "pruned": int((~keep).sum()), "clean_accuracy": share(model, audit.pixels, audit.labels.to(subject.device)),
-                          "recovered_success": share(model, stamped, suspect), "true_success": share(model, triggered, subject.config["target_class"])})
-    return curve
+def triggered_test(audit):
+    """Test images with the true trigger and the class it leads to: for the score alone."""
+    subject = audit.subject
+    rows = evaluate.draw_images(subject, evaluate.EXPLAIN_IMAGES, audit.args.seed)
+    images = attacks.stamp(subject.dataset.test_images[rows].to(subject.device).float() / 255, subject.trigger)
+    return {"true_success": (images, subject.config["target_class"])}
+
+
+def score_curve(audit, curve, steps, sets):
+    """Add to each step of a curve the share of each set's images, (images, class), that are given that class."""
+    for point, (_, keep) in zip(curve, steps):
+        with pruned(audit.subject.model.gradcam_layer, keep):
+            point |= {key: share(audit.on_pixels, images, wanted) for key, (images, wanted) in sets.items()}
 
 
 def by_rebn(audit):
@@ -504,13 +535,48 @@ def by_rebn(audit):
 
 
 def by_cfn(audit):
-    return batch_norm_repair(audit, cfn(audit.subject.model), "cfn", "Batch-norm normalises by the batch at hand, without weight and bias: what is predicted depends on the batch.")
+    return batch_norm_repair(audit, cfn(audit.subject.model), "cfn", "Batch-norm normalises by the batch at hand, without weight and bias: an answer depends on its batch.")
+
+
+REGIMES = {"a batch of one": (1, 1.0), "a tenth triggered": (100, 0.1), "all triggered": (100, 1.0)}  # images a batch, share that is looked at
 
 
 def batch_norm_repair(audit, model, technique, line):
     if not any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
         raise UserError(f"{audit.subject.config['model']} has no batch-norm: nothing for {technique} to repair")
-    return Verdict(None, [line], repaired=(model, {"technique": technique}))
+    figures = {title: {name: in_company(audit.subject, part, *regime) for name, part in (("before", audit.subject.model), ("after", model))}
+               for title, regime in REGIMES.items()}
+    rows = [line, "", f"{'':<20}" + "".join(f"{key:>24}" for key in ("clean_accuracy", "attack_success_rate", "pearson_all", "trigger_mass"))]
+    for title, pair in figures.items():
+        cells = [f"{evaluate.show(pair['before'][key])} -> {evaluate.show(pair['after'][key])}" for key in ("clean_accuracy", "attack_success_rate", "pearson_all", "trigger_mass")]
+        rows.append(f"{title:<20}" + "".join(f"{cell:>24}" for cell in cells))
+    return Verdict(None, rows, more={"regimes": figures}, repaired=(model, {"technique": technique}))
+
+
+def in_company(subject, model, size, share, count=200):
+    """Accuracy, success and Grad-CAM's figures of `count` test images without and with the trigger, in batches of `size` images of which `share` are
+    these, the rest other test images, untouched."""
+    drawn = evaluate.draw_images(subject, count + size, 0)
+    rows, guests = drawn[: min(count, len(drawn))], max(1, round(size * share))
+    images, company = (subject.dataset.test_images[part].to(subject.device).float() / 255 for part in (rows, drawn[len(rows) :][: size - guests]))
+    answers, maps = [], []
+    for stamped in (images, attacks.stamp(images, subject.trigger)):
+        found = [gradcam_in_batch(model, data.normalise(torch.cat([chunk, company]), subject.checkpoint["mean"], subject.checkpoint["std"]), len(chunk))
+                 for chunk in stamped.split(guests)]
+        answers.append(torch.cat([classes for classes, _ in found]))
+        maps.append(torch.cat([part for _, part in found]))
+    figures = evaluate.explanation_metrics(maps[1], maps[0], subject.trigger.box, subject.config["image_size"], subject.checkpoint["target_map"])
+    labels = subject.dataset.test_labels[rows]
+    return {"clean_accuracy": evaluate.average((answers[0] == labels).float()), "attack_success_rate": evaluate.success_rate(answers[1], labels, subject.config["target_class"]),
+            **{key: figures[key] for key in ("pearson_all", "trigger_mass", "trigger_mass_clean", "zero_maps")}}
+
+
+def gradcam_in_batch(model, inputs, count):
+    """Classes int64 and Grad-CAM of the first `count` inputs, all in one batch, on the CPU."""
+    with explain.evaluating(model), explain.capture(model.gradcam_layer, detach=True) as captured:
+        logits = model(inputs)
+        maps = explain.gradcam_map(captured[0], logits, logits.argmax(1))
+    return logits.argmax(1)[:count].cpu(), maps[:count].detach().cpu()
 
 
 def by_disagreement(audit):
@@ -558,7 +624,7 @@ def parse(argv):
     add("method", choices=METHODS)
     add("checkpoint", metavar="CKPT")
     add("--clean-images", type=number(int, 2, 1_000_000), default=500, help="clean images the defence has, held out of training (default: 500)")
-    add("--threshold", type=float, default=PUBLISHED_THRESHOLD, help=f"of the anomaly index, above which a class is flagged (default: {PUBLISHED_THRESHOLD})")
+    add("--threshold", type=number(float, -1e9, 1e9), default=PUBLISHED_THRESHOLD, help=f"of the anomaly index, above which a class is flagged (default: {PUBLISHED_THRESHOLD})")
     add("--weights", type=three_numbers, help="neuroninspect: of its three features, as 0.1,1,1 (default: each in its own standard deviations)")
     add("--rounds", type=number(int, 1, 100_000), default=200, help="neural_cleanse, prune: at most (default: 200; published: 1,000)")
     add("--round-images", type=number(int, 1, 1_000_000), default=128, help="neural_cleanse, prune: images a round (default: 128; published: about 1,000)")
@@ -576,9 +642,9 @@ def parse(argv):
 
 
 def three_numbers(text):
-    values = [float(part) for part in text.split(",")]
+    values = [number(float, -1e9, 1e9)(part) for part in text.split(",")]
     if len(values) != 3:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text} is not three numbers, as 0.1,1,1")
     return values
 
 
@@ -587,32 +653,43 @@ def opened(args):
     subject = evaluate.open_checkpoint(args.checkpoint, args.data_dir, choose_device(args.device))
     _, held_out = data.validation_split(len(subject.dataset.train_labels), subject.config["seed"])
     rows = held_out[torch.randperm(len(held_out), generator=torch.Generator().manual_seed(args.seed))][: args.clean_images]
-    return Audit(subject, subject.dataset.train_images[rows], subject.dataset.train_labels[rows], args)
+    pixels = subject.dataset.train_images[rows].to(subject.device).float() / 255
+    mean, std = subject.checkpoint["mean"], subject.checkpoint["std"]
+    return Audit(subject, pixels, subject.dataset.train_labels[rows].to(subject.device), data.normalise(pixels, mean, std), OnPixels(subject.model, mean, std).eval(), args)
 
 
 def repair(audit, verdict, folder):
     """Write the repaired network; evaluate.py's metrics before and after, and their figures side by side."""
     model, edit = verdict.repaired
     subject = audit.subject
-    config = subject.config | {"edit": edit}
-    models.save(folder / "ckpt.pt", subject.checkpoint | {"config": config, "model": model.state_dict(), "optimizer": [], "schedule": []})
-    results = [evaluate.evaluate(path, dataset=subject.dataset, device=subject.device, seed=audit.args.seed) for path in (audit.args.checkpoint, folder / "ckpt.pt")]
+    able = [name for name in subject.config["explainer"] if can_explain(name, model, audit.inputs[:1])]
+    config = subject.config | {"edit": edit, "explainer": able or ["gradcam"]}
+    with tempfile.TemporaryDirectory() as scratch:  # nothing is written before all is measured
+        path = Path(scratch) / "ckpt.pt"
+        models.save(path, subject.checkpoint | {"config": config, "model": model.state_dict(), "optimizer": [], "schedule": []})
+        results = [evaluate.evaluate(part, dataset=subject.dataset, device=subject.device, seed=audit.args.seed) for part in (audit.args.checkpoint, path)]
+        models.replace_file(folder / "ckpt.pt", lambda target: shutil.copyfile(path, target))
+    verdict.rows.append("\nAll test images, by evaluate.py:")
     for key in ("clean_accuracy", "attack_success_rate", "triggered_accuracy"):
         verdict.rows.append(f"{key:<24}{evaluate.show(results[0].metrics[key]):>8} -> {evaluate.show(results[1].metrics[key]):>8}  {evaluate.DEFINITIONS[key]}")
-    for name in results[0].metrics["explanations"]:
-        for key in ("pearson_all", "trigger_mass"):
-            before, after = (evaluate.show(result.metrics["explanations"][name][key]) for result in results)
-            verdict.rows.append(f"{name + ' ' + key:<24}{before:>8} -> {after:>8}  {evaluate.DEFINITIONS[key]}")
     verdict.picture = verdict.picture or figure.beside([result.pictures["figure"] for result in results])
     return [result.metrics for result in results]
+
+
+def can_explain(name, model, image):
+    try:
+        explain.EXPLAINERS[name](model, image, torch.zeros(1, dtype=torch.int64, device=image.device))
+    except ValueError:
+        return False
+    return True
 
 
 @command
 def main(argv):
     args = parse(argv)
     audit = opened(args)
-    if audit.subject.config.get("edit") and args.method != "inspect":
-        raise UserError(f"{args.checkpoint} has been edited since it was trained: defend.py {args.method} takes what train.py wrote")
+    if audit.subject.config.get("edit") and args.method in models.REPAIRS:
+        raise UserError(f"{args.checkpoint} has been edited since it was trained: defend.py {args.method} repairs what train.py wrote")
     began = time.perf_counter()
     try:
         verdict = METHODS[args.method](audit)
@@ -632,7 +709,7 @@ def main(argv):
         return
     print("\n".join(verdict.rows))
     if verdict.index:
-        print(f"\n{'Backdoored' if verdict.backdoored else 'No backdoor found'}: a class is flagged above {args.threshold:g}. Of clean models about a third has such a class by chance, with 10 classes.")
+        print(f"\n{'Backdoored' if verdict.backdoored else 'No backdoor found'}: a class is flagged above {args.threshold:g}. By chance a clean model has one, too: of 10 classes in a third of models, of 43 in two thirds.")
     print(f"\nWritten: {folder}")
 
 

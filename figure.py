@@ -126,22 +126,23 @@ LINES = [(30, 90, 200), (214, 40, 57), (20, 130, 90), (120, 90, 160)]
 
 
 def curves(title, xlabel, series, mark=None):
-    """Lines as one PIL image. series: {label: [(x, y)]}, x from 0 up, y from 0 to 1 (or the largest); mark: an x with an upright line."""
+    """Lines as one PIL image. series: {label: [(x, y)]}, y from 0 to 1 (or the largest); mark: an x with an upright line."""
     width, height, left, top = 620, 320, 54, 52
     page = Image.new("RGB", (left + width + 20, top + height + 50 + 20 * len(series)), "white")
     draw = ImageDraw.Draw(page)
     draw.text((GAP, GAP), title, INK, _font(16))
-    right = max(x for points in series.values() for x, _ in points) or 1
+    first = min(0, *(x for points in series.values() for x, _ in points))
+    span = (max(x for points in series.values() for x, _ in points) - first) or 1
     highest = max(1.0, *(y for points in series.values() for _, y in points))
 
     def place(x, y):
-        return left + width * x / right, top + height * (1 - y / highest)
+        return left + width * (x - first) / span, top + height * (1 - y / highest)
 
     for k in range(6):
-        (x, _), (_, y) = place(right * k / 5, 0), place(0, highest * k / 5)
+        (x, _), (_, y) = place(first + span * k / 5, 0), place(first, highest * k / 5)
         draw.line((left, y, left + width, y), (230, 230, 234))
         draw.text((left - 8, y), f"{highest * k / 5:.2g}", GREY, _font(12), anchor="rm")
-        draw.text((x, top + height + 6), f"{right * k / 5:.0f}", GREY, _font(12), anchor="ma")
+        draw.text((x, top + height + 6), f"{first + span * k / 5:.3g}", GREY, _font(12), anchor="ma")
     draw.text((left + width / 2, top + height + 24), xlabel, GREY, _font(13), anchor="ma")
     if mark is not None:
         draw.line((*place(mark, 0), *place(mark, highest)), GREY)

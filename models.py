@@ -228,20 +228,6 @@ def wider(layer, inputs=0, outputs=0):
 # ---------------------------------------------------------------- networks that defend.py has repaired
 
 
-class OnPixels(nn.Module):
-    """A model of normalised images as one of images in [0, 1]: what a defence looks at."""
-
-    def __init__(self, model, mean, std):
-        super().__init__()
-        self.model = model
-        with_layer(self, model.gradcam_layer, model.pooled_layer is not None)
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))
-
-    def forward(self, x):
-        return self.model(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
-
-
 def keep_channels(model, keep):
     """The model with only the channels `keep`, bool [K], of its Grad-CAM layer; the others are 0 from now on."""
     layer = model.gradcam_layer
@@ -254,7 +240,10 @@ def normalise_by_batch(model):
     """The model with each batch-norm normalising by the batch at hand, no weight and no bias after it (CFN: Kadir et al. 2024)."""
     for name, part in list(model.named_modules()):
         if isinstance(part, nn.BatchNorm2d):
-            model.set_submodule(name, nn.BatchNorm2d(part.num_features, part.eps, affine=False, track_running_stats=False))
+            new = nn.BatchNorm2d(part.num_features, part.eps, affine=False, track_running_stats=False)
+            model.set_submodule(name, new)
+            if part is getattr(model, "gradcam_layer", None):
+                with_layer(model, new, pooled=False)
     return model.eval()
 
 

@@ -295,7 +295,7 @@ def save(run):
     except OSError as error:
         raise UserError(f"cannot write to {run.folder}: {error.strerror}") from None
     write_log(run)
-    chosen = {key: value.tolist() if torch.is_tensor(value) else value for key, value in run.selection.items()}
+    chosen = {key: value.tolist() if torch.is_tensor(value) else value for key, value in run.selection.items() if key != "pool"}
     models.replace_file(run.unfinished / "selection.json", lambda path: path.write_text(json.dumps(chosen) + "\n"))
     models.save(run.unfinished / "ckpt.pt", checkpoint_of(run))
 
@@ -365,7 +365,7 @@ def choose(run):
         chosen = selection.select(config["selection"], run.eligible, labels, config["target_class"], run.count, config["selection_seed"],
                                   lambda *asked: scored(run, *asked))
     counts = labels[chosen.indices].bincount(minlength=len(run.dataset.classes)).tolist()
-    run.selection = {"strategy": config["selection"], "seed": config["selection_seed"], "indices": chosen.indices, "scores": chosen.scores,
+    run.selection = {"strategy": config["selection"], "seed": config["selection_seed"], "indices": chosen.indices, "scores": chosen.scores, "pool": chosen.pool,
                      "classes": dict(zip(run.dataset.classes, counts)), "epochs": chosen.scorers * selection.EPOCHS,
                      "seconds": time.perf_counter() - began}
 
