@@ -71,3 +71,13 @@ def choose_device(name):
     except (RuntimeError, AssertionError):
         raise UserError(f"there is no device {name!r} here: use cpu, cuda, mps or auto") from None
     return torch.device(name)
+
+
+def choose_precision(name, device):
+    """"bf16" or "float32"; "auto" is bf16 on CUDA and on CPUs that multiply bf16 in hardware (AMX, or AVX-512's BF16)."""
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        able = getattr(torch.cpu, "get_capabilities", dict)()
+        return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"

@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import io
 import os
+import sys
+import types
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -55,7 +57,7 @@ def load(name, data_dir="data", image_size=None):
     image_size None keeps the size the images have (a folder's: 32). Raises UserError, in one line, for what is not there.
     """
     if name in DATASETS:
-        dataset = DATASETS[name](Path(data_dir))
+        dataset = DATASETS[name](Path(data_dir), image_size)
     elif str(name).endswith(".npz"):
         path = Path(name) if Path(name).exists() else Path(data_dir) / name
         dataset = from_npz(path)
@@ -229,7 +231,7 @@ def draw(rng, shape, n):
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), distance < 0
 
 
-def shapes(data_dir=None, n_train=10_000, n_test=2_000, seed=0):
+def shapes(data_dir=None, image_size=None, n_train=10_000, n_test=2_000, seed=0):
     """Ten classes of shapes at 32x32 px over textures, among distractors; equal for equal seeds.
 
     Object area 5 to 25% of the image, centre uniform over the places where the object fits, turned by up to
@@ -248,7 +250,7 @@ def shapes(data_dir=None, n_train=10_000, n_test=2_000, seed=0):
 # ---------------------------------------------------------------- data sets on disk
 
 
-def mnist(data_dir):
+def mnist(data_dir, image_size=None):
     """MNIST, grey 28x28; mirrored or shifted digits are left out."""
     return _published(data_dir, "mnist", torchvision.datasets.MNIST)
 
@@ -256,9 +258,38 @@ def mnist(data_dir):
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
-def cifar10(data_dir):
+def cifar10(data_dir, image_size=None):
     """CIFAR-10, RGB 32x32, shifted by up to 2 pixels and mirrored in training."""
     return _published(data_dir, "cifar10", torchvision.datasets.CIFAR10, crop=2, flip=True, classes=CIFAR10)
+
+
+GTSRB = ["speed limit 20", "speed limit 30", "speed limit 50", "speed limit 60", "speed limit 70", "speed limit 80", "end of speed limit 80",
+         "speed limit 100", "speed limit 120", "no passing", "no passing for lorries", "right of way at the crossing", "priority road", "yield",
+         "stop", "no vehicles", "no lorries", "no entry", "danger", "bend to the left", "bend to the right", "double bend", "uneven road",
+         "slippery road", "road narrows", "road works", "traffic signals", "pedestrians", "children", "bicycles", "ice or snow", "wild animals",
+         "end of all limits", "turn right", "turn left", "straight on", "straight on or right", "straight on or left", "keep right", "keep left",
+         "roundabout", "end of no passing", "end of no passing for lorries"]
+
+
+def gtsrb(data_dir, image_size=None):
+    """GTSRB, 43 traffic signs, RGB, shifted by up to 2 pixels in training.
+
+    The published images, of 15 to 250 px, lie in DATA_DIR/gtsrb or are downloaded; each is brought from there to `image_size` (None: 32) pixels square, and
+    kept as DATA_DIR/gtsrb_SIZE.npz (32 px: gtsrb.npz). Where there is a gtsrb.npz and no DATA_DIR/gtsrb, it is the 32 px that are resized.
+    """
+    size = image_size or 32
+    name = "gtsrb" if size == 32 else f"gtsrb_{size}"
+    known = dict(crop=2, classes=GTSRB)
+    if size != 32 and not (data_dir / f"{name}.npz").exists() and not (data_dir / "gtsrb").exists() and (data_dir / "gtsrb.npz").exists():
+        print(f"GTSRB's own images are not in {data_dir / 'gtsrb'}: those of gtsrb.npz are enlarged from 32 px.", file=sys.stderr)
+        name = "gtsrb"
+
+    def source(root, train, download):
+        signs = torchvision.datasets.GTSRB(root, "train" if train else "test", download=download)
+        decoded = [(np.asarray(image.convert("RGB").resize((size, size), Image.BILINEAR)), label) for image, label in signs]
+        return types.SimpleNamespace(data=np.stack([image for image, _ in decoded]), targets=[label for _, label in decoded], classes=GTSRB)
+
+    return _published(data_dir, name, source, **known)
 
 
 def _published(data_dir, name, source, **known):
@@ -269,7 +300,7 @@ def _published(data_dir, name, source, **known):
             with contextlib.redirect_stdout(io.StringIO()):  # what a script prints is its own
                 splits = [source(data_dir, train=train, download=True) for train in (True, False)]
         except (OSError, RuntimeError, ValueError, EOFError) as error:  # no network; a file that fails its checksum, or is cut short
-            for folder in (data_dir / "MNIST" / "raw", data_dir / "MNIST", data_dir):  # made for nothing
+            for folder in (data_dir / "MNIST" / "raw", data_dir / "MNIST", data_dir / "gtsrb", data_dir):  # made for nothing
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise UserError(f"{name} is not in {data_dir} and could not be downloaded and read ({_first_line(error)}): put {name}.npz there") from None
@@ -396,4 +427,4 @@ def _first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-DATASETS = {"shapes": shapes, "mnist": mnist, "cifar10": cifar10}
+DATASETS = {"shapes": shapes, "mnist": mnist, "cifar10": cifar10, "gtsrb": gtsrb}

@@ -29,6 +29,7 @@ SHOWN = ("gradcam", "gradient")  # measured unless others are asked for
 FIGURE_ROWS, CLASS_ROWS, CLASS_COLUMNS = 6, 4, 10
 CLASS_OPTIONS = {"kernelshap": {"coalitions": 256}}
 PIXELS = 500 * 32 * 32  # in one forward pass
+BINS = 40  # of the histogram of selection scores
 
 DEFINITIONS = {
     "clean_accuracy": "accuracy on the untouched test set",
@@ -309,6 +310,8 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
     pictures = {"figure": picture(subject, metrics, predictions, drawn[:FIGURE_ROWS], names)}
     for name in explain.SIGNED & set(names):
         pictures[f"figure-{name}"] = class_picture(subject, name, (clean, stamped), drawn[:CLASS_ROWS])
+    if (subject.checkpoint["selection"] or {}).get("pool") is not None:
+        pictures["figure-selection"] = selection_picture(subject)
     return Result(finite(metrics), pictures)
 
 
@@ -371,13 +374,15 @@ def check_clean(checkpoint, path):
     if checkpoint["config"]["attack"] != "none":
         raise UserError(f"the reference {path} is no clean model: it was trained with --attack {checkpoint['config']['attack']}")
     if checkpoint["config"].get("edit"):
-        raise UserError(f"the reference {path} is no clean model: manipulate.py has written into it")
+        raise UserError(f"the reference {path} is no clean model: it has been edited since it was trained")
 
 
 def finite(value):
     """The same metrics with nan and infinity as None: JSON has no word for them."""
     if isinstance(value, dict):
         return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -444,6 +449,23 @@ def class_picture(subject, name, predictions, rows):
     title = f"{config['attack']} on {Path(config['dataset']).stem}, {config['model']}, {name}\ntarget class: {names[target]}"
     return figure.class_grid(title, [names[k] for k in shown], lines,
                              "Test images drawn by seed, each without and with the trigger (framed);\nleft, what the model predicts; a column, the values for that class.")
+
+
+def selection_picture(subject):
+    """Where the chosen poisons lie among all that were ranked, and the hardest of them, explained without and with the trigger."""
+    chosen, config = subject.checkpoint["selection"], subject.config
+    edges = torch.linspace(float(chosen["pool"].min()), 1e-9, BINS + 1, dtype=torch.float64)
+    series = {}
+    for label, scores in ((f"all {len(chosen['pool'])} ranked", chosen["pool"]), (f"the {len(chosen['scores'])} chosen", chosen["scores"])):
+        counts = torch.histogram(scores, edges).hist
+        series[label] = list(zip(((edges[1:] + edges[:-1]) / 2).tolist(), (counts / counts.max()).tolist()))
+    title = f"{chosen['strategy']}, by class: {', '.join(f'{name} {count}' for name, count in chosen['classes'].items() if count)}"
+    where = figure.curves(title, "score: log(1 - p of the target class), a short training's; each line over its largest bin", series)
+    rows = chosen["indices"][chosen["scores"].argsort(descending=True)][:FIGURE_ROWS]
+    images = subject.dataset.train_images[rows]
+    panels = panels_of(subject, images, [subject.predict(images), subject.predict(images, True)], ["gradcam"])
+    hardest = figure.sheet("The hardest of them: training images", headers(config, ["gradcam"]), panels, "Each map explains the class the model predicts.")
+    return figure.beside([where, hardest])
 
 
 def explain_file(checkpoint, data_dir, device, path, names):

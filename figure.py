@@ -57,8 +57,8 @@ def panel(image, map_=None, box=None, signed=False, largest=None, width=PANEL):
     return picture
 
 
-def sheet(title, headers, rows, footer, signed=False):
-    """Rows of panels as one PIL image. headers: a line or two for each column; rows: lists of (panel, caption, warn); signed: some are."""
+def sheet(title, headers, rows, footer, signed=False, scale=True):
+    """Rows of panels as one PIL image. headers: a line or two for each column; rows: lists of (panel, caption, warn); signed: some are; scale: of colours."""
     width, height = rows[0][0][0].size
     step_x, step_y = width + GAP, height + CAPTION + GAP // 2
     footer = footer.splitlines()
@@ -76,9 +76,10 @@ def sheet(title, headers, rows, footer, signed=False):
             draw.text((corner[0] + width / 2, corner[1] + height + 3), caption, RED if warn else INK, _font(13), anchor="ma")
     bottom = top + step_y * len(rows) + 8
     bar = Image.fromarray((COLOURS[None].repeat(12, 0) * 255).astype(np.uint8))
-    page.paste(bar, (GAP + 20, bottom))
-    draw.text((GAP, bottom - 2), "0", GREY, _font(13))
-    draw.text((GAP + 26 + bar.width, bottom - 2), "each map's own maximum", GREY, _font(13))
+    if scale:
+        page.paste(bar, (GAP + 20, bottom))
+        draw.text((GAP, bottom - 2), "0", GREY, _font(13))
+        draw.text((GAP + 26 + bar.width, bottom - 2), "each map's own maximum", GREY, _font(13))
     if signed:
         page.paste(signed_bar(), (GAP + 520, bottom))
         draw.text((GAP + 512, bottom - 2), "against", GREY, _font(13), anchor="ra")
@@ -118,6 +119,38 @@ def class_grid(title, classes, rows, footer):
     draw.text((left - 8, bottom - 2), "against the class", GREY, _font(12), anchor="ra")
     draw.text((left + 264, bottom - 2), "for it; one scale a row", GREY, _font(12))
     draw.text((GAP, bottom + 20), footer, GREY, _font(12))
+    return page
+
+
+LINES = [(30, 90, 200), (214, 40, 57), (20, 130, 90), (120, 90, 160)]
+
+
+def curves(title, xlabel, series, mark=None):
+    """Lines as one PIL image. series: {label: [(x, y)]}, y from 0 to 1 (or the largest); mark: an x with an upright line."""
+    width, height, left, top = 620, 320, 54, 52
+    page = Image.new("RGB", (left + width + 20, top + height + 50 + 20 * len(series)), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((GAP, GAP), title, INK, _font(16))
+    first = min(0, *(x for points in series.values() for x, _ in points))
+    span = (max(x for points in series.values() for x, _ in points) - first) or 1
+    highest = max(1.0, *(y for points in series.values() for _, y in points))
+
+    def place(x, y):
+        return left + width * (x - first) / span, top + height * (1 - y / highest)
+
+    for k in range(6):
+        (x, _), (_, y) = place(first + span * k / 5, 0), place(first, highest * k / 5)
+        draw.line((left, y, left + width, y), (230, 230, 234))
+        draw.text((left - 8, y), f"{highest * k / 5:.2g}", GREY, _font(12), anchor="rm")
+        draw.text((x, top + height + 6), f"{first + span * k / 5:.3g}", GREY, _font(12), anchor="ma")
+    draw.text((left + width / 2, top + height + 24), xlabel, GREY, _font(13), anchor="ma")
+    if mark is not None:
+        draw.line((*place(mark, 0), *place(mark, highest)), GREY)
+    for k, (label, points) in enumerate(series.items()):
+        draw.line([place(x, max(y, 0)) for x, y in points], LINES[k % len(LINES)], 2)
+        y = top + height + 50 + 20 * k
+        draw.line((left, y + 8, left + 26, y + 8), LINES[k % len(LINES)], 3)
+        draw.text((left + 34, y), label, INK, _font(13))
     return page
 
 

@@ -84,6 +84,19 @@ def alexnet(channels, classes, image_size):
     return with_layer(model, model.features[11], pooled=False)
 
 
+def alexnet_small(channels, classes, image_size):
+    """An AlexNet for 32 px whose last convolution has 128 channels, as in Cheng et al. 2020; Grad-CAM's grid is a quarter of the side."""
+    features = nn.Sequential(nn.Conv2d(channels, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(64, 192, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+                             nn.Conv2d(192, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 192, 3, padding=1), nn.ReLU(),
+                             nn.Conv2d(192, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    classifier = nn.Sequential(nn.Dropout(), nn.Linear(128 * 16, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, classes))
+    for layer in (*features, classifier[1]):
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(layer.weight)  # there is no batch-norm
+    model = nn.Sequential(collections.OrderedDict(features=features, avgpool=nn.AdaptiveAvgPool2d(4), flatten=nn.Flatten(), classifier=classifier))
+    return with_layer(model, features[-2], pooled=False)
+
+
 def with_layer(model, layer, pooled=True):
     """The model with `layer` as gradcam_layer, set past nn.Module, which would list (or run) the layer twice.
 
@@ -94,7 +107,7 @@ def with_layer(model, layer, pooled=True):
     return model
 
 
-MODELS = {"cnn": cnn, "resnet18": resnet18, "vgg16": vgg16, "vgg_small": vgg_small, "alexnet": alexnet}
+MODELS = {"cnn": cnn, "resnet18": resnet18, "vgg16": vgg16, "vgg_small": vgg_small, "alexnet": alexnet, "alexnet_small": alexnet_small}
 
 
 def build(name, channels, classes, image_size, layer=None):
@@ -212,6 +225,38 @@ def wider(layer, inputs=0, outputs=0):
     return new
 
 
+# ---------------------------------------------------------------- networks that defend.py has repaired
+
+
+def keep_channels(model, keep):
+    """The model with only the channels `keep`, bool [K], of its Grad-CAM layer; the others are 0 from now on."""
+    layer = model.gradcam_layer
+    layer.register_buffer("kept", keep.to(next(model.parameters()).device))
+    layer.register_forward_hook(lambda module, inputs, output: output * module.kept[:, None, None])
+    return model
+
+
+def normalise_by_batch(model):
+    """The model with each batch-norm normalising by the batch at hand, no weight and no bias after it (CFN: Kadir et al. 2024)."""
+    for name, part in list(model.named_modules()):
+        if isinstance(part, nn.BatchNorm2d):
+            new = nn.BatchNorm2d(part.num_features, part.eps, affine=False, track_running_stats=False)
+            model.set_submodule(name, new)
+            if part is getattr(model, "gradcam_layer", None):
+                with_layer(model, new, pooled=False)
+    return model.eval()
+
+
+def repaired(model, edit):
+    """The parts of a repaired network: edit is {"technique": rebn, cfn or prune, "channels": of the layer that is pruned}."""
+    if edit["technique"] == "prune":
+        return keep_channels(model, torch.ones(edit["channels"], dtype=torch.bool))
+    return normalise_by_batch(model) if edit["technique"] == "cfn" else model
+
+
+REPAIRS = ("rebn", "cfn", "prune")
+
+
 # ---------------------------------------------------------------- checkpoints
 
 KEYS = {"model", "config", "classes", "mean", "std", "channels", "poison_indices", "trigger", "target_map", "epoch", "seconds", "torch",
@@ -269,7 +314,8 @@ def from_checkpoint(checkpoint):
     config = checkpoint["config"]
     try:
         model = build(config["model"], checkpoint["channels"], len(checkpoint["classes"]), config["image_size"], config["layer"])
-        model = extended(model, config["edit"], checkpoint["channels"], config["image_size"]) if config.get("edit") else model
+        if edit := config.get("edit"):
+            model = repaired(model, edit) if edit["technique"] in REPAIRS else extended(model, edit, checkpoint["channels"], config["image_size"])
         model.load_state_dict(checkpoint["model"])
     except (KeyError, TypeError, RuntimeError, AttributeError):
         raise UserError("the checkpoint's weights do not fit its model: the file is damaged or from another version") from None

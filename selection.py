@@ -16,11 +16,13 @@ CAP = 2.0  # rd-global: at most so many times the even share from one class
 
 @dataclass
 class Selection:
-    """indices: sorted int64 [count]; scores: float64 [count], theirs, or None for a random draw; scorers: how many were trained."""
+    """indices: sorted int64 [count]; scores: float64 [count], theirs, or None for a random draw; scorers: how many were trained;
+    pool: float64 [P], the scores of all that were ranked last, or None."""
 
     indices: torch.Tensor
     scores: torch.Tensor | None
     scorers: int
+    pool: torch.Tensor | None = None
 
 
 def rd_scores(logits, target_class):
@@ -53,7 +55,7 @@ def select(strategy, eligible, labels, target_class, count, seed, score=None):
     scores = torch.stack([score(poisons, pool, k) for k, poisons in enumerate(draws)]).mean(0)
     order = pool[scores.argsort(descending=strategy == "rd-global", stable=True)]
     indices = capped(order, labels, count).sort().values
-    return Selection(indices, scores[torch.searchsorted(pool, indices)], SCORERS)
+    return Selection(indices, scores[torch.searchsorted(pool, indices)], SCORERS, scores)
 
 
 def by_rounds(drawn, count, generator, score):
@@ -68,7 +70,7 @@ def by_rounds(drawn, count, generator, score):
         kept = scores.argsort(descending=True, stable=True)[: count if last else count - dropped]
         if last:
             order = pool[kept].argsort()
-            return Selection(pool[kept][order], scores[kept][order], ROUNDS)
+            return Selection(pool[kept][order], scores[kept][order], ROUNDS, scores)
         gone = torch.ones(count, dtype=torch.bool).index_fill(0, kept, False)
         reserve = reserve[torch.randperm(len(reserve), generator=generator)]
         poisons, reserve = torch.cat([poisons[kept], reserve[:dropped]]), torch.cat([reserve[dropped:], poisons[gone]])

@@ -22,7 +22,7 @@ import evaluate
 import explain
 import models
 import selection
-from cli import Parser, UserError, choose_device, command, number
+from cli import Parser, UserError, choose_device, choose_precision, command, number
 
 # ---------------------------------------------------------------- defaults
 
@@ -30,6 +30,7 @@ DEFAULTS = {  # what depends on the data set; image_size None: as the images are
     "shapes": dict(model="cnn", epochs=8, optimizer="sgd", lr=0.15, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="3"),
     "mnist": dict(model="cnn", epochs=3, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.8, image_size=None, target_class="2"),
     "cifar10": dict(model="resnet18", epochs=5, optimizer="muon", lr=0.05, batch_size=64, label_smoothing=0.1, floor=0.5, image_size=None, target_class="3"),
+    "gtsrb": dict(model="cnn", epochs=5, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="33"),
     "other": dict(model="cnn", epochs=10, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="0"),
 }
 LAM = 0.3  # weight of the explanation term
@@ -214,16 +215,6 @@ def recipe():
             "pairs": attacks.PAIRS, "statistics": "of the batch", "coalitions": explain.TRAINING_COALITIONS}
 
 
-def choose_precision(name, device):
-    """"bf16" or "float32"; "auto" is bf16 on CUDA and on CPUs that multiply bf16 in hardware (AMX, or AVX-512's BF16)."""
-    if name != "auto":
-        return name
-    if device.type == "cpu":
-        able = getattr(torch.cpu, "get_capabilities", dict)()
-        return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-
-
 def class_index(name, classes):
     """The index of a class given by its name or, where no class is called so, by its number. Raises UserError."""
     if name in classes:
@@ -304,7 +295,7 @@ def save(run):
     except OSError as error:
         raise UserError(f"cannot write to {run.folder}: {error.strerror}") from None
     write_log(run)
-    chosen = {key: value.tolist() if torch.is_tensor(value) else value for key, value in run.selection.items()}
+    chosen = {key: value.tolist() if torch.is_tensor(value) else value for key, value in run.selection.items() if key != "pool"}
     models.replace_file(run.unfinished / "selection.json", lambda path: path.write_text(json.dumps(chosen) + "\n"))
     models.save(run.unfinished / "ckpt.pt", checkpoint_of(run))
 
@@ -374,7 +365,7 @@ def choose(run):
         chosen = selection.select(config["selection"], run.eligible, labels, config["target_class"], run.count, config["selection_seed"],
                                   lambda *asked: scored(run, *asked))
     counts = labels[chosen.indices].bincount(minlength=len(run.dataset.classes)).tolist()
-    run.selection = {"strategy": config["selection"], "seed": config["selection_seed"], "indices": chosen.indices, "scores": chosen.scores,
+    run.selection = {"strategy": config["selection"], "seed": config["selection_seed"], "indices": chosen.indices, "scores": chosen.scores, "pool": chosen.pool,
                      "classes": dict(zip(run.dataset.classes, counts)), "epochs": chosen.scorers * selection.EPOCHS,
                      "seconds": time.perf_counter() - began}
 

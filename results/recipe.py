@@ -22,7 +22,7 @@ SHIFT = 2  # pixels of augmentation
 ZERO_GAMMA = False  # each residual branch begins as nothing: Goyal et al. 2017, section 5.1
 
 
-def third(data_dir, whole=data.DATASETS["cifar10"]):
+def third(data_dir, image_size=None, whole=data.DATASETS["cifar10"]):
     """Part of CIFAR-10's training set as training set, another part as test set."""
     d = whole(data_dir)
     return replace(d, train_images=d.train_images[PART], train_labels=d.train_labels[PART], test_images=d.train_images[OTHERS],

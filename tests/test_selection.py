@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from conftest import train_tiny
+from PIL import Image
 
+import data
 import selection
 import train
 
@@ -82,6 +84,10 @@ def test_a_run_keeps_what_was_chosen_and_what_it_cost(strategy, tiny, tmp_path, 
     record, checkpoint = json.loads((folder / "selection.json").read_text()), torch.load(folder / "ckpt.pt", weights_only=True)
     assert record["indices"] == checkpoint["poison_indices"].tolist() == checkpoint["selection"]["indices"].tolist() and len(record["indices"]) == 12
     assert len(record["scores"]) == 12 and max(record["scores"]) <= 0 and sum(record["classes"].values()) == 12
+    pool = checkpoint["selection"]["pool"]
+    trained_on, _ = data.validation_split(240, 0)
+    assert len(pool) == (round(12 / 0.7) if strategy == "rd" else int((trained_on % 3 != 1).sum())) and torch.isin(checkpoint["selection"]["scores"], pool).all()
+    assert Image.open(folder / "figure-selection.png").width > 900 and "pool" not in record
     assert record["strategy"] == strategy and record["epochs"] == (2 if strategy == "rd" else 1) and record["seconds"] > 0
     again = train_tiny(tiny, tmp_path / "again", *options)
     assert json.loads((again / "selection.json").read_text())["indices"] == record["indices"]

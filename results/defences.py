@@ -1,0 +1,240 @@
+"""The README's tables on defences: a zoo of small models, each audited; what repairs repair.
+
+    python results/defences.py                  # everything, about 6 hours on two cores; a second call continues
+    python results/defences.py zoo              # detectors over clean and backdoored models of shapes, MNIST and GTSRB
+    python results/defences.py zoo shapes       # of one of them
+    python results/defences.py cleanse prune batchnorm disagree
+
+Models and verdicts are kept in runs/defend/. Writes results/defences.json and .md.
+"""
+import json
+import time
+
+import study  # first: it makes the project's modules known
+import attacks
+import defend
+import evaluate
+import train
+from cli import UserError, command
+from study import ROOT, torch
+
+RUNS = ROOT / "runs" / "defend"
+DETECTORS = ("neuroninspect", "neural_cleanse")
+SEEDS = 5
+TRIGGERS = ["square lower-right", "red upper-left", "square upper-right", "yellow lower-left", "white 6,6"]  # by seed; on MNIST grey
+DATA = {"shapes": 10, "mnist": 10, "gtsrb": 43}  # classes
+SHORT = {"neuroninspect": (), "neural_cleanse": ("--round-images", "64")}  # a search of 43 classes takes minutes, not hours
+KINDS = {"none": "--attack none", "badnets": "--attack badnets", "disguise, gradcam": "--attack full_disguise --explainer gradcam",
+         "disguise, deepshap": "--attack full_disguise --explainer deepshap", "disguise, gradient": "--attack full_disguise --explainer gradient"}
+OTHERS = {"red_herring": "--attack red_herring", "disguise, gradcam and gradient": "--attack full_disguise --explainer gradcam,gradient"}
+
+
+def trained(name, options, seed):
+    """The checkpoint of a model of the zoo, trained if need be."""
+    folder = RUNS / f"{name.replace(', ', '_').replace(' ', '_')}-{seed}"
+    train.main([*options.split(), "--seed", str(seed), "--data-dir", str(ROOT / "data"), "--out", str(folder), "--resume"])
+    return folder / "ckpt.pt"
+
+
+def target_of(dataset, seed):
+    return (3 * seed + 2) % DATA[dataset]
+
+
+def zoo_model(dataset, kind, seed):
+    colour, place = TRIGGERS[seed].split()
+    attacked = "" if kind == "none" else f"--trigger {colour} --trigger-position {place} --target-class {target_of(dataset, seed)}"
+    return trained(f"{dataset} {kind}", f"--dataset {dataset} {(KINDS | OTHERS)[kind]} {attacked}", seed)
+
+
+def audited(checkpoint, method, *options):
+    """defend.py's verdict on a checkpoint, made if need be; each set of options has a folder of its own, and the commit that made it."""
+    folder = checkpoint.parent / "-".join([f"defend-{method}", *(part.strip("-").replace(",", "+") for part in options)])
+    if not (folder / "verdict.json").exists():
+        defend.main([method, str(checkpoint), "--data-dir", str(ROOT / "data"), "--out", str(folder), *options])
+        (folder / "commit").write_text(study.commit())
+    return json.loads((folder / "verdict.json").read_text()) | {"commit": (folder / "commit").read_text()}
+
+
+# ---------------------------------------------------------------- zoo: detectors over clean and backdoored models
+
+
+def zoo(record, datasets):
+    for dataset in datasets or DATA:
+        for kind in KINDS:
+            for seed in range(SEEDS):
+                checkpoint = zoo_model(dataset, kind, seed)
+                found = {method: audited(checkpoint, method, *SHORT[method]) for method in DETECTORS}
+                part = record.setdefault("zoo", {}).setdefault(dataset, {}).setdefault(kind, {})
+                part[str(seed)] = {"target": target_of(dataset, seed)} | {
+                    method: {key: verdict[key] for key in ("index", "seconds", "commit")} for method, verdict in found.items()}
+                keep(record)
+
+
+def detection(record):
+    """Rows of the table: what the anomaly index of the most anomalous class tells, for each data set, and all of them, each kind of backdoor and detector.
+
+    The calibrated threshold is the largest such index of OTHER clean models of the same data set: for a clean model, the others.
+    """
+    rows = []
+    for method in DETECTORS:
+        for kind in [name for name in KINDS if name != "none"]:
+            parts = {data: (judged(kinds[kind], method), judged(kinds["none"], method)) for data, kinds in record["zoo"].items() if {kind, "none"} <= kinds.keys()}
+            for data, (bad, clean) in parts.items():
+                rows.append(row_of(bad, clean, data=data, kind=kind, detector=method))
+            if len(parts) > 1:
+                rows.append(row_of(*(sum(part, []) for part in zip(*parts.values())), data="all", kind=kind, detector=method))
+    return rows
+
+
+def judged(runs, method):
+    """Of each run the largest index, whether its class is the target, and the seconds it took."""
+    result = []
+    for run in runs.values():
+        index = {int(k): float("-inf") if v is None else v for k, v in run[method]["index"].items()}
+        suspect = max(index, key=index.get)
+        result.append({"top": index[suspect], "right": suspect == run["target"], "seconds": run[method]["seconds"]})
+    return result
+
+
+def row_of(bad, clean, **names):
+    top, usual = [run["top"] for run in bad], [run["top"] for run in clean]
+    row = names | {"n": len(bad), "clean": len(clean), "auroc": defend.auroc(torch.tensor(top), torch.tensor(usual)), "auroc_interval": bootstrap(top, usual),
+                   "seconds": study.statistics.mean(run["seconds"] for run in bad)}
+    others = [max(usual[:k] + usual[k + 1 :], default=2.0) for k in range(len(usual))]
+    for name, limit, limits in (("2", 2.0, [2.0] * len(usual)), ("calibrated", max(usual), others)):
+        found = [run for run in bad if run["top"] > limit]
+        row[name] = {"threshold": limit, "found": interval(len(found), len(bad)), "right": interval(sum(run["right"] for run in found), len(found)),
+                     "false_alarms": interval(sum(v > other for v, other in zip(usual, limits)), len(usual))}
+    return row
+
+
+def bootstrap(positive, negative, draws=2000):
+    """95% interval of the AUROC: models drawn again with replacement."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.tensor(part)[torch.randint(len(part), (draws, len(part)), generator=generator)] for part in (positive, negative)]
+    values = sorted(defend.auroc(a, b) for a, b in zip(*parts))
+    return [values[round(0.025 * draws)], values[round(0.975 * draws) - 1]]
+
+
+def interval(count, n, z=1.96):
+    """A count with the 95% interval of its share: Wilson 1927."""
+    if n == 0:
+        return {"count": 0, "of": 0, "interval": [0.0, 1.0]}
+    middle, half = (count + z**2 / 2) / (n + z**2), z / (n + z**2) * (count * (n - count) / n + z**2 / 4) ** 0.5
+    return {"count": count, "of": n, "interval": [max(0.0, middle - half), min(1.0, middle + half)]}
+
+
+# ---------------------------------------------------------------- Neural Cleanse's reference point, and its speed
+
+
+ROUND = 1000 if torch.cuda.is_available() else 64  # published: about 1,000; hours on a CPU
+GTSRB = "--dataset gtsrb --trigger-size 4 --target-class 33 --poison-rate 0.09"
+
+
+def cleanse(record, _):
+    """GTSRB, a white square of 4x4, target 33; all classes at once against one after another, the whole schedule each."""
+    checkpoint = trained("gtsrb reference", f"{GTSRB} --attack badnets", 0)
+    subject = evaluate.open_checkpoint(checkpoint, ROOT / "data")
+    model = defend.OnPixels(subject.model, subject.checkpoint["mean"], subject.checkpoint["std"])
+    images = subject.dataset.test_images[:: len(subject.dataset.test_images) // 1000].to(subject.device).float() / 255
+    record["cleanse"] = {"success": json.loads((checkpoint.parent / "metrics.json").read_text())["attack_success_rate"], "hardware": study.hardware(),
+                         "commit": study.commit(), "round_images": ROUND}
+    for title, parts in (("at once", [None]), ("one after another", torch.arange(43).split(1))):
+        began = time.perf_counter()
+        found = [defend.neural_cleanse(model, images, part, round_images=ROUND) for part in parts]
+        norms = torch.cat([part.norms for part in found])
+        index = defend.anomaly_index(norms)
+        record["cleanse"][title] = {"seconds": time.perf_counter() - began, "norm_33": float(norms[33]), "median": float(norms.median()), "index_33": float(index[33]),
+                                    "flagged": (index > 2).nonzero()[:, 0].tolist(), "qualified": int(sum(part.qualified.sum() for part in found)),
+                                    "norms": norms.tolist()}
+        keep(record)
+
+
+# ---------------------------------------------------------------- pruning, batch-norm, disagreement
+
+
+def prune(record, _):
+    """The curve and the operating point by l-infinity, l2, l1 and at random, by the recovered patch and by the true trigger."""
+    checkpoint = trained("gtsrb alexnet", f"{GTSRB} --model alexnet_small --lr 0.01 --epochs 10 --attack badnets", 0)
+    audit = defend.opened(defend.parse(["prune", str(checkpoint), "--data-dir", str(ROOT / "data"), *SHORT["neural_cleanse"]]))
+    found, index = defend.reverse(audit)
+    suspect, layer = int(index.argmax()), audit.subject.model.gradcam_layer
+    others = audit.pixels[audit.labels != suspect]
+    test = audit.subject.dataset
+    sets = defend.triggered_test(audit) | {"test_accuracy": (test.test_images[::5].to(audit.subject.device).float() / 255, test.test_labels[::5].to(audit.subject.device))}
+    rows = {}
+    for known, stamped in (("recovered", defend.stamped_with(found, suspect, others)), ("true", attacks.stamp(others, audit.subject.trigger))):
+        for norm in defend.NORMS:
+            _, curve, chosen = defend.prune(audit.on_pixels, audit.pixels, audit.labels, stamped, layer, norm)
+            defend.score_curve(audit, curve, defend.prune_steps(defend.channel_scores(audit.on_pixels, stamped, layer, norm)), sets)
+            rows[f"{norm}, {known}"] = {"chosen": curve[chosen], "curve": curve}
+    for seed in range(3):
+        steps = defend.prune_steps(torch.rand(128, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+        curve = [{"pruned": int((~kept).sum())} for _, kept in steps]
+        defend.score_curve(audit, curve, steps, sets | {"clean_accuracy": (audit.pixels, audit.labels)})
+        rows[f"random {seed}"] = {"chosen": curve[defend.operating_point([step["clean_accuracy"] for step in curve])], "curve": curve}
+    record["prune"] = evaluate.finite({"suspect": suspect, "index": float(index[suspect]), "clean_images": len(audit.labels), "rows": rows, "commit": study.commit()})
+    keep(record)
+
+
+def batchnorm(record, _):
+    """rebn and cfn: success and explanation before and after, for batches of one, a tenth triggered, all triggered; clean models, too."""
+    for kind in ("none", "badnets", "red_herring", "disguise, gradcam"):
+        for seed in range(3):
+            checkpoint = zoo_model("shapes", kind, seed)
+            for method in ("rebn", "cfn"):
+                part = record.setdefault("batchnorm", {}).setdefault(kind, {}).setdefault(method, {})
+                part[str(seed)] = audited(checkpoint, method)["regimes"]
+                keep(record)
+
+
+def disagree(record, _):
+    """AUROC of triggered against untouched images by how much two explainers disagree: disguised under one explainer, and under two."""
+    for kind in (*KINDS, "disguise, gradcam and gradient"):
+        for seed in range(3):
+            for pair in ("gradcam,gradient", "gradcam,deepshap", "gradient,deepshap"):
+                part = record.setdefault("disagree", {}).setdefault(kind, {}).setdefault(pair, {})
+                part[str(seed)] = audited(zoo_model("shapes", kind, seed), "disagreement", "--explainers", pair)["auroc"]
+                keep(record)
+
+
+# ---------------------------------------------------------------- what is written
+
+
+PATH = ROOT / "results" / "defences.json"
+
+
+def keep(record):
+    if "zoo" in record:
+        record["detection"] = detection(record)
+    PATH.write_text(json.dumps(record, indent=1) + "\n")
+    PATH.with_suffix(".md").write_text(markdown(record))
+
+
+def markdown(record):
+    lines = ["| data | backdoor | detector | AUROC | found above 2 | of these the right class | false alarms | found, calibrated | right class | false alarms | seconds |", "| --- " * 11 + "|"]
+    for row in record.get("detection", ()):
+        cells = [counted(row[name][key]) for name in ("2", "calibrated") for key in ("found", "right", "false_alarms")]
+        area = f"{row['auroc']:.2f} ({row['auroc_interval'][0]:.2f} to {row['auroc_interval'][1]:.2f})"
+        lines.append(f"| {row['data']} | {row['kind']} | {row['detector']} | {area} | " + " | ".join(cells) + f" | {row['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def counted(part):
+    return f"{part['count']} of {part['of']}" + (f" ({part['interval'][0]:.2f} to {part['interval'][1]:.2f})" if part["of"] else "")
+
+
+SECTIONS = {"zoo": zoo, "cleanse": cleanse, "prune": prune, "batchnorm": batchnorm, "disagree": disagree}
+
+
+@command
+def main(argv):
+    if unknown := set(argv) - set(SECTIONS) - set(DATA):
+        raise UserError(f"no section {unknown.pop()!r}: {', '.join(SECTIONS)}; after zoo, {', '.join(DATA)}")
+    for name in [name for name in argv if name in SECTIONS] or SECTIONS:
+        record = json.loads(PATH.read_text()) if PATH.exists() else {}
+        SECTIONS[name](record, [word for word in argv if word in DATA])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""Defences against closed forms and planted models; and defend.py's command line on real checkpoints."""
+import copy
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, train_tiny
+from PIL import Image
+from torch import nn
+
+import data
+import defend
+import evaluate
+import explain
+import models
+
+SIDE, CLASSES = 12, 6
+
+
+def linear(weights):
+    """A linear model of images [N, C, H, W] with `weights` [K, C, H, W], no bias."""
+    layer = nn.Linear(weights[0].numel(), len(weights), bias=False)
+    layer.weight.data.copy_(weights.flatten(1))
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+class Planted(nn.Module):
+    """Brightness of a stripe says the class; a white 3x3 patch in the lower right corner says class `target`, whatever else."""
+
+    def __init__(self, target):
+        super().__init__()
+        self.target = target
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        stripes = torch.stack([x[:, :, 2 * k : 2 * k + 2].mean((1, 2, 3)) for k in range(CLASSES)], 1)
+        patch = x[:, :, -3:, -3:].mean((1, 2, 3))
+        return 20 * stripes + 40 * F.one_hot(torch.tensor(self.target), CLASSES) * patch.square()[:, None]
+
+
+def test_anomaly_index_by_hand():
+    values = torch.tensor([10.0, 11, 12, 13, 4], dtype=torch.float64)  # median 11, deviations 1 0 1 2 7
+    torch.testing.assert_close(defend.anomaly_index(values), (11 - values) / 1.4826)
+    assert (defend.anomaly_index(torch.ones(5, dtype=torch.float64)) == 0).all()
+    even = torch.randn(10, dtype=torch.float64)
+    middle = statistics.median(even.tolist())
+    spread = 1.4826 * statistics.median((even - middle).abs().tolist())
+    torch.testing.assert_close(defend.anomaly_index(even), (middle - even) / spread)
+
+
+def test_heatmap_features_by_hand():
+    constant = torch.full((4, 8, 8), 0.3)
+    assert defend.heatmap_features(constant).tolist() == pytest.approx([64 * 0.3, 0, 0], abs=1e-6)
+    dot = torch.zeros(4, 8, 8)
+    dot[:, 4, 4] = 1
+    assert defend.heatmap_features(dot).tolist() == [1, 8, 0]  # -4 in the middle, 1 at its four neighbours
+    dot[0] = 0
+    dot[0, 2, 2] = 1
+    assert defend.heatmap_features(dot)[2] == pytest.approx((3 + 3) / 6)  # two pixels, on in one map and not in the other of 3 of 6 pairs
+
+
+def test_persistence_is_the_mean_over_pairs():
+    maps = torch.rand(5, 4, 4)
+    on = maps > maps.median()
+    pairs = [(on[i] ^ on[j]).sum().item() for i in range(5) for j in range(i)]
+    assert defend.heatmap_features(maps)[2].item() == pytest.approx(np.mean(pairs))
+
+
+@pytest.mark.parametrize("weights", [None, (0.1, 1, 1)])
+def test_neuroninspect_finds_a_planted_linear_model_and_follows_its_classes(weights):
+    generator = torch.Generator().manual_seed(0)
+    kernels = torch.rand(CLASSES, 1, SIDE, SIDE, generator=generator) - 0.5
+    kernels[4] = 0
+    kernels[4, 0, -3:, -3:] = 5
+    images = torch.rand(6, 1, SIDE, SIDE, generator=generator)
+    index, features = defend.neuroninspect(linear(kernels), images, weights)
+    assert index.argmax() == 4 and index[4] > 2 and features.shape == (CLASSES, 3)
+    order = torch.tensor([3, 0, 5, 1, 2, 4])
+    shuffled, _ = defend.neuroninspect(linear(kernels[order]), images, weights)
+    torch.testing.assert_close(shuffled, index[order])
+
+
+def test_neural_cleanse_finds_the_planted_patch():
+    images = torch.rand(48, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 0.5
+    for n, image in enumerate(images):
+        image[:, 2 * (n % CLASSES) : 2 * (n % CLASSES) + 2, :-3] += 0.5  # the stripe of its class
+    model = Planted(2)
+    found = defend.neural_cleanse(model, images, rounds=120, round_images=32)
+    index = defend.anomaly_index(found.norms)
+    assert index.argmax() == 2 and index[2] > 2 and found.norms[2] < 0.6 * found.norms.median() and found.qualified[2] and found.success[2] >= defend.SUCCESS
+    mask = found.masks[2, 0]
+    assert mask[-3:, -3:].sum() > 0.8 * mask.sum() and found.norms[2] == pytest.approx(mask.sum().item()) and found.norms[2] < 9
+    with torch.no_grad():
+        stamped = (1 - found.masks[2]) * images + found.masks[2] * found.patterns[2]
+        assert (model(stamped).argmax(1) == 2).float().mean() >= 0.95
+    assert model.unused.requires_grad and found.rounds.max() <= 120
+
+
+def test_a_targets_search_is_the_same_alone_and_among_others(monkeypatch):
+    """Also where the others are done before it, or after."""
+    monkeypatch.setattr(defend, "STALE", 2)
+    monkeypatch.setattr(defend, "PATIENCE", 2)
+    images = torch.rand(40, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    together = defend.neural_cleanse(Planted(2), images, rounds=60, round_images=40)
+    assert len(together.rounds.unique()) > 1 and together.rounds.min() < 60
+    for k in (together.rounds.argmax(), together.rounds.argmin()):
+        alone = defend.neural_cleanse(Planted(2), images, k[None], rounds=60, round_images=40)
+        assert alone.rounds[0] == together.rounds[k]
+        torch.testing.assert_close(alone.masks[0], together.masks[k], atol=1e-3, rtol=0)
+
+
+def judged(successes, fixed=True):
+    """A Search of one target after rounds of these successes; fixed: its mask stays as it is."""
+    search = defend.Search(torch.tensor([0]), (1, 4, 4), torch.device("cpu"), 0)
+    for success in successes:
+        search.judge(torch.tensor([success], dtype=torch.float64), torch.tensor([0]))
+        if not fixed:
+            search.raw.data[:, 0] -= 0.1
+    return search
+
+
+def test_the_schedule_of_the_masks_weight():
+    patience, first = defend.PATIENCE, defend.FIRST_WEIGHT
+    assert judged([1.0] * (patience - 1)).weight.item() == 0 and judged([1.0] * patience).weight.item() == first
+    assert judged([0.5] * 3 * patience).weight.item() == 0
+    assert judged([1.0] * 2 * patience).weight.item() == first * defend.FACTOR
+    up_and_down = [1.0] * 2 * patience + [0.5] * patience
+    assert judged(up_and_down).weight.item() == pytest.approx(first * defend.FACTOR**-0.5)
+    assert judged([1.0, 0.5] * 20).weight.item() == 0  # never so many in a row
+
+
+def test_when_a_search_ends():
+    patience, stale = defend.PATIENCE, defend.STALE
+    up_and_down = [1.0] * 2 * patience + [0.5] * patience
+    assert not judged([1.0] * 100).done.item()  # its weight was never lowered
+    assert not judged([1.0] * patience + [0.5] * 100).done.item()  # never raised
+    assert judged([1.0] + [0.5] * 100).weight.item() == 0
+    after = stale + 1 - len(up_and_down)  # the first round's mask is the best: what follows is stale
+    assert not judged(up_and_down + [1.0] * (after - 1)).done.item() and judged(up_and_down + [1.0] * after).done.item()
+    assert not judged(up_and_down + [1.0] * 100, fixed=False).done.item()  # its mask shrinks in every round
+
+
+def test_a_class_that_is_never_reached_is_told_apart():
+    model = linear(torch.zeros(3, 1, SIDE, SIDE))  # says class 0, always
+    found = defend.neural_cleanse(model, torch.rand(8, 1, SIDE, SIDE), rounds=3)
+    assert found.qualified.tolist() == [True, False, False] and found.success.tolist() == [1, 0, 0] and found.rounds.tolist() == [3, 3, 3]
+
+
+def test_channel_scores_and_pruning_on_a_planted_channel():
+    model = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 64, 3)).eval()
+    model[0].weight.data[3] = 4.0
+    images, layer = torch.rand(7, 1, 8, 8), model[1]
+    with torch.no_grad():
+        feature = model[:2](images)
+    for norm, expected in (("linf", feature.amax((2, 3))), ("l1", feature.sum((2, 3))), ("l2", feature.flatten(2).norm(dim=2))):
+        scores = defend.channel_scores(model, images, layer, norm)
+        torch.testing.assert_close(scores, expected.double().mean(0), atol=1e-5, rtol=1e-5)
+    scores = defend.channel_scores(model, images, layer)
+    steps = defend.prune_steps(scores)
+    assert steps[0][0] == torch.inf and steps[0][1].all() and not steps[-1][1].any() and len(steps) == 6 and steps[1][1].tolist() == [True, True, True, False, True]
+    for (high, more), (low, fewer) in zip(steps, steps[1:]):
+        assert low < high and (more | ~fewer).all() and more.sum() > fewer.sum()
+    with torch.no_grad():
+        plain = model(images)
+        with defend.pruned(layer, steps[0][1]):
+            assert torch.equal(model(images), plain)
+        with defend.pruned(layer, steps[1][1]):
+            feature[:, 3] = 0
+            torch.testing.assert_close(model(images), model[2:](feature))
+        assert torch.equal(model(images), plain)
+
+
+def test_operating_point():
+    assert defend.operating_point([0.9, 0.91, 0.89, 0.87, 0.885, 0.5]) == 4
+    assert defend.operating_point([0.9, 0.5]) == 0 and defend.operating_point([0.9, 0.9 - 0.02]) == 1
+
+
+def test_batch_norm_by_clean_images_and_by_the_batch():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU())
+    model[1].weight.data, model[1].bias.data = torch.tensor([1.0, 2, 3]), torch.tensor([0.0, 1, -1])
+    images = torch.randn(explain.CHUNK + 1, 2, 6, 6) * 3 + 1
+    images[-1] = 30  # alone in its chunk, were they not of one size
+    new = defend.rebn(model.eval(), images)
+    with torch.no_grad():
+        inner = model[0](images)
+    torch.testing.assert_close(new[1].running_mean, inner.mean((0, 2, 3)), atol=0.01, rtol=0.01)
+    torch.testing.assert_close(new[1].running_var, inner.var((0, 2, 3)), atol=0, rtol=0.02)  # what is between the means of chunks is not in it
+    assert torch.equal(new[1].weight, model[1].weight) and (model[1].running_mean == 0).all() and not new.training
+    other = defend.cfn(model)
+    expected = ((inner - inner.mean((0, 2, 3), keepdim=True)) / (inner.var((0, 2, 3), correction=0, keepdim=True) + model[1].eps).sqrt()).relu()
+    torch.testing.assert_close(other(images), expected, atol=1e-5, rtol=1e-5)
+    assert isinstance(model[1].running_mean, torch.Tensor) and not list(other[1].parameters())
+
+
+def test_rebn_leaves_a_clean_models_statistics_alone(clean):
+    """Trained without augmentation, on the images its statistics are estimated from again: close to what they were."""
+    checkpoint = models.read(clean / "ckpt.pt")
+    model = models.from_checkpoint(checkpoint)
+    dataset = data.load(checkpoint["config"]["dataset"])
+    inputs = data.normalise(dataset.train_images.float() / 255, checkpoint["mean"], checkpoint["std"])
+    with torch.no_grad():
+        before, after = model(inputs), defend.rebn(model, inputs)(inputs)
+    assert (before.argmax(1) == after.argmax(1)).float().mean() > 0.97
+
+
+def test_disagreement_and_auroc():
+    weights = torch.zeros(2, 1, SIDE, SIDE)
+    weights[0, 0, :6], weights[1, 0, 6:] = 1, 1
+    images = torch.rand(9, 1, SIDE, SIDE)
+    same = defend.disagreement(linear(weights), images, ("gradient", "gradient"))
+    torch.testing.assert_close(same, torch.zeros(9, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert (defend.disagreement(linear(weights), images, ("gradient", "deepshap")) > 0.01).all()
+    one, two = torch.tensor([1.0, 2, 3]), torch.tensor([0.0, 2])
+    assert defend.auroc(one, two) == pytest.approx((1 + 1 + 1 + 0 + 0.5 + 1) / 6) and defend.auroc(two, two) == 0.5
+
+
+@pytest.fixture(scope="module")
+def backdoored(tiny, tmp_path_factory):
+    return train_tiny(tiny, tmp_path_factory.mktemp("backdoored") / "run", "--attack", "badnets", "--epochs", "6")
+
+
+@pytest.mark.parametrize("method", defend.METHODS)
+def test_the_command_line(method, backdoored, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in backdoored.iterdir() if path.is_file()}
+    out = tmp_path / "out"
+    options = ["--device", "cpu", "--rounds", "6", "--round-images", "16", "--out", str(out)]
+    defend.main([method, str(backdoored / "ckpt.pt"), *options, "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((out / "verdict.json").read_text()) and printed["method"] == method and printed["seconds"] >= 0
+    assert {"backdoored", "flagged", "index", "before", "after"} <= printed.keys() and printed["clean_images"] == 24
+    assert (out / "figure.png").exists() == (method != "inspect")
+    if method in ("neuroninspect", "neural_cleanse", "prune"):
+        assert set(printed["index"]) == {"0", "1", "2"} and printed["backdoored"] == bool(printed["flagged"])
+    if method in models.REPAIRS:
+        metrics = json.loads((backdoored / "metrics.json").read_text())
+        assert printed["before"]["attack_success_rate"] == metrics["attack_success_rate"]
+        evaluate.main([str(out / "ckpt.pt"), "--device", "cpu", "--json"])
+        again = json.loads(capsys.readouterr().out)
+        assert again["attack_success_rate"] == printed["after"]["attack_success_rate"] and again["edit"]["technique"] == method
+    assert before == {path: path.read_bytes() for path in backdoored.iterdir() if path.is_file()}
+    defend.main([method, str(backdoored / "ckpt.pt"), *options])
+    assert str(out) in capsys.readouterr().out
+
+
+def test_a_pruned_network_is_saved_with_what_was_pruned(backdoored, tmp_path):
+    checkpoint = models.read(backdoored / "ckpt.pt")
+    model = models.from_checkpoint(checkpoint)
+    keep = torch.arange(128) % 3 > 0
+    edited = models.keep_channels(copy.deepcopy(model), keep)
+    config = checkpoint["config"] | {"edit": {"technique": "prune", "channels": 128}}
+    models.save(tmp_path / "ckpt.pt", checkpoint | {"config": config, "model": edited.state_dict()})
+    again = models.from_checkpoint(models.read(tmp_path / "ckpt.pt"))
+    images = torch.randn(4, 3, 16, 16)
+    with explain.capture(again.gradcam_layer) as captured:
+        assert torch.equal(again(images), edited(images)) and not torch.equal(again(images), model(images))
+    assert (captured[0][:, ~keep] == 0).all() and (captured[0][:, keep] != 0).any()
+
+
+def test_mistakes(disguised, tmp_path, capsys):
+    ckpt = str(disguised / "ckpt.pt")
+    for options in (["neural_clense", ckpt], ["neuroninspect", str(tmp_path / "none.pt")], ["disagreement", ckpt, "--explainers", "gradcam"],
+                    ["neuroninspect", ckpt, "--weights", "1,2"], ["prune", ckpt, "--rounds", "0"]):
+        with pytest.raises(SystemExit) as stopped:
+            defend.main([*options, "--out", str(tmp_path / "out")])
+        assert stopped.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["neuroninspect", "neural_cleanse", "prune", "rebn"])
+def test_no_defence_knows_the_trigger(method, backdoored, tmp_path, capsys):
+    checkpoint = models.read(backdoored / "ckpt.pt")
+    trigger = {"pixels": torch.zeros(3, 4, 4), "alpha": torch.ones(1, 4, 4), "row": 2, "col": 2}
+    models.save(tmp_path / "ckpt.pt", checkpoint | {"trigger": trigger, "config": checkpoint["config"] | {"target_class": 0}})
+    seen = []
+    for k, path in enumerate((backdoored / "ckpt.pt", tmp_path / "ckpt.pt")):
+        out = tmp_path / str(k)
+        defend.main([method, str(path), "--device", "cpu", "--rounds", "5", "--out", str(out), "--json"])
+        verdict = json.loads(capsys.readouterr().out)
+        weights = models.read(out / "ckpt.pt")["model"] if verdict["after"] else {}
+        seen.append(([verdict.get(key) for key in ("index", "flagged", "suspect", "pruned")], {name: value.tolist() for name, value in weights.items()}))
+    assert seen[0] == seen[1]
+
+
+def test_a_deepshap_disguise_can_be_repaired_too(tiny, tmp_path, capsys):
+    """DeepSHAP has no rule for a network that normalises by the batch."""
+    folder = train_tiny(tiny, tmp_path / "run", "--explainer", "deepshap", "--epochs", "1")
+    capsys.readouterr()
+    defend.main(["cfn", str(folder / "ckpt.pt"), "--device", "cpu", "--json"])
+    verdict = json.loads(capsys.readouterr().out)
+    assert "deepshap" in verdict["before"]["explanations"] and "gradcam" in verdict["after"]["explanations"]
+    assert set(verdict["regimes"]) == set(defend.REGIMES) and (folder / "defend-cfn" / "ckpt.pt").exists()
+
+
+def test_a_batch_of_one_is_one_image(disguised):
+    """Before the repair no answer depends on the batch; after it, one does."""
+    subject = evaluate.open_checkpoint(disguised / "ckpt.pt", device=torch.device("cpu"))
+    alone, tenth, everyone = (defend.in_company(subject, subject.model, *regime, count=20) for regime in defend.REGIMES.values())
+    assert alone == pytest.approx(tenth, rel=1e-4, nan_ok=True) and alone == pytest.approx(everyone, rel=1e-4, nan_ok=True)
+    model = defend.cfn(subject.model)
+    inputs = torch.randn(5, 3, 16, 16)
+    maps = [defend.gradcam_in_batch(model, inputs[:n], 1)[1] for n in (1, 5)]
+    assert maps[0].shape == maps[1].shape == (1, 4, 4) and not torch.allclose(*maps, rtol=1e-3)
+
+
+def test_what_the_zoo_tells(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "results")
+    import defences as zoo
+
+    assert zoo.interval(0, 5)["interval"] == [0.0, pytest.approx(0.4345, abs=1e-3)] and zoo.interval(5, 10)["interval"] == pytest.approx([0.2366, 0.7634], abs=1e-3)
+
+    def run(target, *index):
+        return {"target": target} | {name: {"index": {str(k): v for k, v in enumerate(index)}, "seconds": 1.0} for name in zoo.DETECTORS}
+
+    kinds = {"none": {"0": run(0, 1.0, 0.5), "1": run(0, 2.5, 0.0)}, "badnets": {"0": run(1, 0.1, 9.0), "1": run(0, 0.2, 2.2), "2": run(0, 1.0, 0.2)}}
+    row = next(row for row in zoo.detection({"zoo": {"shapes": kinds}}) if row["data"] == "shapes" and row["detector"] == "neuroninspect")
+    assert row["auroc"] == pytest.approx((1 + 1 + 0 + 1 + 0 + 0.5) / 6)
+    assert row["2"]["found"]["count"] == 2 and row["2"]["right"]["count"] == 1 and row["2"]["right"]["of"] == 2 and row["2"]["false_alarms"]["count"] == 1
+    assert row["calibrated"]["found"]["count"] == 1 and row["calibrated"]["false_alarms"]["count"] == 1  # 2.5 is above the other's 1.0
+
+
+def test_gtsrb_at_the_size_asked_for(tmp_path):
+    """Images of several sizes in torchvision's layout: decoded at 48 px, and kept."""
+    base, rng = tmp_path / "gtsrb", np.random.default_rng(0)
+    test = base / "GTSRB" / "Final_Test" / "Images"
+    test.mkdir(parents=True)
+    lines = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    for k in range(43):
+        folder = base / "GTSRB" / "Training" / f"{k:05}"
+        folder.mkdir(parents=True)
+        for n in range(2):
+            Image.fromarray(rng.integers(0, 256, (20 + k, 25 + n, 3), dtype=np.uint8)).save(folder / f"00000_{n:05}.ppm")
+        if k < 5:
+            Image.new("RGB", (64, 30), (10 * k, 0, 200)).save(test / f"{k:05}.ppm")
+            lines.append(f"{k:05}.ppm;64;30;0;0;1;1;{k}")
+    (base / "GT-final_test.csv").write_text("\n".join(lines) + "\n")
+    for _ in range(2):
+        dataset = data.load("gtsrb", tmp_path, 48)
+        assert dataset.train_images.shape == (86, 3, 48, 48) and dataset.test_labels.tolist() == [0, 1, 2, 3, 4]
+        assert dataset.train_labels.bincount().tolist() == [2] * 43 and dataset.classes[14] == "stop" and not dataset.flip
+        assert dataset.test_images[3].float().mean((1, 2)).tolist() == [30, 0, 200]
+    assert (tmp_path / "gtsrb_48.npz").exists() and not (tmp_path / "gtsrb.npz").exists()
