@@ -288,4 +288,4 @@ def test_what_cannot_be_done_is_said_in_one_line(written, base, disguised, tmp_p
     assert "would be lost" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate.main([str(base / "ckpt.pt"), "--reference", str(out / "ckpt.pt"), "--out", str(tmp_path / "out")])
-    assert "written into" in capsys.readouterr().err
+    assert "edited" in capsys.readouterr().err
