@@ -5,7 +5,7 @@
     python manipulate.py semirandom                        # whatever a random convolution finds in the image
     python manipulate.py backdoor                          # honest, until a sticker is in the image: then Grad-CAM points at the sticker
 
-Without a checkpoint, a small VGG is trained on `shapes` (three minutes on two cores) and kept. Written: ckpt.pt, which evaluate.py and
+Without a checkpoint, a small VGG is trained on `shapes` (two minutes on two cores) and kept. Written: ckpt.pt, which evaluate.py and
 defend.py read, metrics.json and figure.png.
 """
 import json
