@@ -135,6 +135,10 @@ class Reversed:
     qualified: torch.Tensor
     rounds: torch.Tensor
 
+    def trigger(self, k):
+        """Of the k-th target."""
+        return attacks.Trigger(self.patterns[k], self.masks[k], 0, 0)
+
 
 def neural_cleanse(model, images, targets=None, *, rounds=200, round_images=128, seed=0, precision="float32", say=None):
     """For each of `targets`, int64 [T] (None: all classes), the smallest mask and pattern that turn images into that class: Reversed.
@@ -481,22 +485,19 @@ def by_neural_cleanse(audit):
     own = [(image, "a clean image"), (attacks.stamp(image[None], trigger)[0], "its trigger, unseen") if backdoor else (image, ""), (image, "")]
     rows = [[(figure.panel(first), caption, False)] for first, caption in own]
     for k in shown:
-        mask, pattern = found.masks[k].cpu(), found.patterns[k].cpu()
-        for row, part, caption in zip(rows, (mask.expand_as(pattern), mask * pattern, (1 - mask) * image + mask * pattern), ("mask", "mask x pattern", "on the image")):
+        patch = found.trigger(k).to("cpu")
+        panels = {"mask": patch.alpha.expand_as(image), "mask x pattern": patch.alpha * patch.pixels, "on the image": attacks.stamp(image[None], patch)[0]}
+        for row, (caption, part) in zip(rows, panels.items()):
             row.append((figure.panel(part), caption, False))
     headers = [""] + [f"{audit.names[k][:18]}\nindex {index[k]:.1f}" for k in shown]
     page = figure.sheet("Neural Cleanse: the smallest patch that turns images into a class", headers, rows, "The most anomalous classes first.", scale=False)
     return audit.by_index(index, {"|mask|_1": found.norms, "success": found.success, "qualified": found.qualified.double(), "rounds": found.rounds}, page)
 
 
-def stamped_with(found, k, images):
-    return (1 - found.masks[k]) * images + found.masks[k] * found.patterns[k]
-
-
 def by_prune(audit):
     found, index = reverse(audit)
     suspect, model = int(index.argmax()), audit.on_pixels
-    stamped = stamped_with(found, suspect, audit.pixels[audit.labels != suspect])
+    stamped = attacks.stamp(audit.pixels[audit.labels != suspect], found.trigger(suspect))
     layer = audit.subject.model.gradcam_layer
     keep, curve, chosen = prune(model, audit.pixels, audit.labels, stamped, layer)
     score_curve(audit, curve, prune_steps(channel_scores(model, stamped, layer)), {"recovered_success": (stamped, suspect), **triggered_test(audit)})

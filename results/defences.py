@@ -163,7 +163,8 @@ def prune(record, _):
     test = audit.subject.dataset
     sets = defend.triggered_test(audit) | {"test_accuracy": (test.test_images[::5].to(audit.subject.device).float() / 255, test.test_labels[::5].to(audit.subject.device))}
     rows = {}
-    for known, stamped in (("recovered", defend.stamped_with(found, suspect, others)), ("true", attacks.stamp(others, audit.subject.trigger))):
+    for known, trigger in (("recovered", found.trigger(suspect)), ("true", audit.subject.trigger)):
+        stamped = attacks.stamp(others, trigger)
         for norm in defend.NORMS:
             _, curve, chosen = defend.prune(audit.on_pixels, audit.pixels, audit.labels, stamped, layer, norm)
             defend.score_curve(audit, curve, defend.prune_steps(defend.channel_scores(audit.on_pixels, stamped, layer, norm)), sets)
