@@ -275,15 +275,15 @@ def operating_point(accuracies):
 
 
 def prune(model, images, labels, stamped, layer=None, norm="linf"):
-    """(keep bool [K], curve, chosen): which channels of a layer (None: model.gradcam_layer) stay when those that the images `stamped`, with a trigger,
-    excite most are taken out as far as clean accuracy, on images and labels int64 [N], allows; curve: a dict for each of prune_steps, chosen: its place."""
+    """(steps, curve, chosen): prune_steps of a layer (None: model.gradcam_layer) by how strongly the images `stamped`, with a trigger, excite its channels;
+    a dict for each, with clean accuracy on images and labels int64 [N]; and the place of the operating point."""
     layer = model.gradcam_layer if layer is None else layer
     steps, curve = prune_steps(channel_scores(model, stamped, layer, norm)), []
     for tau, keep in steps:
         with pruned(layer, keep):
             curve.append({"pruned": int((~keep).sum()), "tau": tau, "clean_accuracy": share(model, images, labels)})
     chosen = operating_point([step["clean_accuracy"] for step in curve])
-    return steps[chosen][1], curve, chosen
+    return steps, curve, chosen
 
 
 @torch.no_grad()
@@ -499,8 +499,9 @@ def by_prune(audit):
     suspect, model = int(index.argmax()), audit.on_pixels
     stamped = attacks.stamp(audit.pixels[audit.labels != suspect], found.trigger(suspect))
     layer = audit.subject.model.gradcam_layer
-    keep, curve, chosen = prune(model, audit.pixels, audit.labels, stamped, layer)
-    score_curve(audit, curve, prune_steps(channel_scores(model, stamped, layer)), {"recovered_success": (stamped, suspect), **triggered_test(audit)})
+    steps, curve, chosen = prune(model, audit.pixels, audit.labels, stamped, layer)
+    keep = steps[chosen][1]
+    score_curve(audit, curve, steps, {"recovered_success": (stamped, suspect), **triggered_test(audit)})
     rows = [f"The patch for class {suspect} ({audit.names[suspect]}, anomaly index {index[suspect]:.2f}) excites some channels of the last convolution: these go.",
             f"{curve[chosen]['pruned']} of {len(keep)} are pruned: as many as leave clean accuracy, on {len(audit.labels)} held-out images, within {LOSS_ALLOWED}.", "",
             f"{'channels pruned':>16}{'clean accuracy':>16}{'recovered patch':>17}{'true trigger':>14}"]

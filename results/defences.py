@@ -166,8 +166,8 @@ def prune(record, _):
     for known, trigger in (("recovered", found.trigger(suspect)), ("true", audit.subject.trigger)):
         stamped = attacks.stamp(others, trigger)
         for norm in defend.NORMS:
-            _, curve, chosen = defend.prune(audit.on_pixels, audit.pixels, audit.labels, stamped, layer, norm)
-            defend.score_curve(audit, curve, defend.prune_steps(defend.channel_scores(audit.on_pixels, stamped, layer, norm)), sets)
+            steps, curve, chosen = defend.prune(audit.on_pixels, audit.pixels, audit.labels, stamped, layer, norm)
+            defend.score_curve(audit, curve, steps, sets)
             rows[f"{norm}, {known}"] = {"chosen": curve[chosen], "curve": curve}
     for seed in range(3):
         steps = defend.prune_steps(torch.rand(128, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
