@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -287,10 +287,15 @@ def prune(model, images, labels, stamped, layer=None, norm="linf"):
 
 
 @torch.no_grad()
+def predicted(model, images):
+    """Classes int64 [N]."""
+    with explain.evaluating(model):
+        return torch.cat([model(chunk).argmax(1) for chunk in images.split(explain.CHUNK)])
+
+
 def share(model, images, wanted):
     """Share of images that the model gives the class `wanted`, a number or int64 [N]."""
-    with explain.evaluating(model):
-        return evaluate.average((torch.cat([model(chunk).argmax(1) for chunk in images.split(explain.CHUNK)]) == wanted).cpu())
+    return evaluate.average((predicted(model, images) == wanted).cpu())
 
 
 def rebn(model, images):
@@ -313,8 +318,7 @@ def disagreement(model, images, explainers=("gradcam", "gradient")):
 
     "gradcam" needs model.gradcam_layer.
     """
-    with torch.no_grad(), explain.evaluating(model):
-        classes = torch.cat([model(chunk).argmax(1) for chunk in images.split(explain.CHUNK)])
+    classes = predicted(model, images)
     options = {"kernelshap": {"generator": torch.Generator().manual_seed(0)}}
     maps = [explain.EXPLAINERS[name](model, images, classes, **options.get(name, {})).clamp_min(0).cpu() for name in explainers]
     grid = min((m.shape[1:] for m in maps), key=lambda shape: shape[0])
@@ -511,10 +515,9 @@ def by_prune(audit):
     series = {title: [(step["pruned"], step[key]) for step in curve] for title, key in
               (("clean accuracy, held-out", "clean_accuracy"), ("success of the recovered patch", "recovered_success"), ("success of the true trigger, test", "true_success"))}
     page = figure.curves("l-infinity pruning", "channels pruned", series, curve[chosen]["pruned"])
-    flagged = (index > audit.args.threshold).nonzero()[:, 0].tolist()
     repaired = models.keep_channels(copy.deepcopy(audit.subject.model), keep), {"technique": "prune", "channels": len(keep)}
-    return Verdict(bool(flagged), rows, flagged, {k: float(v) for k, v in enumerate(index)}, {"suspect": suspect, "pruned": curve[chosen]["pruned"], "curve": curve},
-                   repaired, page)
+    more = {"suspect": suspect, "pruned": curve[chosen]["pruned"], "curve": curve}
+    return replace(audit.by_index(index, {}, page), rows=rows, more=more, repaired=repaired)
 
 
 def triggered_test(audit):
