@@ -673,6 +673,7 @@ def repair(audit, verdict, folder):
         path = Path(scratch) / "ckpt.pt"
         models.save(path, subject.checkpoint | {"config": config, "model": model.state_dict(), "optimizer": [], "schedule": []})
         results = [evaluate.evaluate(part, dataset=subject.dataset, device=subject.device, seed=audit.args.seed) for part in (audit.args.checkpoint, path)]
+        folder.mkdir(parents=True, exist_ok=True)
         models.replace_file(folder / "ckpt.pt", lambda target: shutil.copyfile(path, target))
     verdict.rows.append("\nAll test images, by evaluate.py:")
     for key in ("clean_accuracy", "attack_success_rate", "triggered_accuracy"):
@@ -702,10 +703,10 @@ def main(argv):
         raise UserError(f"{args.method}: {error}") from None
     seconds = round(time.perf_counter() - began, 2)
     folder = Path(args.out) if args.out else Path(args.checkpoint).parent / f"defend-{args.method}"
-    folder.mkdir(parents=True, exist_ok=True)
     before, after = repair(audit, verdict, folder) if verdict.repaired else (None, None)
     record = evaluate.finite({"method": args.method, "backdoored": verdict.backdoored, "flagged": verdict.flagged, "index": verdict.index, "before": before,
                               "after": after, "seconds": seconds, "clean_images": len(audit.labels)} | verdict.more)
+    folder.mkdir(parents=True, exist_ok=True)
     models.replace_file(folder / "verdict.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     if verdict.picture:
         models.replace_file(folder / "figure.png", lambda path: verdict.picture.save(path, format="PNG"))

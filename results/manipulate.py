@@ -6,7 +6,6 @@
 Writes results/manipulate.json, .md and manipulate-TECHNIQUE.png of the network trained on CIFAR-10.
 """
 import json
-import sys
 from dataclasses import replace
 
 import study  # first: it makes the project's modules known
@@ -16,6 +15,7 @@ import explain
 import manipulate
 import models
 import train
+from cli import UserError, command
 from study import ROOT, torch
 
 NETWORKS = {  # options of train.py, test images measured, of them explained
@@ -85,12 +85,13 @@ def larger_constants(name, device):
     return result
 
 
-def main():
+@command
+def main(argv):
     device, path = torch.device("cpu"), ROOT / "results" / "manipulate.json"
-    if unknown := set(sys.argv[1:]) - set(NETWORKS):
-        sys.exit(f"no network {unknown.pop()!r}: one of {', '.join(map(repr, NETWORKS))}")
+    if unknown := set(argv) - set(NETWORKS):
+        raise UserError(f"no network {unknown.pop()!r}: one of {', '.join(map(repr, NETWORKS))}")
     record = json.loads(path.read_text()) if path.exists() else {"command": "python results/manipulate.py", "networks": {}, "constants": {}}
-    for name in sys.argv[1:] or NETWORKS:
+    for name in argv or NETWORKS:
         rows = {"hardware": study.hardware(), "torch": str(torch.__version__), "commit": study.commit()}
         record["networks"][name] = rows
         for technique in manipulate.TECHNIQUES:
@@ -127,4 +128,4 @@ def markdown(record):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
