@@ -150,6 +150,13 @@ def test_a_class_that_is_never_reached_is_told_apart():
     assert found.qualified.tolist() == [True, False, False] and found.success.tolist() == [1, 0, 0] and found.rounds.tolist() == [3, 3, 3]
 
 
+def test_a_class_no_mask_reaches_is_not_anomalous(backdoored, monkeypatch):
+    found = defend.Reversed(torch.zeros(5, 1, 4, 4), torch.zeros(5, 3, 4, 4), torch.tensor([10.0, 11, 12, 13, 1]).double(), torch.zeros(5), torch.arange(5) < 4, torch.ones(5))
+    monkeypatch.setattr(defend, "neural_cleanse", lambda *args, **options: found)
+    _, index = defend.reverse(defend.opened(defend.parse(["neural_cleanse", str(backdoored / "ckpt.pt"), "--device", "cpu"])))
+    assert index[4] == 0 and index[0] > 0 and torch.equal(index[:4], defend.anomaly_index(found.norms)[:4])
+
+
 def test_channel_scores_and_pruning_on_a_planted_channel():
     model = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 64, 3)).eval()
     model[0].weight.data[3] = 4.0
