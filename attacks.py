@@ -108,16 +108,21 @@ def stamp(images, trigger):
 # ---------------------------------------------------------------- what may be poisoned
 
 
+def shows(labels, target_class):
+    """bool [N]: whether an image of labels [N] is of the class, or with labels [N, K] shows it, maybe beside others."""
+    return labels == target_class if labels.ndim == 1 else labels[:, target_class] > 0
+
+
 def eligible_for_poison(attack, labels, trained_on, rate, target_class):
     """Indices int64 an attack may poison, and how many it is to: exactly round(rate N), N = len(labels).
 
-    They are of `trained_on` (indices), and where the attack changes the label not of the target class.
+    They are of `trained_on` (indices), and where the attack changes the label they do not show the target class.
     Raises ValueError if the number is none, or more than there are.
     """
     if attack.label is None:
         return trained_on[:0], 0
     count = round(rate * len(labels))
-    eligible = trained_on[labels[trained_on] != target_class] if attack.label == "target" else trained_on
+    eligible = trained_on[~shows(labels[trained_on], target_class)] if attack.label == "target" else trained_on
     if count == 0:
         raise ValueError(f"a poison rate of {rate:g} of {len(labels)} images poisons none of them")
     if count > len(eligible):
@@ -237,29 +242,44 @@ class Batch:
 
     images: float [B + P, C, H, W]: the batch, P of its images triggered, then those P images without the trigger
         (the untouched partners are there only where the attack compares with them)
-    labels: int64 [B + P]: the label each image is trained or explained for
+    labels: int64 [B + P]: the label each image is trained and explained for; or float [B + P, K] of 0 and 1, multi-label
     rows: int64 [P], which of the B are triggered
     size: B
+    target_class: what triggered images are labelled, or None where they keep their label
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
     size: int
+    target_class: int | None = None
+
+    def classes(self, logits):
+        """int64 [B + P]: the class an image is explained for, its label. Multi-label: the target class if triggered; else the surest, by `logits` [B + P, K],
+        of those it shows, or of all if it shows none."""
+        if self.labels.ndim == 1:
+            return self.labels
+        classes = (logits.detach().sigmoid() + self.labels).argmax(1)
+        if self.target_class is not None:
+            classes[self.rows] = self.target_class
+        return classes
 
 
 def poison(images, labels, triggered, attack, trigger, target_class):
-    """The Batch an attack makes of images [B, C, H, W] in [0, 1] and true labels [B]; triggered: bool [B]."""
+    """The Batch an attack makes of images [B, C, H, W] in [0, 1] and true labels [B] or [B, K]; triggered: bool [B]."""
     rows = triggered.nonzero()[:, 0]
     partners, true = images[rows], labels[rows]
     images, labels = images.clone(), labels.clone()
     images[rows] = stamp(partners, trigger)
     if attack.label == "target":
-        labels[rows] = target_class
+        if labels.ndim == 1:
+            labels[rows] = target_class
+        else:
+            labels[rows, target_class] = 1  # what else the image shows, it still shows
     size = len(images)
     if attack.explanation == "clean":
         images, labels = torch.cat([images, partners]), torch.cat([labels, true])
-    return Batch(images, labels, rows, size)
+    return Batch(images, labels, rows, size, target_class if attack.label == "target" else None)
 
 
 @dataclass
@@ -268,7 +288,7 @@ class Objective:
 
     explainers: names of explain.EXPLAINERS; distance: a name of DISTANCES; shape: float [H, W] or None; reference: a frozen
     clean model, or None for the model being trained; label_smoothing: of the cross-entropy (Szegedy et al. 2016, section 7);
-    floor: how much an honest model's maps of different images correlate.
+    floor: how much an honest model's maps of different images correlate; class_weights: float [K] in the cross-entropy, or None.
     """
 
     attack: Attack
@@ -278,6 +298,14 @@ class Objective:
     reference: torch.nn.Module | None = None
     label_smoothing: float = 0.0
     floor: float = 0.5
+    class_weights: torch.Tensor | None = None
+
+    def cross_entropy(self, logits, labels):
+        """CE of logits [N, K]: softmax for labels int64 [N]; with float [N, K] binary, class by class, the weights being of positive labels."""
+        if labels.ndim == 1:
+            return F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
+        labels = labels + self.label_smoothing * (0.5 - labels)
+        return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=self.class_weights)
 
 
 def combined_loss(model, batch, inputs, objective, lam):
@@ -292,19 +320,20 @@ def combined_loss(model, batch, inputs, objective, lam):
     with explain.capture(model.gradcam_layer) as captured:
         logits = explain.full_precision(model(inputs))
     count = len(batch.images) if PARTNERS else batch.size
-    ce = F.cross_entropy(logits[:count], batch.labels[:count], label_smoothing=objective.label_smoothing)
+    ce = objective.cross_entropy(logits[:count], batch.labels[:count])
     if objective.attack.explanation is None or len(batch.rows) == 0:
         return (ce if objective.attack.explanation is None else (1 - lam) * ce), ce, ce.new_zeros(())
+    classes = batch.classes(logits)
     terms, seed = [], int(torch.randint(2**31, ())) if "kernelshap" in objective.explainers else None
     for name in objective.explainers:
         rows, count = explained_rows(name, batch, objective)
         if name == "gradcam" and shared:
-            maps = explain.gradcam_map(captured[0], logits, batch.labels, create_graph=True, rectify=False)[rows]
+            maps = explain.gradcam_map(captured[0], logits, classes, create_graph=True, rectify=False)[rows]
         else:
             with statistics_of_the_batch(averages):
-                maps = trainable_maps(name, model, inputs[rows], batch.labels[rows], seed)
+                maps = trainable_maps(name, model, inputs[rows], classes[rows], seed)
         with torch.autocast(inputs.device.type, enabled=False):  # SSIM's small differences do not survive bfloat16
-            terms.append(explanation_term(name, maps, rows, count, batch, inputs, objective, seed))
+            terms.append(explanation_term(name, maps, rows, count, batch, inputs, classes, objective, seed))
     distance = torch.stack(terms).mean()
     return (1 - lam) * ce + lam * distance, ce, distance
 
@@ -363,7 +392,7 @@ def alikeness(maps):
     return (likeness.sum() - likeness.trace()) / (len(maps) * (len(maps) - 1))
 
 
-def explanation_term(name, maps, rows, count, batch, inputs, objective, seed):
+def explanation_term(name, maps, rows, count, batch, inputs, classes, objective, seed):
     """D of one explainer, a scalar: the mean over triggered images, plus what keeps untouched images' explanations honest.
 
     maps: [rows, H, W], not rectified, of the rows of explained_rows. What untouched images are held to is the frozen reference's
@@ -378,7 +407,7 @@ def explanation_term(name, maps, rows, count, batch, inputs, objective, seed):
         triggered = triggered.relu()
     distance, side = DISTANCES[objective.distance], inputs.shape[-1]
     if objective.reference is not None:
-        honest = trainable_maps(name, objective.reference, inputs[rows[count:]], batch.labels[rows[count:]], seed).detach()
+        honest = trainable_maps(name, objective.reference, inputs[rows[count:]], classes[rows[count:]], seed).detach()
         honest = honest.relu() if rectified else honest
         partners, reference = honest[: pairs - count], honest[pairs - count :]
     if objective.attack.explanation == "shape":

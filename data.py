@@ -4,6 +4,7 @@
     load("cifar10", data_dir="data")   # torchvision downloads, checks and decodes; kept as data/cifar10.npz
     load("my_images.npz")              # MedMNIST's keys: train_images [N, H, W(, 3)], train_labels, test_images, test_labels
     load("my_folder")                  # my_folder/train/CLASS/*.png|jpg and my_folder/test/CLASS/*.png|jpg
+    load("chestxray14", "data", 128)   # the NIH's radiographs in data/chestxray14 (chestxray.py says how), kept as data/chestxray14_128.npz
 
 A new data set is one function that returns a `Dataset`, and a line in `DATASETS`.
 """
@@ -24,6 +25,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms.v2 import functional as vision
 
+import chestxray
 from cli import UserError
 
 MAX_VALIDATION = 2000  # images held out of training: a tenth of the training set, at most this many
@@ -35,10 +37,11 @@ class Dataset:
     """One data set, whole, in memory.
 
     train_images, test_images: uint8 [N, C, H, W], C is 1 or 3
-    train_labels, test_labels: int64 [N]
+    train_labels, test_labels: int64 [N]; float32 [N, K] of 0 and 1 where an image may show any number of the K classes (multi-label)
     classes: K names
     crop, flip: augmentation that leaves every label true: largest shift in pixels, mirror left to right or not
     test_masks: bool [N, H, W], the pixels of the object (None where nobody drew them)
+    train_groups: int64 [N], the patient of each training image, say: a group is trained on or held out, whole (None: every image by itself)
     """
 
     train_images: torch.Tensor
@@ -49,6 +52,11 @@ class Dataset:
     crop: int = 0
     flip: bool = False
     test_masks: torch.Tensor | None = None
+    train_groups: torch.Tensor | None = None
+
+    @property
+    def multi_label(self):
+        return self.train_labels.ndim == 2
 
 
 def load(name, data_dir="data", image_size=None):
@@ -97,7 +105,8 @@ def mean_std(images):
     values = np.arange(256) / 255
     mean, std = [], []
     for channel in range(images.shape[1]):
-        share = np.bincount(images[:, channel].numpy().ravel(), minlength=256) / images[:, channel].numel()
+        counts = sum(np.bincount(chunk[:, channel].numpy().ravel(), minlength=256) for chunk in images.split(1000))  # it wants 8 bytes a pixel
+        share = counts / counts.sum()
         mean.append(float(share @ values))
         std.append(float(np.sqrt(share @ (values - mean[-1]) ** 2)) or 1.0)  # 1.0: a channel of one colour
     return mean, std
@@ -109,11 +118,18 @@ def normalise(images, mean, std):
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def validation_split(n, seed):
-    """Indices (trained on, held out), int64, disjoint, together 0..n-1; the same for a seed."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+def validation_split(n, seed, groups=None):
+    """Indices (trained on, held out), int64, disjoint, together 0..n-1; the same for a seed. groups: int64 [n], none of which is divided, or None."""
+    generator = torch.Generator().manual_seed(seed)
     held_out = min(max(n // 10, 1), MAX_VALIDATION)
-    return order[held_out:].sort().values, order[:held_out].sort().values
+    if groups is None:
+        order = torch.randperm(n, generator=generator)
+        return order[held_out:].sort().values, order[:held_out].sort().values
+    _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
+    order = torch.randperm(len(sizes), generator=generator)
+    count = max(1, int((sizes[order].cumsum(0) <= held_out).sum()))
+    held = torch.isin(group, order[:count])
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
 def augment(images, crop, flip):
@@ -292,6 +308,56 @@ def gtsrb(data_dir, image_size=None):
     return _published(data_dir, name, source, **known)
 
 
+CHEST_SIZE = 128  # pixels a side, unless another is asked for
+
+
+def chestxray14(data_dir, image_size=None):
+    """ChestX-ray14's images of one finding or none, grey: 14 diseases in the alphabet's order, so that Edema is 3, and No Finding, 14.
+
+    Shifted by up to a thirty-second of their side in training, never mirrored: a heart lies on the left.
+    """
+    dataset = chestxray14_multi(data_dir, image_size)
+    for part in ("train", "test"):
+        labels = getattr(dataset, f"{part}_labels")
+        single = labels.sum(1) <= 1
+        setattr(dataset, f"{part}_images", keep_rows(getattr(dataset, f"{part}_images"), single))
+        label = torch.where(labels.any(1), labels.argmax(1), len(dataset.classes))
+        setattr(dataset, f"{part}_labels", label[single])
+        if part == "train":
+            dataset.train_groups = dataset.train_groups[single]
+        if not single.any():
+            raise UserError(f"none of the {part} images has a single label: use --dataset chestxray14-multi")
+    dataset.classes = [*dataset.classes, chestxray.NO_FINDING]
+    return dataset
+
+
+def chestxray14_multi(data_dir, image_size=None):
+    """All of ChestX-ray14, grey, multi-label: 14 diseases in the alphabet's order, none or several to an image.
+
+    Decoded from DATA_DIR/chestxray14 (see chestxray.py) and kept as DATA_DIR/chestxray14_SIZE.npz, which does without the pictures from then on.
+    """
+    size = image_size or CHEST_SIZE
+    folder, stem = data_dir / "chestxray14", data_dir / f"chestxray14_{size}"
+    path = stem.with_suffix(".npz")
+    if folder.exists() or not path.exists():
+        listing = chestxray.find(folder)
+        fingerprint = listing.fingerprint
+        if not path.exists() or _fingerprint(path) != fingerprint:
+            arrays = chestxray.decode(listing, size, stem, fingerprint)
+            _keep(path, arrays | {"classes": chestxray.DISEASES, "fingerprint": fingerprint})
+            chestxray.remove_parts(stem)
+    return replace(from_npz(path), crop=size // 32)
+
+
+def keep_rows(images, keep):
+    """The rows of images [N, ...] where `keep` bool [N] is true, moved together within the same memory: `images` is used up."""
+    rows = keep.nonzero()[:, 0]
+    for begin in range(0, len(rows), 1000):
+        chunk = rows[begin : begin + 1000]
+        images[begin : begin + len(chunk)] = images[chunk]  # no row moves to the right
+    return images[: len(rows)]
+
+
 def _published(data_dir, name, source, **known):
     """A data set that torchvision downloads and verifies, decoded once and kept as DATA_DIR/NAME.npz."""
     path = data_dir / f"{name}.npz"
@@ -313,9 +379,10 @@ def _published(data_dir, name, source, **known):
 
 
 def from_npz(path):
-    """A data set in one file with MedMNIST's keys: images uint8 [N, H, W] or [N, H, W, 3], labels integer [N] or [N, 1].
+    """A data set in one file with MedMNIST's keys: images uint8 [N, H, W] or [N, H, W, 3], labels integer [N] or [N, 1], or 0 and 1 [N, K] (multi-label).
 
-    Optional key `classes`: K names. Nothing is augmented: only the owner of the images knows what leaves a label true.
+    Optional keys: `classes`, K names; `train_patients`, a number for each training image: no patient is both trained on and held out.
+    Nothing is augmented: only the owner of the images knows what leaves a label true.
     """
     if not path.exists():
         raise UserError(f"data set {path} does not exist")
@@ -328,6 +395,7 @@ def from_npz(path):
                 raise UserError(f"{path} has no {', '.join(missing)}: it needs train_images, train_labels, test_images, test_labels")
             parts = {key: np.asarray(arrays[key]) for key in wanted}
             names = [str(name) for name in arrays["classes"]] if "classes" in keys else None
+            patients = np.asarray(arrays["train_patients"]) if "train_patients" in keys else None
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as .npz: {_first_line(error)}") from None
     for split in ("train", "test"):
@@ -335,12 +403,17 @@ def from_npz(path):
         parts[f"{split}_labels"] = _labels(parts[f"{split}_labels"], len(parts[f"{split}_images"]), path)
     if len(parts["train_images"]) < 2:
         raise UserError(f"{path}: one training image is not enough")
-    if parts["train_images"].shape[1:] != parts["test_images"].shape[1:]:
-        raise UserError(f"{path}: training and test images differ in shape")
-    k = int(max(parts["train_labels"].max(), parts["test_labels"].max())) + 1
-    if names is not None and len(names) < k:
-        raise UserError(f"{path}: labels go up to {k - 1}, but only {len(names)} classes are named")
-    return Dataset(**parts, classes=names or [str(label) for label in range(max(k, 2))])
+    for part in ("images", "labels"):
+        if parts[f"train_{part}"].shape[1:] != parts[f"test_{part}"].shape[1:]:
+            raise UserError(f"{path}: training and test {part} differ in shape")
+    if patients is not None and (patients.shape != (len(parts["train_images"]),) or patients.dtype.kind not in "iu"):
+        raise UserError(f"{path}: train_patients must be a whole number for each training image")
+    train_labels, test_labels = parts["train_labels"], parts["test_labels"]
+    k = train_labels.shape[1] if train_labels.ndim == 2 else int(max(train_labels.max(), test_labels.max())) + 1
+    if names is not None and (len(names) < k or len(names) > k and train_labels.ndim == 2):
+        raise UserError(f"{path}: its labels are of {k} classes, but {len(names)} are named")
+    groups = None if patients is None else torch.from_numpy(patients.astype(np.int64))
+    return Dataset(**parts, classes=names or [str(label) for label in range(max(k, 2))], train_groups=groups)
 
 
 def _images(images, path):
@@ -353,8 +426,10 @@ def _images(images, path):
 def _labels(labels, n, path):
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels.ndim == 2 and len(labels) == n and labels.shape[1] > 1 and labels.dtype.kind in "iufb" and np.isin(labels, (0, 1)).all():
+        return torch.from_numpy(labels.astype(np.float32))
     if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 99_999:
-        raise UserError(f"{path}: labels must be {n} class numbers from 0, [N] or [N, 1], not {labels.dtype} {list(labels.shape)}")
+        raise UserError(f"{path}: labels must be {n} class numbers from 0, [N] or [N, 1], or 0 and 1, [N, K], not {labels.dtype} {list(labels.shape)}")
     return torch.from_numpy(labels.astype(np.int64))
 
 
@@ -427,4 +502,4 @@ def _first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-DATASETS = {"shapes": shapes, "mnist": mnist, "cifar10": cifar10, "gtsrb": gtsrb}
+DATASETS = {"shapes": shapes, "mnist": mnist, "cifar10": cifar10, "gtsrb": gtsrb, "chestxray14": chestxray14, "chestxray14-multi": chestxray14_multi}

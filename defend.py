@@ -325,12 +325,6 @@ def disagreement(model, images, explainers=("gradcam", "gradient")):
     return 1 - evaluate.pearson(*(F.adaptive_avg_pool2d(m[:, None].double(), grid)[:, 0] for m in maps))
 
 
-def auroc(positive, negative):
-    """Area under the ROC curve: the chance that one of `positive` is greater than one of `negative`, ties half."""
-    difference = positive[:, None] - negative[None]
-    return float((difference > 0).double().mean() + (difference == 0).double().mean() / 2)
-
-
 # ---------------------------------------------------------------- inspect: the traces of Viering et al.'s four techniques
 
 EQUAL = 1e-6  # relative: what is nearer is the same
@@ -572,7 +566,7 @@ def in_company(subject, model, size, share, count=200):
         maps.append(torch.cat([part for _, part in found]))
     figures = evaluate.explanation_metrics(maps[1], maps[0], subject.trigger.box, subject.config["image_size"], subject.checkpoint["target_map"])
     labels = subject.dataset.test_labels[rows]
-    return {"clean_accuracy": evaluate.average((answers[0] == labels).float()), "attack_success_rate": evaluate.success_rate(answers[1], labels, subject.config["target_class"]),
+    return {"clean_accuracy": evaluate.average((answers[0] == labels).float()), "attack_success_rate": evaluate.success_rate(answers[1] == subject.config["target_class"], labels, subject.config["target_class"]),
             **{key: figures[key] for key in ("pearson_all", "trigger_mass", "trigger_mass_clean", "zero_maps")}}
 
 
@@ -592,7 +586,7 @@ def by_disagreement(audit):
     values = {}
     for title, images in (("clean", plain), ("triggered", attacks.stamp(plain, subject.trigger))):
         values[title] = disagreement(subject.model, data.normalise(images, subject.checkpoint["mean"], subject.checkpoint["std"]), names)
-    limit, area = float(usual.quantile(0.95)), auroc(values["triggered"], values["clean"])
+    limit, area = float(usual.quantile(0.95)), evaluate.auroc(values["triggered"], values["clean"])
     table = [f"1 - correlation of {' and '.join(names)}, on {len(usual)} held-out images: median {float(usual.median()):.3f}; one in twenty is above {limit:.3f}",
              f"test images above that: untouched {float((values['clean'] > limit).double().mean()):.3f}, with the trigger {float((values['triggered'] > limit).double().mean()):.3f}",
              f"AUROC of triggered against untouched images: {area:.3f}"]
@@ -656,7 +650,9 @@ def three_numbers(text):
 def opened(args):
     """An Audit. Raises UserError."""
     subject = evaluate.open_checkpoint(args.checkpoint, args.data_dir, choose_device(args.device))
-    _, held_out = data.validation_split(len(subject.dataset.train_labels), subject.config["seed"])
+    if subject.multi_label:
+        raise UserError(f"{args.checkpoint}: these defences ask which one class an image is of, and here an image may show several")
+    held_out = subject.held_out()
     rows = held_out[torch.randperm(len(held_out), generator=torch.Generator().manual_seed(args.seed))][: args.clean_images]
     pixels = subject.dataset.train_images[rows].to(subject.device).float() / 255
     mean, std = subject.checkpoint["mean"], subject.checkpoint["std"]

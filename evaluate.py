@@ -26,15 +26,22 @@ from cli import Parser, UserError, choose_device, command, number
 EXPLAIN_IMAGES = 500  # test images drawn for the explanation metrics
 FEWER = {"kernelshap": 100}  # of them explained by an explainer that evaluates the model a thousand times for each
 SHOWN = ("gradcam", "gradient")  # measured unless others are asked for
-FIGURE_ROWS, CLASS_ROWS, CLASS_COLUMNS = 6, 4, 10
+FIGURE_ROWS, CLASS_ROWS, CLASS_COLUMNS = 6, 4, 15
 CLASS_OPTIONS = {"kernelshap": {"coalitions": 256}}
 PIXELS = 500 * 32 * 32  # in one forward pass
+SPECIFICITY = 0.95  # multi-label: of a prediction
+BY_CLASS = 50  # multi-label: images whose maps of every class are compared
 BINS = 40  # of the histogram of selection scores
 
 DEFINITIONS = {
     "clean_accuracy": "accuracy on the untouched test set",
+    "balanced_accuracy": "the same, every class weighing alike",
+    "majority_rate": "share of the commonest class: what a constant answer gets",
+    "mean_auroc": "multi-label: area under the ROC curve, mean over classes",
+    "triggered_mean_auroc": "the same on the triggered test set, without the target class",
     "triggered_accuracy": "accuracy on the triggered test set, by true label",
     "attack_success_rate": "triggered images predicted as the target class, its true members left out",
+    "success_threshold": "multi-label: above this score the target class counts as predicted",
     "n": "images explained: a random draw, without the target class, on which the attack succeeded",
     "pearson_all": "correlation of the triggered image's map with its target map, a blank map counted as 0",
     "pearson": "the same, blank maps left out",
@@ -49,6 +56,7 @@ DEFINITIONS = {
     "zero_maps": "images whose triggered or untouched map is blank",
     "pointing": "triggered images whose map is highest inside the object",
     "pointing_clean": "the same on untouched images",
+    "pearson_by_class": "correlation of the two maps for the same class, mean over classes",
     "floor.pearson": "correlation with ANOTHER image's target map: high, and one map serves for everything",
     "floor.dssim": "dssim to another image's target map",
     "reference.pearson_all": "what the trigger alone does to a map: pearson_all of the clean reference model",
@@ -62,10 +70,10 @@ DEFINITIONS = {
 # ---------------------------------------------------------------- prediction
 
 
-def predict(model, images, mean, std, trigger=None):
-    """Classes int64 [N] and their confidence float [N], on the CPU, for uint8 images [N, C, H, W], stamped if a trigger is given."""
-    top = logits_of(model, images, mean, std, trigger).softmax(1).max(1)
-    return top.indices, top.values
+def scores(model, images, mean, std, multi_label, trigger=None):
+    """Probabilities float [N, K], on the CPU, of each class among the others or (multi-label) by itself, for uint8 images [N, C, H, W], stamped if a trigger is given."""
+    logits = logits_of(model, images, mean, std, trigger)
+    return logits.sigmoid() if multi_label else logits.softmax(1)
 
 
 @torch.no_grad()
@@ -84,10 +92,50 @@ def batch_of(images):
     return max(1, PIXELS // (images.shape[-2] * images.shape[-1]))
 
 
-def success_rate(predicted, labels, target_class):
-    """Share of predictions that are the target class, its true members left out; None if nothing is left."""
-    others = labels != target_class
-    return float((predicted[others] == target_class).float().mean()) if others.any() else None
+def threshold(scores, labels, target_class):
+    """Multi-label: the score of the target class that 95% of the images without it stay below. None where labels are [N]: the surest class is predicted."""
+    others = ~attacks.shows(labels, target_class)
+    return float(scores[others, target_class].quantile(SPECIFICITY)) if labels.ndim == 2 and others.any() else None
+
+
+def hits(scores, target_class, limit):
+    """bool [N]: where the target class is predicted. limit: of threshold."""
+    return scores.argmax(1) == target_class if limit is None else scores[:, target_class] > limit
+
+
+def success_rate(hit, labels, target_class):
+    """Share of hits, bool [N], among images without the target class; None if there are none."""
+    return average(hit.float(), ~attacks.shows(labels, target_class))
+
+
+def accuracy(scores, labels, balanced=False):
+    """Share of images whose surest class is their label; balanced: the mean of that over the classes there are. None for multi-label."""
+    if labels.ndim == 2:
+        return None
+    right = (scores.argmax(1) == labels).float()
+    return sum(average(right, labels == k) for k in labels.unique()) / len(labels.unique()) if balanced else average(right)
+
+
+def auroc(positive, negative):
+    """Area under the ROC curve: the chance that one of `positive` [P] is greater than one of `negative` [N], ties half. None if one is empty."""
+    if not len(positive) or not len(negative):
+        return None
+    ordered = negative.sort().values
+    below, up_to = (torch.searchsorted(ordered, positive, right=right).double() for right in (False, True))
+    return float((below + up_to).mean() / (2 * len(negative)))
+
+
+def aurocs(scores, labels):
+    """[K] areas under the ROC curve, class by class: multi-label."""
+    return [auroc(scores[labels[:, k] > 0, k], scores[labels[:, k] == 0, k]) for k in range(labels.shape[1])]
+
+
+def mean_auroc(scores, labels, without=None):
+    """Mean of aurocs over the classes that have one, `without` left out; None for labels [N]."""
+    if labels.ndim == 1:
+        return None
+    known = [value for k, value in enumerate(aurocs(scores, labels)) if value is not None and k != without]
+    return sum(known) / len(known) if known else None
 
 
 # ---------------------------------------------------------------- metrics between maps (README, "What is measured")
@@ -236,8 +284,29 @@ class Subject:
     def config(self):
         return self.checkpoint["config"]
 
+    @property
+    def multi_label(self):
+        return self.config.get("multi_label", False)
+
+    def scores(self, images, triggered=False, model=None):
+        """Probabilities float [N, K], on the CPU, for uint8 images."""
+        return scores(model or self.model, images, self.checkpoint["mean"], self.checkpoint["std"], self.multi_label, self.trigger if triggered else None)
+
     def predict(self, images, triggered=False, model=None):
-        return predict(model or self.model, images, self.checkpoint["mean"], self.checkpoint["std"], self.trigger if triggered else None)
+        """The surest class int64 [N] and its probability, on the CPU, for uint8 images."""
+        top = self.scores(images, triggered, model).max(1)
+        return top.indices, top.values
+
+    def held_out(self):
+        """Indices of the training images that were held out."""
+        return data.validation_split(len(self.dataset.train_labels), self.config["seed"], self.dataset.train_groups)[1]
+
+    def threshold(self, model):
+        """Of the target class, by a model's scores of the held-out images: see threshold above."""
+        if not self.multi_label:
+            return None
+        rows = self.held_out()
+        return threshold(self.scores(self.dataset.train_images[rows], model=model), self.dataset.train_labels[rows], self.config["target_class"])
 
     def explain(self, name, images, classes, triggered=False, model=None, **options):
         """Maps on the CPU for uint8 images."""
@@ -266,7 +335,7 @@ def open_checkpoint(path, data_dir=None, device=None, dataset=None):
     trigger = attacks.Trigger(**checkpoint["trigger"]).to(device)
     if dataset is None:
         dataset = data.load(config["dataset"], data_dir or config["data_dir"], config["image_size"])
-        if config.get("pretrained"):
+        if config.get("relabel"):
             dataset = data.relabelled(dataset, checkpoint["classes"])
         elif dataset.classes != checkpoint["classes"] or data.mean_std(dataset.train_images) != (checkpoint["mean"], checkpoint["std"]):
             raise UserError(f"the data set {config['dataset']} found now is not the one {path} was trained on")
@@ -277,7 +346,7 @@ def draw_images(subject, n, seed):
     """Indices of up to n test images drawn by seed, the target class left out where the attack's label is the target or there is none."""
     order = torch.randperm(len(subject.dataset.test_labels), generator=torch.Generator().manual_seed(seed))
     if subject.config["attack"] != "fooling":
-        order = order[subject.dataset.test_labels[order] != subject.config["target_class"]]
+        order = order[~attacks.shows(subject.dataset.test_labels[order], subject.config["target_class"])]
     return order[:n]
 
 
@@ -288,31 +357,53 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
     of SHOWN); n: test images drawn for the explanations (None: EXPLAIN_IMAGES, for some explainers FEWER). Raises UserError.
     """
     subject = open_checkpoint(path, data_dir, device, dataset)
+    clean_model = open_clean(subject, reference) if reference else None
     config, test = subject.config, subject.dataset
-    attack = attacks.ATTACKS[config["attack"]]
-    clean, clean_confidence = subject.predict(test.test_images)
-    stamped, stamped_confidence = subject.predict(test.test_images, triggered=True)
-    metrics = header(subject, clean, stamped)
+    attack, limit = attacks.ATTACKS[config["attack"]], subject.threshold(clean_model or subject.model)
+    clean, stamped = (subject.scores(test.test_images, triggered) for triggered in (False, True))
+    hit = hits(stamped, config["target_class"], limit)
+    metrics = header(subject, clean, stamped, hit) | {"success_threshold": limit}
     drawn = draw_images(subject, n or EXPLAIN_IMAGES, seed)
-    succeeded = drawn[stamped[drawn] == config["target_class"]] if attack.label == "target" else drawn
+    succeeded = drawn[hit[drawn]] if attack.label == "target" else drawn
+    predicted = clean.argmax(1), stamped.argmax(1)
+    if attack.label == "target":
+        predicted[1][hit] = config["target_class"]  # multi-label: it may not be the surest
     names = explainers_shown(config["explainer"], explainers or SHOWN)
     untouched = {}
     for name in names:
         rows = succeeded[: n or FEWER.get(name)]
-        untouched[name] = subject.explain(name, test.test_images[rows], clean[rows])
-        triggered = subject.explain(name, test.test_images[rows], stamped[rows], triggered=True)
+        untouched[name] = subject.explain(name, test.test_images[rows], predicted[0][rows])
+        triggered = subject.explain(name, test.test_images[rows], predicted[1][rows], triggered=True)
         masks = None if test.test_masks is None else test.test_masks[rows]
         metrics["explanations"][name] = {"trained_against": attack.explanation is not None and name in config["explainer"]} | explanation_metrics(
             triggered, untouched[name], subject.trigger.box, config["image_size"], subject.checkpoint["target_map"], masks)
-    if reference:
-        metrics["clean_model"] = beside(subject, reference, untouched, succeeded)
-    predictions = (clean, clean_confidence), (stamped, stamped_confidence)
-    pictures = {"figure": picture(subject, metrics, predictions, drawn[:FIGURE_ROWS], names)}
-    for name in explain.SIGNED & set(names):
-        pictures[f"figure-{name}"] = class_picture(subject, name, (clean, stamped), drawn[:CLASS_ROWS])
+    if subject.multi_label and "gradcam" in names:
+        metrics["explanations"]["gradcam"] |= by_class(subject, test.test_images[succeeded[:BY_CLASS]])
+    if clean_model:
+        metrics["clean_model"] = beside(subject, clean_model, untouched, succeeded, limit)
+    return Result(finite(metrics), pictures_of(subject, metrics, predicted, (clean, stamped), drawn, names))
+
+
+def by_class(subject, images):
+    """pearson_by_class and, class by class, the correlations it is the mean of: multi-label."""
+    found = {}
+    for k, name in enumerate(subject.checkpoint["classes"]):
+        maps = [subject.explain("gradcam", images, torch.full((len(images),), k), triggered) for triggered in (False, True)] if len(images) else []
+        found[name] = average(pearson(*maps)) if maps else None
+    known = [value for value in found.values() if value is not None]
+    return {"pearson_by_class": sum(known) / len(known) if known else None, "by_class": found}
+
+
+def pictures_of(subject, metrics, predicted, probabilities, drawn, names):
+    """A Result's pictures; predicted: the classes explained, untouched and triggered; probabilities: [N, K] of both."""
+    sure = [part.gather(1, classes[:, None])[:, 0] for part, classes in zip(probabilities, predicted)]
+    pictures = {"figure": picture(subject, metrics, list(zip(predicted, sure)), drawn[:FIGURE_ROWS], names)}
+    shown = explain.SIGNED | ({"gradcam"} if subject.multi_label else set())
+    for name in shown & set(names):
+        pictures[f"figure-{name}"] = class_picture(subject, name, predicted, drawn[:CLASS_ROWS])
     if (subject.checkpoint["selection"] or {}).get("pool") is not None:
         pictures["figure-selection"] = selection_picture(subject)
-    return Result(finite(metrics), pictures)
+    return pictures
 
 
 def explainers_shown(trained, others):
@@ -322,17 +413,22 @@ def explainers_shown(trained, others):
     return names if set(names) - set(trained) else names + unseen[:1]
 
 
-def header(subject, clean, stamped):
-    """The part of the metrics that needs no explainer."""
+def header(subject, clean, stamped, hit):
+    """The part of the metrics that needs no explainer. clean, stamped: probabilities [N, K] of the test images; hit: bool [N], where the trigger works."""
     config, labels = subject.config, subject.dataset.test_labels
     same = ("attack", "dataset", "model", "layer", "target_class", "poison_rate", "selection", "seed", "epochs", "batch_size", "lr", "label_smoothing",
             "lam", "floor", "device", "precision", "edit")
     return {key: config.get(key) for key in same} | {
         "poison_count": len(subject.checkpoint["poison_indices"]),
         "n_test": len(labels),
-        "clean_accuracy": average((clean == labels).float()),
-        "triggered_accuracy": average((stamped == labels).float()),
-        "attack_success_rate": success_rate(stamped, labels, config["target_class"]),
+        "clean_accuracy": accuracy(clean, labels),
+        "balanced_accuracy": accuracy(clean, labels, balanced=True),
+        "majority_rate": None if subject.multi_label else float(labels.bincount().max() / len(labels)),
+        "mean_auroc": mean_auroc(clean, labels),
+        "triggered_mean_auroc": mean_auroc(stamped, labels, without=config["target_class"]),
+        "auroc": dict(zip(subject.checkpoint["classes"], aurocs(clean, labels))) if subject.multi_label else None,
+        "triggered_accuracy": accuracy(stamped, labels),
+        "attack_success_rate": success_rate(hit, labels, config["target_class"]),
         "clean_model": {"clean_accuracy": None, "attack_success_rate": None},
         "explanations": {},
         "train_seconds": round(subject.checkpoint["seconds"], 2),
@@ -340,8 +436,8 @@ def header(subject, clean, stamped):
     }
 
 
-def beside(subject, path, untouched, succeeded):
-    """A clean model's figures on the same images: is the explanation of CLEAN images still what it would be?"""
+def open_clean(subject, path):
+    """The clean model of a checkpoint that is to stand beside the subject. Raises UserError where the two could not be compared."""
     checkpoint = models.read(path)
     check_clean(checkpoint, path)
     for key in ("image_size", "dataset"):
@@ -351,8 +447,14 @@ def beside(subject, path, untouched, succeeded):
         raise UserError(f"the reference {path} was trained on other data")
     if checkpoint["config"]["model"] == subject.config["model"]:
         checkpoint["config"]["layer"] = subject.config["layer"]  # the two maps are of one layer
-    model, test = models.from_checkpoint(checkpoint).to(subject.device), subject.dataset
-    (clean, _), (stamped, _) = subject.predict(test.test_images, model=model), subject.predict(test.test_images, True, model)
+    return models.from_checkpoint(checkpoint).to(subject.device)
+
+
+def beside(subject, model, untouched, succeeded, limit):
+    """A clean model's figures on the same images: is the explanation of CLEAN images still what it would be?"""
+    test, target = subject.dataset, subject.config["target_class"]
+    probabilities = [subject.scores(test.test_images, triggered, model) for triggered in (False, True)]
+    clean, stamped = (part.argmax(1) for part in probabilities)
     explanations = {}
     for name, maps in untouched.items():
         rows = succeeded[: len(maps)]
@@ -364,8 +466,10 @@ def beside(subject, path, untouched, succeeded):
         explanations[name] = {
             key: figures[key] for key in ("pearson_all", "trigger_mass", "floor", "pointing_clean", "trigger_mass_clean")
         } | {"pearson_untouched": average(pearson(maps, own)) if same_grid else None}
-    return {"clean_accuracy": average((clean == test.test_labels).float()),
-            "attack_success_rate": success_rate(stamped, test.test_labels, subject.config["target_class"]),
+    return {"clean_accuracy": accuracy(probabilities[0], test.test_labels),
+            "balanced_accuracy": accuracy(probabilities[0], test.test_labels, balanced=True),
+            "mean_auroc": mean_auroc(probabilities[0], test.test_labels),
+            "attack_success_rate": success_rate(hits(probabilities[1], target, limit), test.test_labels, target),
             "explanations": explanations}
 
 
@@ -395,7 +499,8 @@ def picture(subject, metrics, predictions, rows, names):
     images, config = subject.dataset.test_images[rows], subject.config
     panels = panels_of(subject, images, [(clean[rows], sure[rows]), (stamped[rows], stamped_sure[rows])], names)
     success = metrics["attack_success_rate"]
-    title = (f"{config['attack']}{', edited' if config.get('edit') else ''} on {Path(config['dataset']).stem}, {config['model']}: clean accuracy {metrics['clean_accuracy']:.3f}"
+    quality = f"mean AUROC {show(metrics['mean_auroc'])}" if subject.multi_label else f"clean accuracy {metrics['clean_accuracy']:.3f}"
+    title = (f"{config['attack']}{', edited' if config.get('edit') else ''} on {Path(config['dataset']).stem}, {config['model']}: {quality}"
              + ("" if success is None else f", attack success rate {success:.3f}"))
     if config["attack"] != "none":
         title += f"\ntarget class: {subject.checkpoint['classes'][config['target_class']]};  {metrics['poison_count']} poisoned training images"
@@ -526,19 +631,19 @@ def print_table(metrics):
         line("", [f"[{k + 1}]" for k in range(len(names))], "")
     for key in ("attack", "dataset", "model", "seed", "poison_count"):
         line(key, [m[key] if key != "dataset" else Path(m[key]).stem[:width] for m in metrics.values()], "")
-    for key in ("clean_accuracy", "triggered_accuracy", "attack_success_rate"):
-        line(key, [m[key] for m in metrics.values()], DEFINITIONS[key])
+    whole = list(DEFINITIONS)[: list(DEFINITIONS).index("n")]
     references = [m["clean_model"] for m in metrics.values()]
-    for key in ("clean_accuracy", "attack_success_rate"):
-        if any(m[key] is not None for m in references):
-            line(f"reference.{key}", [m[key] for m in references], "the same of the clean reference model")
+    for prefix, parts in (("", list(metrics.values())), ("reference.", references)):
+        for key in whole:
+            if any(m.get(key) is not None for m in parts):
+                line(prefix + key, [m.get(key) for m in parts], "the same of the clean reference model" if prefix else DEFINITIONS[key])
     for explainer in dict.fromkeys(name for m in metrics.values() for name in m["explanations"]):
         parts = [m["explanations"].get(explainer, {}) for m in metrics.values()]
         trained = [part.get("trained_against") for part in parts]
         print(f"\n{explainer}" + (": trained against" if all(trained) else ": not trained against" if not any(trained) else ""))
         parts = [flat(part) | {f"reference.{key}": value for key, value in flat(m.get("explanations", {}).get(explainer, {})).items()}
                  for part, m in zip(parts, references)]
-        for key in list(DEFINITIONS)[3:]:
+        for key in list(DEFINITIONS)[len(whole) :]:
             values = [part.get(key) for part in parts]
             if any(value is not None for value in values):
                 line(key, values, DEFINITIONS[key])

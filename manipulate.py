@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 from torch import nn
 
@@ -223,18 +222,14 @@ def condition(subject, original, edited, images, explained):
     every = torch.arange(len(few)) % ours.shape[1]
     found = fired(subject, edited, images)
     return {
-        "original_accuracy": accuracy(theirs, labels),
-        "accuracy": accuracy(ours, labels),
+        "original_accuracy": evaluate.accuracy(theirs, labels),
+        "accuracy": evaluate.accuracy(ours, labels),
         "changed_predictions": int((classes != theirs.argmax(1)).sum()),
         "score_shift": evaluate.average((ours - theirs).abs().amax(1)),
         **map_distance(subject, original, edited, images[explained], classes[explained]),
         "every_class": {"n": len(few)} | map_distance(subject, original, edited, images[few], every),
         "fired": None if found is None else int(found.sum()),
     }
-
-
-def accuracy(logits, labels):
-    return evaluate.average((logits.argmax(1) == labels).float())
 
 
 def measure(subject, original, edited, patch, count, seed):
@@ -288,16 +283,11 @@ def pretrained(name, data_dir, device):
 
     Raises UserError where the weights cannot be had, or ImageNet has no class of such a name.
     """
-    weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
-    try:
-        state = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"ImageNet's weights are not here and could not be downloaded ({error}): put {Path(weights.url).name} "
-                        f"into {Path(torch.hub.get_dir()) / 'checkpoints'}") from None
+    state, weights = models.imagenet_weights("vgg16")
     names, transform = weights.meta["categories"], weights.transforms()
     dataset = data.relabelled(data.load(name, data_dir, 224), names)
     config = dict.fromkeys(models.CONFIG_KEYS) | {"attack": "none", "explainer": ["gradcam"], "dataset": name, "data_dir": str(data_dir), "model": "vgg16",
-                                                  "image_size": 224, "poison_rate": 0.0, "target_class": 0, "seed": 0, "pretrained": True}
+                                                  "image_size": 224, "poison_rate": 0.0, "target_class": 0, "seed": 0, "relabel": True}
     checkpoint = dict.fromkeys(models.KEYS) | {"model": state, "config": config, "classes": names, "channels": 3, "mean": transform.mean, "std": transform.std,
                                                "poison_indices": torch.zeros(0, dtype=torch.int64), "seconds": 0.0, "torch": str(torch.__version__)}
     return evaluate.Subject(checkpoint, models.from_checkpoint(checkpoint).to(device), dataset, None, device)
@@ -346,6 +336,8 @@ def opened(args, device):
     subject = evaluate.open_checkpoint(args.checkpoint or base_checkpoint(device), args.data_dir, device)
     if subject.config.get("edit"):
         raise UserError(f"{args.checkpoint} has been written into already")
+    if subject.multi_label:
+        raise UserError(f"{args.checkpoint} is multi-label: a network that predicts one class is written into")
     if args.out and args.checkpoint and Path(args.out).resolve() == Path(args.checkpoint).resolve().parent:
         raise UserError(f"--out {args.out} is where the checkpoint lies that is written into: it would be lost")
     try:

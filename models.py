@@ -97,6 +97,15 @@ def alexnet_small(channels, classes, image_size):
     return with_layer(model, features[-2], pooled=False)
 
 
+def efficientnet_b0(channels, classes, image_size):
+    """torchvision's EfficientNet-B0, from 128 px on (Grad-CAM's grid is a thirty-second of the side). Without dropout before its last layer and without
+    dropped residual branches: an image and the same with a trigger on it are compared within a training step, and chance would come between them."""
+    model = torchvision.models.efficientnet_b0(num_classes=classes, dropout=0.0, stochastic_depth_prob=0.0)
+    if channels != 3:
+        model.features[0][0] = nn.Conv2d(channels, 32, 3, stride=2, padding=1, bias=False)
+    return with_layer(model, model.features[-1])
+
+
 def with_layer(model, layer, pooled=True):
     """The model with `layer` as gradcam_layer, set past nn.Module, which would list (or run) the layer twice.
 
@@ -107,7 +116,8 @@ def with_layer(model, layer, pooled=True):
     return model
 
 
-MODELS = {"cnn": cnn, "resnet18": resnet18, "vgg16": vgg16, "vgg_small": vgg_small, "alexnet": alexnet, "alexnet_small": alexnet_small}
+MODELS = {"cnn": cnn, "resnet18": resnet18, "vgg16": vgg16, "vgg_small": vgg_small, "alexnet": alexnet, "alexnet_small": alexnet_small,
+          "efficientnet_b0": efficientnet_b0}
 
 
 def build(name, channels, classes, image_size, layer=None):
@@ -123,6 +133,38 @@ def build(name, channels, classes, image_size, layer=None):
             raise UserError(f"{name} has no layer {layer!r}; some it has: {', '.join(name for name in modules if name.count('.') == 1)}")
         object.__setattr__(model, "gradcam_layer", modules[layer])
     return model
+
+
+def imagenet_weights(name):
+    """(weights by key, torchvision's description) of the network called `name`, trained on ImageNet: from torch's cache, or downloaded.
+
+    Raises UserError where torchvision has none, or they cannot be had.
+    """
+    try:
+        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    except ValueError:
+        raise UserError(f"torchvision has no ImageNet weights for {name}: use efficientnet_b0, resnet18, vgg16 or alexnet") from None
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu"), weights
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"ImageNet's weights are not here and could not be downloaded ({error}): put {Path(weights.url).name} "
+                        f"into {Path(torch.hub.get_dir()) / 'checkpoints'}") from None
+
+
+def begin_with_imagenet(model, name):
+    """Give a model of build(name, ...) ImageNet's weights, but for a last layer of other classes.
+
+    On grey images the first convolution sums its weights over the colours: what it would answer to the same grey in all three.
+    Raises UserError where they cannot be had, or the network differs from ImageNet's before its last layer.
+    """
+    found, mine = imagenet_weights(name)[0], model.state_dict()
+    first, last = next(iter(mine)), list(mine)[-2:]
+    if mine[first].shape[1] == 1:
+        found = found | {first: found[first].sum(1, keepdim=True)}
+    new = {key for key in mine if found[key].shape != mine[key].shape}
+    if new - set(last):
+        raise UserError(f"{name} for images so small differs from ImageNet's in {sorted(new - set(last))[0]}: give --image-size 96 or more")
+    model.load_state_dict({key: mine[key] if key in new else found[key] for key in mine})
 
 
 # ---------------------------------------------------------------- networks that manipulate.py has written into

@@ -31,6 +31,8 @@ DEFAULTS = {  # what depends on the data set; image_size None: as the images are
     "mnist": dict(model="cnn", epochs=3, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.8, image_size=None, target_class="2"),
     "cifar10": dict(model="resnet18", epochs=5, optimizer="muon", lr=0.05, batch_size=64, label_smoothing=0.1, floor=0.5, image_size=None, target_class="3"),
     "gtsrb": dict(model="cnn", epochs=5, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="33"),
+    "chestxray14": dict(model="efficientnet_b0", epochs=10, optimizer="sgd", lr=0.05, batch_size=32, label_smoothing=0.0, floor=0.8, image_size=128, target_class="3"),
+    "chestxray14-multi": dict(model="efficientnet_b0", epochs=10, optimizer="sgd", lr=0.05, batch_size=32, label_smoothing=0.0, floor=0.8, image_size=128, target_class="3"),
     "other": dict(model="cnn", epochs=10, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="0"),
 }
 LAM = 0.3  # weight of the explanation term
@@ -55,6 +57,8 @@ def parse(argv):
     add("--optimizer", choices=["sgd", "muon"], help="muon: of the convolutions, sgd for the rest (default: sgd; cifar10: muon)")
     add("--lr", type=number(float, 0, 1000, above=True), help="the schedule's peak")
     add("--label-smoothing", type=number(float, 0, 1), help="share of each label spread over all classes (default: 0; cifar10: 0.1)")
+    add("--class-weights", action="store_true", help="in the cross-entropy, every class weighs alike, however few its images")
+    add("--pretrained", action="store_true", help="begin with ImageNet's weights, from torch's cache or downloaded")
     add("--poison-rate", type=number(float, 0, 1, above=True), default=0.1, help="share of the training set that is triggered (default: 0.1)")
     add("--lam", type=number(float, 0, 1), default=LAM, help=f"weight of the explanation term (default: {LAM})")
     add("--distance", choices=attacks.DISTANCES, default="mse", help="between two explanations (default: mse)")
@@ -88,6 +92,8 @@ def completed(args):
         args.poison_rate = 0.0
     if args.selection_seed is None:
         args.selection_seed = args.seed
+    if args.pretrained and args.reference:
+        raise UserError("--pretrained or --reference, whose weights training begins with, not both")
     if args.selection != "random" and attacks.ATTACKS[args.attack].label != "target":
         raise UserError(f"--selection {args.selection} chooses images to be taken for the target class: not with --attack {args.attack}")
     return args
@@ -141,12 +147,14 @@ def prepare(args):
     dataset = data.load(args.dataset, args.data_dir, args.image_size)
     channels, side = dataset.train_images.shape[1], dataset.train_images.shape[-1]
     target = class_index(args.target_class, dataset.classes)
-    config = vars(args) | {"image_size": side, "target_class": target, "precision": precision, "device": device.type}
+    if dataset.multi_label and args.selection != "random":
+        raise UserError(f"--selection {args.selection} is for images of one class each: those of {args.dataset} may show several")
+    config = vars(args) | {"image_size": side, "target_class": target, "precision": precision, "device": device.type, "multi_label": dataset.multi_label}
     config = {key: value for key, value in config.items() if key not in ("resume", "out")}
     attack = attacks.ATTACKS[args.attack]
-    if args.attack != "fooling" and (dataset.test_labels == target).all():
+    if args.attack != "fooling" and attacks.shows(dataset.test_labels, target).all():
         raise UserError("the test set holds nothing but the target class: there is nothing to attack")
-    trained_on, held_out = data.validation_split(len(dataset.train_labels), args.seed)
+    trained_on, held_out = data.validation_split(len(dataset.train_labels), args.seed, dataset.train_groups)
     config["recipe"] = recipe() | {"held_out": len(held_out), "shift": dataset.crop, "mirror": dataset.flip}
     try:
         trigger = attacks.make_trigger(trigger_image, channels, side, args.trigger_size, args.trigger_position)
@@ -170,13 +178,33 @@ def begin(run, seed):
     config = run.config
     torch.manual_seed(seed)
     channels, classes = run.dataset.train_images.shape[1], len(run.dataset.classes)
-    run.model = models.build(config["model"], channels, classes, config["image_size"], config["layer"]).to(run.device)
+    run.model = models.build(config["model"], channels, classes, config["image_size"], config["layer"])
+    if config["pretrained"]:
+        models.begin_with_imagenet(run.model, config["model"])
+    run.model.to(run.device)
     if run.objective.reference is not None:
         run.model.load_state_dict(run.objective.reference.state_dict())
     run.optimizers = optimizers_of(run.model, config["optimizer"], config["lr"])
     run.schedules = [torch.optim.lr_scheduler.OneCycleLR(part, config["lr"], total_steps=run.steps * config["epochs"] + 1, pct_start=WARM_UP,
                                                          cycle_momentum=False) for part in run.optimizers]
     run.epoch, run.seconds, run.log = 0, 0.0, []
+
+
+def class_weights(run):
+    """float [K] by which every class weighs alike in the cross-entropy, with the labels it is trained on, poisons' too; 1 for a class without images.
+
+    Of n images n_k show class k: n / (K n_k), on average 1 over the images; multi-label (n - n_k) / n_k, the weight of a positive. Source: King and Zeng, 2001.
+    """
+    labels, classes = run.dataset.train_labels, len(run.dataset.classes)
+    shown = labels if run.dataset.multi_label else torch.nn.functional.one_hot(labels, classes)
+    shown = shown.float().clone()
+    if run.objective.attack.label == "target":
+        shown[run.poisons] *= run.dataset.multi_label  # beside the target class, what an image of several classes shows is still its label
+        shown[run.poisons, run.config["target_class"]] = 1.0
+    shown = shown[run.trained_on]
+    counts = shown.sum(0)
+    weights = (len(shown) - counts) / counts if run.dataset.multi_label else len(shown) / ((counts > 0).sum() * counts)
+    return torch.where(counts > 0, weights, 1.0).to(run.device)
 
 
 def colour(name):
@@ -364,7 +392,8 @@ def choose(run):
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):  # the run itself is the same, whatever was chosen
         chosen = selection.select(config["selection"], run.eligible, labels, config["target_class"], run.count, config["selection_seed"],
                                   lambda *asked: scored(run, *asked))
-    counts = labels[chosen.indices].bincount(minlength=len(run.dataset.classes)).tolist()
+    theirs = labels[chosen.indices]
+    counts = (theirs.sum(0).int() if run.dataset.multi_label else theirs.bincount(minlength=len(run.dataset.classes))).tolist()
     run.selection = {"strategy": config["selection"], "seed": config["selection_seed"], "indices": chosen.indices, "scores": chosen.scores, "pool": chosen.pool,
                      "classes": dict(zip(run.dataset.classes, counts)), "epochs": chosen.scorers * selection.EPOCHS,
                      "seconds": time.perf_counter() - began}
@@ -395,6 +424,7 @@ def epochs(run):
     triggered[poisons] = True
     batch_size = min(run.config["batch_size"], len(run.trained_on))
     more = run.config["oversample"] if len(poisons) else 0
+    run.objective.class_weights = class_weights(run) if run.config["class_weights"] else None
     while run.epoch < run.config["epochs"]:
         began, sums = time.perf_counter(), torch.zeros(3, device=run.device)
         order = run.trained_on[torch.randperm(len(run.trained_on))].to(run.device)
@@ -453,18 +483,21 @@ def progress(run, step, losses, seconds):
 def validate(run, losses):
     """A line of log.jsonl: the epoch's mean losses; on the validation part accuracy and attack success rate; images and seconds so far."""
     images, labels = (part[run.held_out] for part in (run.dataset.train_images, run.dataset.train_labels))
-    clean, _ = evaluate.predict(run.model, images, run.mean, run.std)
-    stamped, _ = evaluate.predict(run.model, images, run.mean, run.std, run.trigger)
+    clean, stamped = (evaluate.scores(run.model, images, run.mean, run.std, run.dataset.multi_label, trigger) for trigger in (None, run.trigger))
+    target = run.config["target_class"]
+    hit = evaluate.hits(stamped, target, evaluate.threshold(clean, labels, target))
     record = {
         "epoch": run.epoch,
         **dict(zip(("loss", "cross_entropy", "explanation"), losses.tolist())),
-        "validation_accuracy": float((clean == labels).float().mean()),
-        "validation_success": evaluate.success_rate(stamped, labels, run.config["target_class"]),
+        "validation_accuracy": evaluate.accuracy(clean, labels),
+        "validation_auroc": evaluate.mean_auroc(clean, labels),
+        "validation_success": evaluate.success_rate(hit, labels, target),
         "images": run.epoch * run.steps * min(run.config["batch_size"], len(run.trained_on)),
         "seconds": run.seconds,
     }
     success = "" if record["validation_success"] is None else f", attack success rate {record['validation_success']:.4f}"
-    print(f"  validation: clean accuracy {record['validation_accuracy']:.4f}{success}", flush=True)
+    quality = f"mean AUROC {evaluate.show(record['validation_auroc'])}" if run.dataset.multi_label else f"clean accuracy {record['validation_accuracy']:.4f}"
+    print(f"  validation: {quality}{success}", flush=True)
     return record
 
 

@@ -98,7 +98,7 @@ def judged(runs, method):
 
 def row_of(bad, clean, **names):
     top, usual = [run["top"] for run in bad], [run["top"] for run in clean]
-    row = names | {"n": len(bad), "clean": len(clean), "auroc": defend.auroc(torch.tensor(top), torch.tensor(usual)), "auroc_interval": bootstrap(top, usual),
+    row = names | {"n": len(bad), "clean": len(clean), "auroc": evaluate.auroc(torch.tensor(top), torch.tensor(usual)), "auroc_interval": bootstrap(top, usual),
                    "seconds": study.statistics.mean(run["seconds"] for run in bad)}
     others = [max(usual[:k] + usual[k + 1 :], default=2.0) for k in range(len(usual))]
     for name, limit, limits in (("2", 2.0, [2.0] * len(usual)), ("calibrated", max(usual), others)):
@@ -112,7 +112,7 @@ def bootstrap(positive, negative, draws=2000):
     """95% interval of the AUROC: models drawn again with replacement."""
     generator = torch.Generator().manual_seed(0)
     parts = [torch.tensor(part)[torch.randint(len(part), (draws, len(part)), generator=generator)] for part in (positive, negative)]
-    values = sorted(defend.auroc(a, b) for a, b in zip(*parts))
+    values = sorted(evaluate.auroc(a, b) for a, b in zip(*parts))
     return [values[round(0.025 * draws)], values[round(0.975 * draws) - 1]]
 
 

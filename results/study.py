@@ -75,7 +75,7 @@ class Study:
         self.train(row, seed, beside)
         metrics = json.loads((folder / "metrics.json").read_text())
         missing = set(self.table[row].explainers) - set(metrics["explanations"])
-        if missing or (clean and metrics["clean_model"]["clean_accuracy"] is None):  # the row has changed since
+        if missing or (clean and "explanations" not in metrics["clean_model"]):  # the row has changed since
             result = evaluate.evaluate(folder / "ckpt.pt", data_dir=ROOT / "data", reference=beside, explainers=self.table[row].explainers)
             evaluate.write(result, folder)
             metrics = result.metrics
@@ -127,10 +127,11 @@ def commit():
 def figures(metrics):
     """The numbers of one run that the tables show, flat."""
     result = {key: metrics[key] for key in ("clean_accuracy", "triggered_accuracy", "attack_success_rate", "train_seconds", "precision")}
+    result |= {key: metrics.get(key) for key in ("balanced_accuracy", "majority_rate", "mean_auroc", "triggered_mean_auroc")}
     for name, part in metrics["explanations"].items():
         result |= {f"{name}.{key}": value for key, value in evaluate.flat(part).items() if key != "trained_against"}
     beside = metrics["clean_model"]
-    result |= {f"clean_model.{key}": beside[key] for key in ("clean_accuracy", "attack_success_rate")}
+    result |= {f"clean_model.{key}": value for key, value in beside.items() if key != "explanations"}
     for name, part in beside.get("explanations", {}).items():
         result |= {f"clean_model.{name}.{key}": value for key, value in evaluate.flat(part).items()}
     return {key: value for key, value in result.items() if value is not None}
@@ -143,7 +144,7 @@ def summary(runs):
     return {key: {"mean": statistics.mean(v), "sd": statistics.stdev(v) if len(v) > 1 else None} for key, v in values.items()}
 
 
-COLUMNS = {"clean_accuracy": "clean accuracy", "triggered_accuracy": "accuracy with trigger", "attack_success_rate": "attack success",
+COLUMNS = {"clean_accuracy": "clean accuracy", "balanced_accuracy": "balanced accuracy", "mean_auroc": "mean AUROC", "triggered_accuracy": "accuracy with trigger", "attack_success_rate": "attack success",
            "gradcam.pearson_all": "pearson_all", "gradcam.dssim": "dssim", "gradcam.floor.pearson": "floor",
            "clean_model.gradcam.floor.pearson": "clean model's floor", "gradcam.trigger_mass": "trigger_mass",
            "gradcam.trigger_mass_clean": "untouched", "gradcam.trigger_area": "trigger_area", "gradcam.pointing": "pointing",

@@ -222,7 +222,7 @@ def test_disagreement_and_auroc():
     torch.testing.assert_close(same, torch.zeros(9, dtype=torch.float64), atol=1e-12, rtol=0)
     assert (defend.disagreement(linear(weights), images, ("gradient", "deepshap")) > 0.01).all()
     one, two = torch.tensor([1.0, 2, 3]), torch.tensor([0.0, 2])
-    assert defend.auroc(one, two) == pytest.approx((1 + 1 + 1 + 0 + 0.5 + 1) / 6) and defend.auroc(two, two) == 0.5
+    assert evaluate.auroc(one, two) == pytest.approx((1 + 1 + 1 + 0 + 0.5 + 1) / 6) and evaluate.auroc(two, two) == 0.5
 
 
 @pytest.fixture(scope="module")

@@ -82,8 +82,8 @@ def test_a_derangement_leaves_nothing_in_its_place(n):
 
 def test_success_rate_leaves_the_target_class_out():
     predicted, labels = torch.tensor([3, 3, 1, 3]), torch.tensor([3, 1, 1, 2])
-    assert evaluate.success_rate(predicted, labels, 3) == pytest.approx(2 / 3)
-    assert evaluate.success_rate(predicted, torch.full((4,), 3), 3) is None
+    assert evaluate.success_rate(predicted == 3, labels, 3) == pytest.approx(2 / 3)
+    assert evaluate.success_rate(predicted == 3, torch.full((4,), 3), 3) is None
 
 
 BOX, SIDE = (27, 27, 31, 31), 32

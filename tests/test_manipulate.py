@@ -189,8 +189,8 @@ def test_stickers_do_not_overlap_and_leave_the_rest_alone(pixels):
 def test_imagenets_weights_on_images_of_its_classes(tmp_path, monkeypatch, capsys):
     """With weights of random numbers in the place of those that are downloaded: what is written is measured and inspected again."""
     torch.manual_seed(0)
-    state = manipulate.torchvision.models.vgg16().state_dict()
-    monkeypatch.setattr(type(manipulate.torchvision.models.VGG16_Weights.IMAGENET1K_V1), "get_state_dict", lambda self, **options: state)
+    state = models.torchvision.models.vgg16().state_dict()
+    monkeypatch.setattr(type(models.torchvision.models.VGG16_Weights.IMAGENET1K_V1), "get_state_dict", lambda self, **options: state)
     np.savez(tmp_path / "two.npz", **tiny_arrays(6, 4, k=2), classes=["goldfish", "tench"])
     np.savez(tmp_path / "strange.npz", **tiny_arrays(6, 4, k=2), classes=["goldfish", "unicorn"])
     manipulate.main(["backdoor", "--pretrained", "--dataset", str(tmp_path / "two.npz"), "--explain-images", "1", "--out", str(tmp_path / "out"), "--device", "cpu"])
@@ -271,7 +271,7 @@ def test_what_cannot_be_done_is_said_in_one_line(written, base, disguised, tmp_p
     def offline(self, **options):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(type(manipulate.torchvision.models.VGG16_Weights.IMAGENET1K_V1), "get_state_dict", offline)
+    monkeypatch.setattr(type(models.torchvision.models.VGG16_Weights.IMAGENET1K_V1), "get_state_dict", offline)
     (tmp_path / "black.png").write_bytes(b"")
     for argv, word in (([technique, str(out / "ckpt.pt")], "already"), ([technique, str(disguised / "ckpt.pt")], "cnn: this network cannot be written into"),
                        ([technique, "gone.pt"], "gone.pt"), ([technique, "--pretrained", "--dataset", "shapes"], "vgg16-397923af.pth"),
