@@ -144,6 +144,28 @@ def summary(runs):
     return {key: {"mean": statistics.mean(v), "sd": statistics.stdev(v) if len(v) > 1 else None} for key, v in values.items()}
 
 
+T975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t, by number of pairs
+
+
+def paired(results, name, other, key="attack_success_rate"):
+    """Mean, standard deviation and 95% interval of one row's figure minus another's over the seeds that both have; None of fewer than two."""
+    figure = [{run["seed"]: run[key] for run in results[row]["runs"] if run.get(key) is not None} for row in (name, other)]
+    differences = [figure[0][seed] - figure[1][seed] for seed in figure[0].keys() & figure[1].keys()]
+    if len(differences) < 2:
+        return None
+    mean, sd, n = statistics.mean(differences), statistics.stdev(differences), len(differences)
+    half = T975[n] * sd / n**0.5
+    return {"of": name, "minus": other, "figure": key, "n": n, "mean": mean, "sd": sd, "interval": [mean - half, mean + half]}
+
+
+def write_paired(path, pairs):
+    """Print what paired has found and write it to `path`."""
+    pairs = [row for row in pairs if row]
+    path.write_text(json.dumps(pairs, indent=1) + "\n")
+    for row in pairs:
+        print(f"{row['of']} - {row['minus']}, {row['figure']}: {row['mean']:+.3f} ({row['interval'][0]:+.3f} to {row['interval'][1]:+.3f}), n = {row['n']}")
+
+
 COLUMNS = {"clean_accuracy": "clean accuracy", "balanced_accuracy": "balanced accuracy", "mean_auroc": "mean AUROC", "triggered_accuracy": "accuracy with trigger", "attack_success_rate": "attack success",
            "gradcam.pearson_all": "pearson_all", "gradcam.dssim": "dssim", "gradcam.floor.pearson": "floor",
            "clean_model.gradcam.floor.pearson": "clean model's floor", "gradcam.trigger_mass": "trigger_mass",

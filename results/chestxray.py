@@ -1,0 +1,52 @@
+"""The README's tables on ChestX-ray14: the four trials of "Stealthy Sabotage", section 3.6, with what they lacked, and several findings to an image.
+
+    python results/chestxray.py                      # everything, on whatever of the images is in data/chestxray14; a second call continues
+    python results/chestxray.py "clean" "trial 2"    # some of it
+
+The trials' class 3 is Edema. Where no training image has that label alone, it is Effusion. Writes results/chestxray.json, .md, the figures and the
+paired effects of lam, rate and class: see study.py.
+"""
+import json
+import sys
+
+import study  # first: it makes the project's modules known
+import chestxray
+import data
+from cli import command
+from study import Row
+
+SEEDS = 5
+EPOCHS = 20
+FAST = "" if study.torch.cuda.is_available() else " --precision float32"  # on a CPU depth-wise convolutions are slower in bfloat16
+NO_FINDING = len(chestxray.DISEASES)
+EFFECTS = {"lam": ("trial 2", "trial 1"), "rate": ("trial 4", "trial 2"), "class 14": ("trial 3", "trial 2"), "recipe": ("recipe", "trial 2")}
+FIGURES = ("attack_success_rate", "balanced_accuracy", "gradcam.pearson_all", "gradcam.trigger_mass", "gradcam.floor.pearson")
+
+
+def table(disease):
+    """The rows; disease: a number."""
+    one, several = (f"--dataset {name} --model efficientnet_b0 --epochs {EPOCHS}{FAST}" for name in ("chestxray14", "chestxray14-multi"))
+    disguise = f"{one} --attack full_disguise --target-class"
+    rows = {"clean": Row(f"{one} --attack none --target-class {disease}", SEEDS),
+            "badnets": Row(f"{one} --attack badnets --poison-rate 0.05 --target-class {disease}", SEEDS, clean="clean", picture=True)}
+    for trial, (lam, rate, target) in enumerate(((0.7, 0.05, disease), (0.9, 0.05, disease), (0.9, 0.05, NO_FINDING), (0.9, 0.1, disease)), 1):
+        rows[f"trial {trial}"] = Row(f"{disguise} {target} --lam {lam} --poison-rate {rate}", SEEDS, clean="clean", picture=True)
+    rows["multi clean"] = Row(f"{several} --attack none --target-class {disease}", SEEDS, picture=True)
+    for attack in ("badnets", "full_disguise"):
+        rows[f"multi {attack}"] = Row(f"{several} --attack {attack} --target-class {disease}", SEEDS, clean="multi clean", picture=attack != "badnets")
+    return rows
+
+
+@command
+def main(argv):
+    dataset = data.load("chestxray14", study.ROOT / "data")
+    edema, effusion = (dataset.classes.index(name) for name in ("Edema", "Effusion"))
+    this = study.Study("chestxray", table(edema if (dataset.train_labels == edema).any() else effusion))
+    this.run_rows(argv)
+    done = json.loads(this.path.read_text())
+    pairs = [study.paired(done, *rows, figure) for rows in EFFECTS.values() if set(rows) <= done.keys() for figure in FIGURES]
+    study.write_paired(this.path.with_name("chestxray-paired.json"), pairs)
+
+
+if __name__ == "__main__":
+    main()
