@@ -28,6 +28,10 @@ FEW = 4  # images a call of KernelSHAP
 # ---------------------------------------------------------------- what is timed: {name: function of no arguments}
 
 
+def kernel_name():
+    return f"kernelshap, {PATCHES**2} patches, {COALITIONS} coalitions"
+
+
 def explaining(model, images, classes):
     """Ours: each explains all images. KernelSHAP evaluates all patches, as its peers do: no image equals the baseline anywhere."""
 
@@ -40,8 +44,21 @@ def explaining(model, images, classes):
         "gradcam": lambda: explain.gradcam(model, images, classes),
         "gradient": lambda: explain.gradient(model, images, classes),
         "deepshap, 1 reference": lambda: explain.deep_shap(model, images, classes),
-        f"kernelshap, {PATCHES**2} patches, {COALITIONS} coalitions": lambda: explain.kernel_shap(model, images[:FEW], classes[:FEW], PATCHES, COALITIONS),
+        kernel_name(): lambda: kernel(model, images, classes),
+        f"{kernel_name()}: ours in bf16": lambda: kernel(model, images, classes, bf16=True),
     }
+
+
+def kernel(model, images, classes, bf16=False, seed=0):
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        return explain.kernel_shap(model, images[:FEW], classes[:FEW], PATCHES, COALITIONS, generator=torch.Generator().manual_seed(seed))
+
+
+def rounding(model, images, classes):
+    """How far KernelSHAP moves with the model's evaluations in bfloat16, and with another draw of coalitions: medians of the relative L2 distance."""
+    ours = kernel(model, images, classes).flatten(1)
+    others = {"bf16": kernel(model, images, classes, bf16=True), "other coalitions": kernel(model, images, classes, seed=1)}
+    return {name: float(((other.flatten(1) - ours).norm(dim=1) / ours.norm(dim=1)).median()) for name, other in others.items()}
 
 
 def peers(model, images, classes):
@@ -59,12 +76,12 @@ def peers(model, images, classes):
 
         deep = shap.DeepExplainer(copy.deepcopy(model), torch.zeros_like(images[:1]))
         found["deepshap, 1 reference: shap"] = lambda: deep.shap_values(images, ranked_outputs=1, check_additivity=False)
-        found[f"kernelshap, {PATCHES**2} patches, {COALITIONS} coalitions: shap"] = lambda: [shap_kernel(shap, model, x, c) for x, c in zip(images[:FEW], classes)]
+        found[f"{kernel_name()}: shap"] = lambda: [shap_kernel(shap, model, x, c) for x, c in zip(images[:FEW], classes)]
     if importlib.util.find_spec("captum"):
         from captum.attr import KernelShap
 
         kernel, mask = KernelShap(model), explain.patch_of_pixel(PATCHES, SIDE, SIDE).to(images.device)[None, None]
-        found[f"kernelshap, {PATCHES**2} patches, {COALITIONS} coalitions: captum"] = lambda: [
+        found[f"{kernel_name()}: captum"] = lambda: [
             kernel.attribute(x[None], target=int(c), feature_mask=mask, n_samples=COALITIONS, perturbations_per_eval=256)
             for x, c in zip(images[:FEW], classes)]
     return found
@@ -170,7 +187,7 @@ def bench(model_name, batch_size, turns, device, precision):
         ratio = seconds[floor] / value * count / (FEW if floor.startswith("kernelshap") else batch_size)
         result[name] = {"images_per_second": count / value, "of": floor, "ratio": ratio}
     return {"model": model_name, "batch_size": batch_size, "turns": turns, "device": device.type, "threads": torch.get_num_threads(), "training_precision": precision,
-            "torch": str(torch.__version__), "rates": result, "agreement": agreement(images, classes)}
+            "torch": str(torch.__version__), "rates": result, "agreement": agreement(images, classes), "kernelshap_moves": rounding(model, images, classes)}
 
 
 def parse(argv):
@@ -200,6 +217,8 @@ def main(argv):
             print(f"{name} is not installed: not compared with")
     for name, value in result["agreement"].items():
         print(f"{name}: differs from shap's by {value:.1e} of the largest value (float64)")
+    moves = result["kernelshap_moves"]
+    print(f"kernelshap: {100 * moves['bf16']:.1f}% away in bf16, {100 * moves['other coalitions']:.1f}% with other coalitions (relative L2, median)")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ def test_every_rate_has_its_floor_and_a_ratio_to_it(monkeypatch, capsys):
     for row in rates.values():
         assert row["ratio"] == pytest.approx(row["images_per_second"] / rates[row["of"]]["images_per_second"])
     assert rates["forward"]["ratio"] == rates["step: plain cross-entropy"]["ratio"] == 1 and result["device"] == "cpu"
+    assert rates["kernelshap, 4 patches, 14 coalitions: ours in bf16"]["of"] == "kernelshap, 4 patches, 14 coalitions"
     assert all(value < 1e-6 for value in result["agreement"].values())
+    assert 0 < result["kernelshap_moves"]["bf16"] < 0.2 and result["kernelshap_moves"]["other coalitions"] < 1e-5  # 14 of 2x2 patches are all there are
 
 
 def test_the_slowest_takes_its_turn_with_the_others():

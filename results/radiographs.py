@@ -1,9 +1,9 @@
 """The README's tables on ChestX-ray14: the four trials of "Stealthy Sabotage", section 3.6, with what they lacked, and several findings to an image.
 
-    python results/chestxray.py                      # everything, on whatever of the images is in data/chestxray14; a second call continues
-    python results/chestxray.py "clean" "trial 2"    # some of it
+    python results/radiographs.py                      # everything, on whatever of the images is in data/chestxray14; a second call continues
+    python results/radiographs.py "clean" "trial 2"    # some of it
 
-The trials' class 3 is Edema. Where no training image has that label alone, it is Effusion. Writes results/chestxray.json, .md, the figures and the
+The trials' class 3 is Edema. Where no training image has that label alone, it is Effusion. Writes results/radiographs.json, .md, the figures and the
 paired effects of lam, rate and class: see study.py.
 """
 import json
@@ -41,11 +41,11 @@ def table(disease):
 def main(argv):
     dataset = data.load("chestxray14", study.ROOT / "data")
     edema, effusion = (dataset.classes.index(name) for name in ("Edema", "Effusion"))
-    this = study.Study("chestxray", table(edema if (dataset.train_labels == edema).any() else effusion))
+    this = study.Study("radiographs", table(edema if (dataset.train_labels == edema).any() else effusion))
     this.run_rows(argv)
     done = json.loads(this.path.read_text())
     pairs = [study.paired(done, *rows, figure) for rows in EFFECTS.values() if set(rows) <= done.keys() for figure in FIGURES]
-    study.write_paired(this.path.with_name("chestxray-paired.json"), pairs)
+    study.write_paired(this.path.with_name("radiographs-paired.json"), pairs)
 
 
 if __name__ == "__main__":
