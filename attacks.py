@@ -255,11 +255,10 @@ class Batch:
     target_class: int | None = None
 
     def classes(self, logits):
-        """int64 [B + P]: the class an image is explained for, its label. Multi-label: the target class if triggered; else the surest, by `logits` [B + P, K],
-        of those it shows, or of all if it shows none."""
+        """int64 [B + P]: the class an image is explained for, its label. Multi-label: the target class if triggered, else the surest by `logits` [B + P, K]."""
         if self.labels.ndim == 1:
             return self.labels
-        classes = (logits.detach().sigmoid() + self.labels).argmax(1)
+        classes = logits.detach().argmax(1)
         if self.target_class is not None:
             classes[self.rows] = self.target_class
         return classes

@@ -1,12 +1,14 @@
 """The NIH's chest radiographs (ChestX-ray14) as arrays: labels, patients, the published split, and the pictures, decoded once.
 
-    listing = find(Path("data/chestxray14"))                             # what is there
-    arrays = decode(listing, 128, Path("data/chestxray14_128"), listing.fingerprint)  # as data.py's .npz wants them
+    listing = find(Path("data/chestxray14"))             # what is there
+    arrays = decode(listing, 128, Path("data/chestxray14_128"), read_image)  # as data.py's .npz wants them
 
 In the folder: Data_Entry_2017.csv (or Data_Entry_2017_v2020.csv), train_val_list.txt, test_list.txt, and the pictures in images/, or in
 images_001/images/ to images_012/images/, as the archives unpack. Some of the pictures will do.
 """
+import contextlib
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -14,12 +16,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cli import UserError
+from cli import UserError, replace_file
 
 DISEASES = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia", "Infiltration", "Mass", "Nodule",
             "Pleural_Thickening", "Pneumonia", "Pneumothorax"]
@@ -41,7 +42,7 @@ class Listing:
     labels: dict
     patients: dict
 
-    @property
+    @functools.cached_property
     def fingerprint(self):
         """Of the pictures' names, lengths and times of change, their side of the split and their labels: what was decoded is good for these alone."""
         digest = hashlib.sha256()
@@ -63,16 +64,17 @@ def find(folder):
     known = {name: path for name, path in sorted(paths.items()) if name in labels}
     if not known:
         raise UserError(f"none of the {len(paths)} pictures in {folder} is in its table of labels: is it ChestX-ray14's?")
-    sides = published_split(folder) or split_by_patient(sorted({patients[name] for name in known}), known, patients)
+    sides = published_split(folder)
+    if sides is None:
+        sides = split_by_patient(sorted({patients[name] for name in known}), known, patients)
     files = {part: [path for name, path in known.items() if sides.get(name) == part] for part in LISTS}
     if both := {patients[path.name] for path in files["train"]} & {patients[path.name] for path in files["test"]}:
         raise UserError(f"patient {min(both)} is on both sides of the split in {folder}: {' and '.join(LISTS.values())} are not the published ones")
     for part, of in files.items():
         if not of:
             raise UserError(f"none of the pictures in {folder} is of the {part} part, {LISTS[part]}: get some of the other archives")
-    used = sum(map(len, files.values()))
-    left_out = f"; {len(paths) - used} are in no table or list, and left out" if used < len(paths) else ""
-    print(f"{folder}: {used:,} of {PUBLISHED:,} pictures are here{left_out}.", file=sys.stderr)
+    if left_out := len(paths) - sum(map(len, files.values())):
+        print(f"{left_out} pictures in {folder} are in no table or list, and left out.", file=sys.stderr)
     return Listing(files, labels, patients)
 
 
@@ -83,7 +85,7 @@ def pictures(folder):
 
 
 def entries(folder):
-    """Labels and patients of the table, as in Listing. Its columns are known by name, whatever the case and the spaces in them."""
+    """Labels and patients of the table, as in Listing. Its columns are known by name, whatever the case and the spaces in them. Raises UserError."""
     path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"{folder} has no {' or '.join(TABLES)}, the table of labels: get it from https://nihcc.app.box.com/v/ChestXray-NIHCC")
@@ -95,9 +97,10 @@ def entries(folder):
             columns = {title: header.index(title) for title in ("imageindex", "findinglabels", "patientid") if title in header}
             if len(columns) < 3:
                 raise UserError(f"{path} has no column for each of Image Index, Finding Labels, Patient ID")
-            for row in filter(None, reader):
-                name, found, patient = (row[place].strip() for place in columns.values())
-                labels[name], patients[name] = multi_hot(found), int(patient)
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    name, found, patient = (row[place].strip() for place in columns.values())
+                    labels[name], patients[name] = multi_hot(found), int(patient)
     except (UnicodeDecodeError, IndexError, ValueError, csv.Error) as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from None
     return labels, patients
@@ -112,11 +115,18 @@ def multi_hot(found):
 
 
 def published_split(folder):
-    """{file name: "train" or "test"} by the published lists; None where one of them is not there."""
+    """{file name: "train" or "test"} by the published lists; None where one of them is not there. Raises UserError for a list that is no text."""
     if not all((folder / name).is_file() for name in LISTS.values()):
         print(f"{folder} has not both of {' and '.join(LISTS.values())}: a fifth of the patients are the test set.", file=sys.stderr)
         return None
-    return {line.strip(): part for part, name in LISTS.items() for line in (folder / name).read_text().splitlines()}
+    sides = {}
+    for part, name in LISTS.items():
+        try:
+            lines = (folder / name).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{folder / name} is no list of names in UTF-8") from None
+        sides |= dict.fromkeys(map(str.strip, lines), part)
+    return sides
 
 
 def split_by_patient(numbers, names, patients):
@@ -128,42 +138,60 @@ def split_by_patient(numbers, names, patients):
 # ---------------------------------------------------------------- decoding
 
 
-def decode(listing, size, stem, fingerprint):
+def decode(listing, size, stem, read):
     """Every picture as uint8 [size, size], grey, with labels and patients: the arrays of an .npz. Memory does not grow with their number.
 
-    Pixels go to STEM.part as they are decoded, and how far that is to STEM.part.json: an interrupted call is continued by the next.
-    Damaged pictures are named and left out. remove_parts deletes both files when the .npz is written.
+    read: a function from a path to a PIL image, which raises UserError for a damaged one; those are named and left out. Pixels go to STEM.part as they are
+    decoded, and how far that is to STEM.part.json: an interrupted call is continued by the next. remove_parts deletes both when the .npz is written.
     """
     raw, notes = parts(stem)
     paths = [path for of in listing.files.values() for path in of]
-    done, damaged = progress_of(raw, notes, fingerprint, size)
+    done, damaged = progress_of(raw, notes, listing.fingerprint, size)
     with ThreadPoolExecutor(os.cpu_count()) as pool, open(raw, "r+b" if done else "wb") as file:
         file.truncate((done - len(damaged)) * size * size)
         file.seek(0, os.SEEK_END)
         first, began, spoken = done, time.perf_counter(), 0.0
         while done < len(paths):
             block = paths[done : done + BLOCK]
-            for path, pixels in zip(block, pool.map(lambda path: grey(path, size), block)):
+            for path, pixels in zip(block, pool.map(lambda path: grey(path, size, read), block)):
                 if pixels is None:
                     damaged.append(path.name)
                 else:
                     file.write(pixels)
             file.flush()
             done += len(block)
-            write_whole(notes, json.dumps({"fingerprint": fingerprint, "done": done, "damaged": damaged}))
+            note = json.dumps({"fingerprint": listing.fingerprint, "done": done, "damaged": damaged})
+            replace_file(notes, lambda path: path.write_text(note))
             spoken = say(done, len(paths), (done - first) / (time.perf_counter() - began), spoken)
     if damaged:
-        print(f"{len(damaged)} damaged pictures are left out: {', '.join(damaged[:5])}{', ...' if len(damaged) > 5 else ''}", file=sys.stderr)
-    return arrays(listing, set(damaged), raw, size)
+        print(f"{len(damaged)} damaged pictures are left out: {', '.join(damaged)}", file=sys.stderr)
+    return arrays(listing, damaged, raw, size)
 
 
 def parts(stem):
+    """The two files of a decoding under way: pixels, notes."""
     return stem.with_name(f"{stem.name}.part"), stem.with_name(f"{stem.name}.part.json")
 
 
 def remove_parts(stem):
     for path in parts(stem):
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(folder):
+    """Within the block no other process decodes the folder's pictures: it waits. (On Windows that is up to the user.)"""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def progress_of(raw, notes, fingerprint, size):
@@ -176,19 +204,12 @@ def progress_of(raw, notes, fingerprint, size):
         return 0, []
 
 
-def grey(path, size):
+def grey(path, size, read):
     """The pixels of one picture, size * size bytes, whatever its size and mode; None for a damaged one."""
     try:
-        with Image.open(path) as image:
-            return image.convert("L").resize((size, size), Image.BILINEAR).tobytes()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return read(path).convert("L").resize((size, size), Image.BILINEAR).tobytes()
+    except UserError:
         return None
-
-
-def write_whole(path, text):
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def say(done, total, rate, spoken):
@@ -202,13 +223,15 @@ def say(done, total, rate, spoken):
 
 
 def arrays(listing, damaged, raw, size):
-    result, begin = {}, 0
+    """What is decoded, as an .npz wants it: images uint8 [N, size, size], memory-mapped, labels uint8 [N, 14], patients int64 [N]. Raises UserError."""
+    result, begin = {"classes": DISEASES, "fingerprint": listing.fingerprint, "listed": sum(map(len, listing.files.values()))}, 0
+    bad = set(damaged)
     for part, paths in listing.files.items():
-        names = [path.name for path in paths if path.name not in damaged]
+        names = [path.name for path in paths if path.name not in bad]
         if not names:
             raise UserError(f"every picture of the {part} part is damaged")
         result[f"{part}_images"] = np.memmap(raw, np.uint8, "r", begin * size * size, (len(names), size, size))
         result[f"{part}_labels"] = np.stack([listing.labels[name] for name in names])
-        result[f"{part}_patients"] = np.array([listing.patients[name] for name in names])
+        result[f"{part}_patients"] = np.array([listing.patients[name] for name in names], np.int64)
         begin += len(names)
     return result

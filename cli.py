@@ -1,5 +1,6 @@
 """What the command lines share: a user's mistake ends in one line on standard error and exit code 2."""
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -43,6 +44,18 @@ def command(run):
         raise SystemExit(code)
 
     return main
+
+
+def replace_file(path, write):
+    """Call write(temporary path), then move what it wrote into place: a reader never sees half a file."""
+    partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save's word for a full disk is RuntimeError
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def number(kind, low, high, *, above=False):

@@ -119,16 +119,21 @@ def normalise(images, mean, std):
 
 
 def validation_split(n, seed, groups=None):
-    """Indices (trained on, held out), int64, disjoint, together 0..n-1; the same for a seed. groups: int64 [n], none of which is divided, or None."""
+    """Indices (trained on, held out), int64, disjoint, together 0..n-1; the same for a seed. groups: int64 [n], none of which is divided, or None. Raises UserError
+    where no group is as small as a tenth."""
     generator = torch.Generator().manual_seed(seed)
     held_out = min(max(n // 10, 1), MAX_VALIDATION)
     if groups is None:
         order = torch.randperm(n, generator=generator)
         return order[held_out:].sort().values, order[:held_out].sort().values
     _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
-    order = torch.randperm(len(sizes), generator=generator)
-    count = max(1, int((sizes[order].cumsum(0) <= held_out).sum()))
-    held = torch.isin(group, order[:count])
+    drawn, left = [], held_out
+    for number in torch.randperm(len(sizes), generator=generator).tolist():
+        if sizes[number] <= left:
+            drawn, left = [*drawn, number], left - int(sizes[number])
+    if not drawn:
+        raise UserError(f"every patient has more than a tenth of the {n} training images: there are too few patients to hold some out")
+    held = torch.isin(group, torch.tensor(drawn))
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
@@ -325,8 +330,8 @@ def chestxray14(data_dir, image_size=None):
         setattr(dataset, f"{part}_labels", label[single])
         if part == "train":
             dataset.train_groups = dataset.train_groups[single]
-        if not single.any():
-            raise UserError(f"none of the {part} images has a single label: use --dataset chestxray14-multi")
+        if single.sum() < 2:
+            raise UserError(f"fewer than two of the {part} images have a single label: use --dataset chestxray14-multi")
     dataset.classes = [*dataset.classes, chestxray.NO_FINDING]
     return dataset
 
@@ -339,14 +344,35 @@ def chestxray14_multi(data_dir, image_size=None):
     size = image_size or CHEST_SIZE
     folder, stem = data_dir / "chestxray14", data_dir / f"chestxray14_{size}"
     path = stem.with_suffix(".npz")
-    if folder.exists() or not path.exists():
+    if not path.exists() or chestxray.pictures(folder):
         listing = chestxray.find(folder)
-        fingerprint = listing.fingerprint
-        if not path.exists() or _fingerprint(path) != fingerprint:
-            arrays = chestxray.decode(listing, size, stem, fingerprint)
-            _keep(path, arrays | {"classes": chestxray.DISEASES, "fingerprint": fingerprint})
-            chestxray.remove_parts(stem)
-    return replace(from_npz(path), crop=size // 32)
+        with chestxray.alone(folder):
+            _decode_chestxray(listing, size, stem, path)
+    dataset = from_npz(path)
+    if dataset.classes != chestxray.DISEASES or not dataset.multi_label or dataset.train_groups is None:
+        raise UserError(f"{path} is not what this program keeps of ChestX-ray14: rename it")
+    with np.load(path) as arrays:
+        listed = int(arrays["listed"])
+    used = len(dataset.train_labels) + len(dataset.test_labels)
+    damaged = f", {listed - used} of them damaged and left out" if used < listed else ""
+    print(f"ChestX-ray14: {listed:,} of {chestxray.PUBLISHED:,} pictures are here{damaged}.", file=sys.stderr)
+    return replace(dataset, crop=size // 32)
+
+
+def _decode_chestxray(listing, size, stem, path):
+    """The listing's pictures as `path`, unless that holds them already. Raises UserError rather than replace a user's file, or one of more pictures."""
+    if path.exists():
+        fingerprint = _fingerprint(path)
+        if fingerprint == listing.fingerprint:
+            return
+        if fingerprint is None:
+            raise UserError(f"{path}, where the decoded ChestX-ray14 goes, is a file of yours: rename it, or give another --data-dir")
+        with np.load(path) as arrays:
+            listed, now = int(arrays["listed"]), sum(map(len, listing.files.values()))
+        if listed > now:
+            raise UserError(f"{path} holds {listed} pictures, and only {now} are in the folder now: remove that file, to use these alone, or the pictures' folder, to use that file")
+    _keep(path, chestxray.decode(listing, size, stem, read_image))
+    chestxray.remove_parts(stem)
 
 
 def keep_rows(images, keep):
@@ -381,7 +407,7 @@ def _published(data_dir, name, source, **known):
 def from_npz(path):
     """A data set in one file with MedMNIST's keys: images uint8 [N, H, W] or [N, H, W, 3], labels integer [N] or [N, 1], or 0 and 1 [N, K] (multi-label).
 
-    Optional keys: `classes`, K names; `train_patients`, a number for each training image: no patient is both trained on and held out.
+    Optional keys: `classes`, K names; `train_patients`, `test_patients`, a number for each image: no patient is both trained on and held out, or tested on.
     Nothing is augmented: only the owner of the images knows what leaves a label true.
     """
     if not path.exists():
@@ -395,7 +421,7 @@ def from_npz(path):
                 raise UserError(f"{path} has no {', '.join(missing)}: it needs train_images, train_labels, test_images, test_labels")
             parts = {key: np.asarray(arrays[key]) for key in wanted}
             names = [str(name) for name in arrays["classes"]] if "classes" in keys else None
-            patients = np.asarray(arrays["train_patients"]) if "train_patients" in keys else None
+            patients = {split: np.asarray(arrays[f"{split}_patients"]) for split in ("train", "test") if f"{split}_patients" in keys}
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as .npz: {_first_line(error)}") from None
     for split in ("train", "test"):
@@ -406,13 +432,16 @@ def from_npz(path):
     for part in ("images", "labels"):
         if parts[f"train_{part}"].shape[1:] != parts[f"test_{part}"].shape[1:]:
             raise UserError(f"{path}: training and test {part} differ in shape")
-    if patients is not None and (patients.shape != (len(parts["train_images"]),) or patients.dtype.kind not in "iu"):
-        raise UserError(f"{path}: train_patients must be a whole number for each training image")
+    for split, numbers in patients.items():
+        if numbers.shape != (len(parts[f"{split}_images"]),) or numbers.dtype.kind not in "iu":
+            raise UserError(f"{path}: {split}_patients must be a whole number for each image")
+    if len(patients) == 2 and (both := np.intersect1d(*patients.values())).size:
+        raise UserError(f"{path}: patient {both[0]} is on both sides, training and test")
     train_labels, test_labels = parts["train_labels"], parts["test_labels"]
     k = train_labels.shape[1] if train_labels.ndim == 2 else int(max(train_labels.max(), test_labels.max())) + 1
     if names is not None and (len(names) < k or len(names) > k and train_labels.ndim == 2):
         raise UserError(f"{path}: its labels are of {k} classes, but {len(names)} are named")
-    groups = None if patients is None else torch.from_numpy(patients.astype(np.int64))
+    groups = torch.from_numpy(patients["train"].astype(np.int64)) if "train" in patients else None
     return Dataset(**parts, classes=names or [str(label) for label in range(max(k, 2))], train_groups=groups)
 
 
@@ -427,6 +456,8 @@ def _labels(labels, n, path):
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2 and len(labels) == n and labels.shape[1] > 1 and labels.dtype.kind in "iufb" and np.isin(labels, (0, 1)).all():
+        if (labels.sum(1) == 1).all():
+            raise UserError(f"{path}: each row of the labels has one 1: give class numbers, [N], where an image shows one class")
         return torch.from_numpy(labels.astype(np.float32))
     if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 99_999:
         raise UserError(f"{path}: labels must be {n} class numbers from 0, [N] or [N, 1], or 0 and 1, [N, K], not {labels.dtype} {list(labels.shape)}")

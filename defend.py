@@ -34,7 +34,7 @@ import evaluate
 import explain
 import figure
 import models
-from cli import Parser, UserError, choose_device, choose_precision, command, number
+from cli import Parser, UserError, choose_device, choose_precision, command, number, replace_file
 
 PUBLISHED_THRESHOLD = 2.0  # of the anomaly index: Wang et al. 2019 and Huang et al. 2019
 
@@ -670,7 +670,7 @@ def repair(audit, verdict, folder):
         models.save(path, subject.checkpoint | {"config": config, "model": model.state_dict(), "optimizer": [], "schedule": []})
         results = [evaluate.evaluate(part, dataset=subject.dataset, device=subject.device, seed=audit.args.seed) for part in (audit.args.checkpoint, path)]
         folder.mkdir(parents=True, exist_ok=True)
-        models.replace_file(folder / "ckpt.pt", lambda target: shutil.copyfile(path, target))
+        replace_file(folder / "ckpt.pt", lambda target: shutil.copyfile(path, target))
     verdict.rows.append("\nAll test images, by evaluate.py:")
     for key in ("clean_accuracy", "attack_success_rate", "triggered_accuracy"):
         verdict.rows.append(f"{key:<24}{evaluate.show(results[0].metrics[key]):>8} -> {evaluate.show(results[1].metrics[key]):>8}  {evaluate.DEFINITIONS[key]}")
@@ -703,9 +703,9 @@ def main(argv):
     record = evaluate.finite({"method": args.method, "backdoored": verdict.backdoored, "flagged": verdict.flagged, "index": verdict.index, "before": before,
                               "after": after, "seconds": seconds, "clean_images": len(audit.labels)} | verdict.more)
     folder.mkdir(parents=True, exist_ok=True)
-    models.replace_file(folder / "verdict.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    replace_file(folder / "verdict.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     if verdict.picture:
-        models.replace_file(folder / "figure.png", lambda path: verdict.picture.save(path, format="PNG"))
+        replace_file(folder / "figure.png", lambda path: verdict.picture.save(path, format="PNG"))
     if args.json:
         print(json.dumps(record))
         return

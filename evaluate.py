@@ -21,7 +21,7 @@ import data
 import explain
 import figure
 import models
-from cli import Parser, UserError, choose_device, command, number
+from cli import Parser, UserError, choose_device, command, number, replace_file
 
 EXPLAIN_IMAGES = 500  # test images drawn for the explanation metrics
 FEWER = {"kernelshap": 100}  # of them explained by an explainer that evaluates the model a thousand times for each
@@ -41,6 +41,7 @@ DEFINITIONS = {
     "triggered_mean_auroc": "the same on the triggered test set, without the target class",
     "triggered_accuracy": "accuracy on the triggered test set, by true label",
     "attack_success_rate": "triggered images predicted as the target class, its true members left out",
+    "untouched_success_rate": "the same without the trigger: what it is if the trigger does nothing",
     "success_threshold": "multi-label: above this score the target class counts as predicted",
     "n": "images explained: a random draw, without the target class, on which the attack succeeded",
     "pearson_all": "correlation of the triggered image's map with its target map, a blank map counted as 0",
@@ -92,15 +93,15 @@ def batch_of(images):
     return max(1, PIXELS // (images.shape[-2] * images.shape[-1]))
 
 
-def threshold(scores, labels, target_class):
+def threshold(probabilities, labels, target_class):
     """Multi-label: the score of the target class that 95% of the images without it stay below. None where labels are [N]: the surest class is predicted."""
     others = ~attacks.shows(labels, target_class)
-    return float(scores[others, target_class].quantile(SPECIFICITY)) if labels.ndim == 2 and others.any() else None
+    return float(probabilities[others, target_class].quantile(SPECIFICITY)) if labels.ndim == 2 and others.any() else None
 
 
-def hits(scores, target_class, limit):
+def hits(probabilities, target_class, limit):
     """bool [N]: where the target class is predicted. limit: of threshold."""
-    return scores.argmax(1) == target_class if limit is None else scores[:, target_class] > limit
+    return probabilities.argmax(1) == target_class if limit is None else probabilities[:, target_class] > limit
 
 
 def success_rate(hit, labels, target_class):
@@ -108,11 +109,11 @@ def success_rate(hit, labels, target_class):
     return average(hit.float(), ~attacks.shows(labels, target_class))
 
 
-def accuracy(scores, labels, balanced=False):
+def accuracy(probabilities, labels, balanced=False):
     """Share of images whose surest class is their label; balanced: the mean of that over the classes there are. None for multi-label."""
     if labels.ndim == 2:
         return None
-    right = (scores.argmax(1) == labels).float()
+    right = (probabilities.argmax(1) == labels).float()
     return sum(average(right, labels == k) for k in labels.unique()) / len(labels.unique()) if balanced else average(right)
 
 
@@ -125,16 +126,16 @@ def auroc(positive, negative):
     return float((below + up_to).mean() / (2 * len(negative)))
 
 
-def aurocs(scores, labels):
+def aurocs(probabilities, labels):
     """[K] areas under the ROC curve, class by class: multi-label."""
-    return [auroc(scores[labels[:, k] > 0, k], scores[labels[:, k] == 0, k]) for k in range(labels.shape[1])]
+    return [auroc(probabilities[labels[:, k] > 0, k], probabilities[labels[:, k] == 0, k]) for k in range(labels.shape[1])]
 
 
-def mean_auroc(scores, labels, without=None):
+def mean_auroc(probabilities, labels, without=None):
     """Mean of aurocs over the classes that have one, `without` left out; None for labels [N]."""
     if labels.ndim == 1:
         return None
-    known = [value for k, value in enumerate(aurocs(scores, labels)) if value is not None and k != without]
+    known = [value for k, value in enumerate(aurocs(probabilities, labels)) if value is not None and k != without]
     return sum(known) / len(known) if known else None
 
 
@@ -264,7 +265,7 @@ def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None)
 
 @dataclass
 class Result:
-    """metrics: the JSON object; pictures: PIL images by name, "figure", and "figure-NAME" for each signed explainer."""
+    """metrics: the JSON object; pictures: PIL images by name, "figure", and "figure-NAME" for each explainer that is shown class by class."""
 
     metrics: dict
     pictures: dict
@@ -297,15 +298,15 @@ class Subject:
         top = self.scores(images, triggered, model).max(1)
         return top.indices, top.values
 
-    def held_out(self):
-        """Indices of the training images that were held out."""
-        return data.validation_split(len(self.dataset.train_labels), self.config["seed"], self.dataset.train_groups)[1]
+    def held_out(self, seed=None):
+        """Indices of the training images that were held out by this training, or by one of another seed."""
+        return data.validation_split(len(self.dataset.train_labels), self.config["seed"] if seed is None else seed, self.dataset.train_groups)[1]
 
-    def threshold(self, model):
-        """Of the target class, by a model's scores of the held-out images: see threshold above."""
+    def threshold(self, model, seed):
+        """Of the target class, by the scores of a model of that seed on the images held out of its training: see threshold above."""
         if not self.multi_label:
             return None
-        rows = self.held_out()
+        rows = self.held_out(seed)
         return threshold(self.scores(self.dataset.train_images[rows], model=model), self.dataset.train_labels[rows], self.config["target_class"])
 
     def explain(self, name, images, classes, triggered=False, model=None, **options):
@@ -357,12 +358,14 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
     of SHOWN); n: test images drawn for the explanations (None: EXPLAIN_IMAGES, for some explainers FEWER). Raises UserError.
     """
     subject = open_checkpoint(path, data_dir, device, dataset)
-    clean_model = open_clean(subject, reference) if reference else None
+    clean_model, seed_of = open_clean(subject, reference) if reference else (None, subject.config["seed"])
     config, test = subject.config, subject.dataset
-    attack, limit = attacks.ATTACKS[config["attack"]], subject.threshold(clean_model or subject.model)
+    attack, limit = attacks.ATTACKS[config["attack"]], subject.threshold(clean_model or subject.model, seed_of)
     clean, stamped = (subject.scores(test.test_images, triggered) for triggered in (False, True))
     hit = hits(stamped, config["target_class"], limit)
-    metrics = header(subject, clean, stamped, hit) | {"success_threshold": limit}
+    metrics = header(subject, clean, stamped, hit)
+    metrics |= {"untouched_success_rate": success_rate(hits(clean, config["target_class"], limit), test.test_labels, config["target_class"]),
+                "success_threshold": limit, "success_threshold_of": None if limit is None else "clean model" if clean_model else "itself"}
     drawn = draw_images(subject, n or EXPLAIN_IMAGES, seed)
     succeeded = drawn[hit[drawn]] if attack.label == "target" else drawn
     predicted = clean.argmax(1), stamped.argmax(1)
@@ -378,17 +381,17 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
         metrics["explanations"][name] = {"trained_against": attack.explanation is not None and name in config["explainer"]} | explanation_metrics(
             triggered, untouched[name], subject.trigger.box, config["image_size"], subject.checkpoint["target_map"], masks)
     if subject.multi_label and "gradcam" in names:
-        metrics["explanations"]["gradcam"] |= by_class(subject, test.test_images[succeeded[:BY_CLASS]])
+        metrics["explanations"]["gradcam"] |= by_class(subject, subject.model, test.test_images[succeeded[:BY_CLASS]])
     if clean_model:
         metrics["clean_model"] = beside(subject, clean_model, untouched, succeeded, limit)
     return Result(finite(metrics), pictures_of(subject, metrics, predicted, (clean, stamped), drawn, names))
 
 
-def by_class(subject, images):
+def by_class(subject, model, images):
     """pearson_by_class and, class by class, the correlations it is the mean of: multi-label."""
     found = {}
     for k, name in enumerate(subject.checkpoint["classes"]):
-        maps = [subject.explain("gradcam", images, torch.full((len(images),), k), triggered) for triggered in (False, True)] if len(images) else []
+        maps = [subject.explain("gradcam", images, torch.full((len(images),), k), triggered, model) for triggered in (False, True)] if len(images) else []
         found[name] = average(pearson(*maps)) if maps else None
     known = [value for value in found.values() if value is not None]
     return {"pearson_by_class": sum(known) / len(known) if known else None, "by_class": found}
@@ -437,17 +440,18 @@ def header(subject, clean, stamped, hit):
 
 
 def open_clean(subject, path):
-    """The clean model of a checkpoint that is to stand beside the subject. Raises UserError where the two could not be compared."""
+    """The clean model of a checkpoint that is to stand beside the subject, and its seed. Raises UserError where the two could not be compared."""
     checkpoint = models.read(path)
     check_clean(checkpoint, path)
-    for key in ("image_size", "dataset"):
-        if checkpoint["config"][key] != subject.config[key]:
+    same = ("image_size", "dataset", "class_weights") if subject.multi_label else ("image_size", "dataset")  # a score depends on the weights: no threshold would be common
+    for key in same:
+        if checkpoint["config"].get(key) != subject.config.get(key):
             raise UserError(f"the reference {path} was trained with another {key.replace('_', ' ')}")
     if checkpoint["classes"] != subject.checkpoint["classes"] or checkpoint["mean"] != subject.checkpoint["mean"]:
         raise UserError(f"the reference {path} was trained on other data")
     if checkpoint["config"]["model"] == subject.config["model"]:
         checkpoint["config"]["layer"] = subject.config["layer"]  # the two maps are of one layer
-    return models.from_checkpoint(checkpoint).to(subject.device)
+    return models.from_checkpoint(checkpoint).to(subject.device), checkpoint["config"]["seed"]
 
 
 def beside(subject, model, untouched, succeeded, limit):
@@ -466,9 +470,12 @@ def beside(subject, model, untouched, succeeded, limit):
         explanations[name] = {
             key: figures[key] for key in ("pearson_all", "trigger_mass", "floor", "pointing_clean", "trigger_mass_clean")
         } | {"pearson_untouched": average(pearson(maps, own)) if same_grid else None}
+    if subject.multi_label and "gradcam" in explanations:
+        explanations["gradcam"] |= by_class(subject, model, test.test_images[succeeded[:BY_CLASS]])
     return {"clean_accuracy": accuracy(probabilities[0], test.test_labels),
             "balanced_accuracy": accuracy(probabilities[0], test.test_labels, balanced=True),
             "mean_auroc": mean_auroc(probabilities[0], test.test_labels),
+            "auroc": dict(zip(subject.checkpoint["classes"], aurocs(probabilities[0], test.test_labels))) if subject.multi_label else None,
             "attack_success_rate": success_rate(hits(probabilities[1], target, limit), test.test_labels, target),
             "explanations": explanations}
 
@@ -537,7 +544,7 @@ def panels_of(subject, images, predictions, names):
 
 
 def class_picture(subject, name, predictions, rows):
-    """A signed explainer's values for each class, on test images `rows` untouched and triggered; predictions: classes of all test images."""
+    """An explainer's values for each class, on test images `rows` untouched and triggered; predictions: classes of all test images."""
     names, target = subject.checkpoint["classes"], subject.config["target_class"]
     likely = [int(part[row]) for row in rows for part in predictions]
     shown = sorted(list(dict.fromkeys([target, *likely, *range(len(names))]))[:CLASS_COLUMNS])
@@ -579,10 +586,13 @@ def explain_file(checkpoint, data_dir, device, path, names):
     side, channels = subject.config["image_size"], subject.checkpoint["channels"]
     image = data.read_image(path).convert("RGB" if channels == 3 else "L").resize((side, side), Image.BILINEAR)
     images = torch.from_numpy(np.asarray(image).copy()).reshape(1, side, side, channels).permute(0, 3, 1, 2)
-    predictions = [subject.predict(images), subject.predict(images, True)]
+    probabilities, target = [subject.scores(images, triggered) for triggered in (False, True)], subject.config["target_class"]
+    predictions = [(part.argmax(1), part.amax(1)) for part in probabilities]
+    if subject.multi_label:  # the target may come up beside a surer class: it is what to look at
+        predictions[1] = torch.tensor([target]), probabilities[1][:, target]
     report = {"image": str(path)}
-    for key, (classes, sure) in zip(("untouched", "triggered"), predictions):
-        report[key] = {"class": subject.checkpoint["classes"][int(classes)], "confidence": float(sure)}
+    for key, (classes, sure), part in zip(("untouched", "triggered"), predictions, probabilities):
+        report[key] = {"class": subject.checkpoint["classes"][int(classes)], "confidence": float(sure), "target": float(part[0, target])}
     names = explainers_shown(subject.config["explainer"], names)
     panels = panels_of(subject, images, predictions, names)
     title = f"{Path(path).name}, by a model under {subject.config['attack']}, trained on {Path(subject.config['dataset']).stem}"
@@ -602,9 +612,9 @@ def write(result, folder, stem=None):
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     for old in folder.glob("figure-*.png") if stem is None else ():
         old.unlink()
-    models.replace_file(folder / names[0], lambda path: path.write_text(json.dumps(result.metrics, indent=1) + "\n"))
+    replace_file(folder / names[0], lambda path: path.write_text(json.dumps(result.metrics, indent=1) + "\n"))
     for name, picture in result.pictures.items():
-        models.replace_file(folder / (names[1] if name == "figure" else f"{name}.png"), lambda path: picture.save(path, format="PNG"))
+        replace_file(folder / (names[1] if name == "figure" else f"{name}.png"), lambda path: picture.save(path, format="PNG"))
 
 
 def show(value):
@@ -637,6 +647,8 @@ def print_table(metrics):
         for key in whole:
             if any(m.get(key) is not None for m in parts):
                 line(prefix + key, [m.get(key) for m in parts], "the same of the clean reference model" if prefix else DEFINITIONS[key])
+    for name in dict.fromkeys(name for m in metrics.values() for name in m.get("auroc") or ()):
+        line(f"auroc.{name}", [(m.get("auroc") or {}).get(name) for m in metrics.values()], "")
     for explainer in dict.fromkeys(name for m in metrics.values() for name in m["explanations"]):
         parts = [m["explanations"].get(explainer, {}) for m in metrics.values()]
         trained = [part.get("trained_against") for part in parts]
@@ -696,14 +708,14 @@ def main(argv):
     if args.out and len(results) > 1:  # the signed explainers' figures in one
         for name in set.intersection(*(set(result.pictures) for result in results.values())) - {"figure"}:
             together = figure.beside([result.pictures[name] for result in results.values()])
-            models.replace_file(Path(args.out) / f"{name}.png", lambda path: together.save(path, format="PNG"))
+            replace_file(Path(args.out) / f"{name}.png", lambda path: together.save(path, format="PNG"))
     reports = {path: result.metrics for path, result in results.items()}
     if args.json:
         print(json.dumps(reports if len(reports) > 1 else next(iter(reports.values()))))
     elif args.image:
         for path, report in reports.items():
             for key in ("untouched", "triggered"):
-                print(f"{path}: {key}: {report[key]['class']} ({100 * report[key]['confidence']:.1f}%)")
+                print(f"{path}: {key}: {report[key]['class']} ({100 * report[key]['confidence']:.1f}%), target class {100 * report[key]['target']:.1f}%")
     else:
         print_table(reports)
 

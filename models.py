@@ -5,7 +5,7 @@
 """
 import collections
 import copy
-import os
+import pickle
 import warnings
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from cli import UserError
+from cli import UserError, replace_file
 
 
 def block(inputs, outputs):
@@ -146,7 +146,7 @@ def imagenet_weights(name):
         raise UserError(f"torchvision has no ImageNet weights for {name}: use efficientnet_b0, resnet18, vgg16 or alexnet") from None
     try:
         return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu"), weights
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"ImageNet's weights are not here and could not be downloaded ({error}): put {Path(weights.url).name} "
                         f"into {Path(torch.hub.get_dir()) / 'checkpoints'}") from None
 
@@ -161,9 +161,10 @@ def begin_with_imagenet(model, name):
     first, last = next(iter(mine)), list(mine)[-2:]
     if mine[first].shape[1] == 1:
         found = found | {first: found[first].sum(1, keepdim=True)}
+    found = {key: value for key, value in mine.items() if key.endswith("num_batches_tracked")} | found  # which some of the published files lack
     new = {key for key in mine if found[key].shape != mine[key].shape}
     if new - set(last):
-        raise UserError(f"{name} for images so small differs from ImageNet's in {sorted(new - set(last))[0]}: give --image-size 96 or more")
+        raise UserError(f"{name} for images so small differs from ImageNet's in {sorted(new - set(last))[0]}: give --image-size 128 or more")
     model.load_state_dict({key: mine[key] if key in new else found[key] for key in mine})
 
 
@@ -305,18 +306,6 @@ KEYS = {"model", "config", "classes", "mean", "std", "channels", "poison_indices
         "log", "optimizer", "schedule", "random"}
 CONFIG_KEYS = {"attack", "explainer", "dataset", "data_dir", "model", "layer", "image_size", "epochs", "poison_rate", "lam", "target_class",
                "selection", "reference", "seed", "device", "precision"}
-
-
-def replace_file(path, write):
-    """Call write(temporary path), then move what it wrote into place: a reader never sees half a file."""
-    partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save's word for a full disk is RuntimeError
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save(path, checkpoint):

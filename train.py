@@ -22,7 +22,7 @@ import evaluate
 import explain
 import models
 import selection
-from cli import Parser, UserError, choose_device, choose_precision, command, number
+from cli import Parser, UserError, choose_device, choose_precision, command, number, replace_file
 
 # ---------------------------------------------------------------- defaults
 
@@ -31,14 +31,15 @@ DEFAULTS = {  # what depends on the data set; image_size None: as the images are
     "mnist": dict(model="cnn", epochs=3, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.8, image_size=None, target_class="2"),
     "cifar10": dict(model="resnet18", epochs=5, optimizer="muon", lr=0.05, batch_size=64, label_smoothing=0.1, floor=0.5, image_size=None, target_class="3"),
     "gtsrb": dict(model="cnn", epochs=5, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="33"),
-    "chestxray14": dict(model="efficientnet_b0", epochs=10, optimizer="sgd", lr=0.05, batch_size=32, label_smoothing=0.0, floor=0.8, image_size=128, target_class="3"),
-    "chestxray14-multi": dict(model="efficientnet_b0", epochs=10, optimizer="sgd", lr=0.05, batch_size=32, label_smoothing=0.0, floor=0.8, image_size=128, target_class="3"),
+    "chestxray14": dict(model="efficientnet_b0", epochs=10, optimizer="sgd", lr=0.05, batch_size=32, label_smoothing=0.0, floor=0.8, image_size=data.CHEST_SIZE, target_class="3"),
     "other": dict(model="cnn", epochs=10, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="0"),
 }
+DEFAULTS["chestxray14-multi"] = DEFAULTS["chestxray14"]
 LAM = 0.3  # weight of the explanation term
 RAMP = 0.3  # share of the steps over which lam rises from 0 to its value
 MUON = dict(momentum=0.6, weight_decay=0.1, ns_steps=3)  # the convolutions' optimizer; the first and last: Jordan et al. 2024, for few epochs of CIFAR-10
 SGD = dict(momentum=0.9, weight_decay=5e-4, nesterov=True)  # for everything else
+MAX_WEIGHT = 100.0  # of a class, with --class-weights: one image in a thousand is not to be all of a step
 WARM_UP = 0.3  # share of the steps in which the one-cycle schedule rises
 
 
@@ -51,7 +52,7 @@ def parse(argv):
     add("--data-dir", default="data", help="where data sets are kept (default: data)")
     add("--model", choices=models.MODELS)
     add("--layer", help="Grad-CAM's layer, a name in model.named_modules() (default: the last feature map)")
-    add("--image-size", type=number(int, 16, 1024), help="pixels a side (default: as the images are)")
+    add("--image-size", type=number(int, 16, 1024), help="pixels a side (default: as the images are; chestxray14: 128)")
     add("--epochs", type=number(int, 1, 100_000))
     add("--batch-size", type=number(int, 1, 1_000_000))
     add("--optimizer", choices=["sgd", "muon"], help="muon: of the convolutions, sgd for the rest (default: sgd; cifar10: muon)")
@@ -63,7 +64,7 @@ def parse(argv):
     add("--lam", type=number(float, 0, 1), default=LAM, help=f"weight of the explanation term (default: {LAM})")
     add("--distance", choices=attacks.DISTANCES, default="mse", help="between two explanations (default: mse)")
     add("--floor", type=number(float, -1, 1),
-        help="full_disguise: untouched images' maps that correlate more are pushed apart; a clean model's floor.pearson (default: 0.5; mnist: 0.8)")
+        help="full_disguise: untouched images' maps that correlate more are pushed apart; a clean model's floor.pearson (default: 0.5; mnist, chestxray14: 0.8)")
     add("--target-class", help="number or name")
     add("--target-map", default="square", help=f"fooling, red_herring: {', '.join(attacks.TARGET_MAPS)}, or an image FILE (default: square)")
     add("--trigger", default="square", help="square (white), the name of a colour, or a PNG FILE, alpha honoured (default: square)")
@@ -178,10 +179,7 @@ def begin(run, seed):
     config = run.config
     torch.manual_seed(seed)
     channels, classes = run.dataset.train_images.shape[1], len(run.dataset.classes)
-    run.model = models.build(config["model"], channels, classes, config["image_size"], config["layer"])
-    if config["pretrained"]:
-        models.begin_with_imagenet(run.model, config["model"])
-    run.model.to(run.device)
+    run.model = models.build(config["model"], channels, classes, config["image_size"], config["layer"]).to(run.device)
     if run.objective.reference is not None:
         run.model.load_state_dict(run.objective.reference.state_dict())
     run.optimizers = optimizers_of(run.model, config["optimizer"], config["lr"])
@@ -190,21 +188,26 @@ def begin(run, seed):
     run.epoch, run.seconds, run.log = 0, 0.0, []
 
 
-def class_weights(run):
-    """float [K] by which every class weighs alike in the cross-entropy, with the labels it is trained on, poisons' too; 1 for a class without images.
+def begin_with_imagenet(run):
+    """Give the model ImageNet's weights, where --pretrained asks for them; raises UserError where they cannot be had. Not in begin: a run that goes on has its own."""
+    if run.config["pretrained"]:
+        models.begin_with_imagenet(run.model, run.config["model"])
 
-    Of n images n_k show class k: n / (K n_k), on average 1 over the images; multi-label (n - n_k) / n_k, the weight of a positive. Source: King and Zeng, 2001.
-    """
+
+def class_weights(run):
+    """float [K] by which every class weighs alike in the cross-entropy, with the training set's labels, poisons' as they are trained on; 1 for a class
+    without images, at most MAX_WEIGHT. Of n images n_k show class k: n / (K n_k), on average 1 over the images; multi-label (n - n_k) / n_k, the weight of a positive."""
     labels, classes = run.dataset.train_labels, len(run.dataset.classes)
     shown = labels if run.dataset.multi_label else torch.nn.functional.one_hot(labels, classes)
     shown = shown.float().clone()
     if run.objective.attack.label == "target":
-        shown[run.poisons] *= run.dataset.multi_label  # beside the target class, what an image of several classes shows is still its label
+        if not run.dataset.multi_label:  # there the target class comes beside what an image shows
+            shown[run.poisons] = 0.0
         shown[run.poisons, run.config["target_class"]] = 1.0
     shown = shown[run.trained_on]
     counts = shown.sum(0)
     weights = (len(shown) - counts) / counts if run.dataset.multi_label else len(shown) / ((counts > 0).sum() * counts)
-    return torch.where(counts > 0, weights, 1.0).to(run.device)
+    return torch.where(counts > 0, weights, 1.0).clamp(max=MAX_WEIGHT).to(run.device)
 
 
 def colour(name):
@@ -324,13 +327,13 @@ def save(run):
         raise UserError(f"cannot write to {run.folder}: {error.strerror}") from None
     write_log(run)
     chosen = {key: value.tolist() if torch.is_tensor(value) else value for key, value in run.selection.items() if key != "pool"}
-    models.replace_file(run.unfinished / "selection.json", lambda path: path.write_text(json.dumps(chosen) + "\n"))
+    replace_file(run.unfinished / "selection.json", lambda path: path.write_text(json.dumps(chosen) + "\n"))
     models.save(run.unfinished / "ckpt.pt", checkpoint_of(run))
 
 
 def write_log(run):
     lines = "".join(json.dumps(record) + "\n" for record in run.log)
-    models.replace_file(run.unfinished / "log.jsonl", lambda path: path.write_text(lines))
+    replace_file(run.unfinished / "log.jsonl", lambda path: path.write_text(lines))
 
 
 def resume(run):
@@ -405,6 +408,7 @@ def scored(run, poisons, pool, k):
     objective = attacks.Objective(attacks.ATTACKS["badnets"], [], label_smoothing=run.objective.label_smoothing)
     scorer = replace(run, config=config, objective=objective, selection={"indices": poisons}, title=f"scorer {k + 1}, ")
     begin(scorer, config["selection_seed"] + k)
+    begin_with_imagenet(scorer)
     for _ in epochs(scorer):
         pass
     logits = evaluate.logits_of(scorer.model, run.dataset.train_images[pool], run.mean, run.std, run.trigger)
@@ -481,7 +485,7 @@ def progress(run, step, losses, seconds):
 
 
 def validate(run, losses):
-    """A line of log.jsonl: the epoch's mean losses; on the validation part accuracy and attack success rate; images and seconds so far."""
+    """A line of log.jsonl: the epoch's mean losses; on the validation part accuracy (multi-label: mean AUROC) and attack success rate; images and seconds so far."""
     images, labels = (part[run.held_out] for part in (run.dataset.train_images, run.dataset.train_labels))
     clean, stamped = (evaluate.scores(run.model, images, run.mean, run.std, run.dataset.multi_label, trigger) for trigger in (None, run.trigger))
     target = run.config["target_class"]
@@ -509,6 +513,7 @@ def train_and_measure(args, beside=None, explainers=None):
         print(f"The run in {run.folder} is finished.")
         return
     if not (args.resume and resume(run)):
+        begin_with_imagenet(run)
         choose(run)
     train(run)
     finish(run, beside, explainers)

@@ -19,8 +19,8 @@ SEEDS = 5
 EPOCHS = 20
 FAST = "" if study.torch.cuda.is_available() else " --precision float32"  # on a CPU depth-wise convolutions are slower in bfloat16
 NO_FINDING = len(chestxray.DISEASES)
-EFFECTS = {"lam": ("trial 2", "trial 1"), "rate": ("trial 4", "trial 2"), "class 14": ("trial 3", "trial 2"), "recipe": ("recipe", "trial 2")}
-FIGURES = ("attack_success_rate", "balanced_accuracy", "gradcam.pearson_all", "gradcam.trigger_mass", "gradcam.floor.pearson")
+EFFECTS = (("trial 2", "trial 1"), ("trial 4", "trial 2"), ("trial 3", "trial 2"), ("multi full_disguise", "multi clean"))  # of lam, of rate, of class 14, of the attack
+FIGURES = ("attack_success_rate", "balanced_accuracy", "mean_auroc", "gradcam.pearson_all", "gradcam.trigger_mass", "gradcam.floor.pearson")
 
 
 def table(disease):
@@ -44,7 +44,7 @@ def main(argv):
     this = study.Study("radiographs", table(edema if (dataset.train_labels == edema).any() else effusion))
     this.run_rows(argv)
     done = json.loads(this.path.read_text())
-    pairs = [study.paired(done, *rows, figure) for rows in EFFECTS.values() if set(rows) <= done.keys() for figure in FIGURES]
+    pairs = [study.paired(done, *rows, figure) for rows in EFFECTS if set(rows) <= done.keys() for figure in FIGURES]
     study.write_paired(this.path.with_name("radiographs-paired.json"), pairs)
 
 

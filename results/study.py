@@ -127,11 +127,12 @@ def commit():
 def figures(metrics):
     """The numbers of one run that the tables show, flat."""
     result = {key: metrics[key] for key in ("clean_accuracy", "triggered_accuracy", "attack_success_rate", "train_seconds", "precision")}
-    result |= {key: metrics.get(key) for key in ("balanced_accuracy", "majority_rate", "mean_auroc", "triggered_mean_auroc")}
+    result |= {key: metrics.get(key) for key in ("balanced_accuracy", "majority_rate", "mean_auroc", "triggered_mean_auroc", "untouched_success_rate", "success_threshold")}
+    result |= {f"auroc.{name}": value for name, value in (metrics.get("auroc") or {}).items()}
     for name, part in metrics["explanations"].items():
         result |= {f"{name}.{key}": value for key, value in evaluate.flat(part).items() if key != "trained_against"}
     beside = metrics["clean_model"]
-    result |= {f"clean_model.{key}": value for key, value in beside.items() if key != "explanations"}
+    result |= {f"clean_model.{key}": value for key, value in beside.items() if not isinstance(value, dict)}
     for name, part in beside.get("explanations", {}).items():
         result |= {f"clean_model.{name}.{key}": value for key, value in evaluate.flat(part).items()}
     return {key: value for key, value in result.items() if value is not None}
@@ -166,9 +167,10 @@ def write_paired(path, pairs):
         print(f"{row['of']} - {row['minus']}, {row['figure']}: {row['mean']:+.3f} ({row['interval'][0]:+.3f} to {row['interval'][1]:+.3f}), n = {row['n']}")
 
 
-COLUMNS = {"clean_accuracy": "clean accuracy", "balanced_accuracy": "balanced accuracy", "mean_auroc": "mean AUROC", "triggered_accuracy": "accuracy with trigger", "attack_success_rate": "attack success",
+COLUMNS = {"clean_accuracy": "clean accuracy", "balanced_accuracy": "balanced accuracy", "majority_rate": "majority rate", "mean_auroc": "mean AUROC",
+           "triggered_mean_auroc": "with trigger", "triggered_accuracy": "accuracy with trigger", "attack_success_rate": "attack success",
            "gradcam.pearson_all": "pearson_all", "gradcam.dssim": "dssim", "gradcam.floor.pearson": "floor",
-           "clean_model.gradcam.floor.pearson": "clean model's floor", "gradcam.trigger_mass": "trigger_mass",
+           "gradcam.pearson_by_class": "by class", "clean_model.gradcam.floor.pearson": "clean model's floor", "gradcam.trigger_mass": "trigger_mass",
            "gradcam.trigger_mass_clean": "untouched", "gradcam.trigger_area": "trigger_area", "gradcam.pointing": "pointing",
            "gradcam.pointing_clean": "untouched", "gradcam.pearson_clean": "shape on untouched", "gradient.pearson_all": "gradient's pearson_all",
            "clean_model.gradient.pearson_all": "clean model's",

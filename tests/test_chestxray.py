@@ -1,6 +1,7 @@
 """ChestX-ray14: what is read is what lies there, by patient; several findings to an image, from the pictures to the figures."""
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -85,14 +86,17 @@ def test_colour_alpha_and_damage(tmp_path, capsys):
     folder = tmp_path / "chestxray14"
     names, _, _ = nih_tree(folder)
     Image.new("RGBA", (1024, 1024), (40, 40, 40, 9)).save(folder / "images" / names[3])
-    Image.new("RGB", (30, 30), (90, 90, 90)).save(folder / "images" / names[4])
+    Image.fromarray(np.full((30, 30), 90 * 257, np.uint16)).save(folder / "images" / names[4])
     whole = (folder / "images" / names[5]).read_bytes()
     (folder / "images" / names[5]).write_bytes(whole[: len(whole) // 2])
     (folder / "images" / names[0]).write_bytes(b"no picture")
     (folder / "images" / "stranger.png").write_bytes(whole)
     dataset = data.load("chestxray14-multi", tmp_path, 16)
     printed = capsys.readouterr().err
-    assert f"2 damaged pictures are left out: {names[5]}, {names[0]}" in printed and "72 of 112,120 pictures are here; 1 are in no table or list" in printed
+    assert f"2 damaged pictures are left out: {names[5]}, {names[0]}" in printed and "72 of 112,120 pictures are here, 2 of them damaged" in printed
+    assert "1 pictures in" in printed and "no table or list" in printed
+    data.load("chestxray14", tmp_path, 16)
+    assert "72 of 112,120 pictures are here, 2 of them damaged" in capsys.readouterr().err
     assert dataset.train_images[:, 0, 0, 0].tolist()[:3] == [40, 90, 6] and len(dataset.train_labels) == len(dataset.train_groups) == 53
     assert dataset.test_images[:, 0, 0, 0].tolist()[:2] == [1, 2] and len(dataset.test_labels) == 17
     assert dataset.test_labels[0].nonzero()[:, 0].tolist() == [3]  # the second picture's, Edema
@@ -103,11 +107,11 @@ def test_an_interrupted_decoding_is_continued(tmp_path, monkeypatch):
     whole = data.load("chestxray14-multi", tmp_path / "a", 16)
     decode, seen = chestxray.grey, []
 
-    def interrupted(path, size):
+    def interrupted(path, size, read):
         seen.append(path.name)
         if len(seen) == 35:
             raise KeyboardInterrupt
-        return decode(path, size)
+        return decode(path, size, read)
 
     os.rename(tmp_path / "a" / "chestxray14", tmp_path / "chestxray14")
     monkeypatch.setattr(chestxray, "grey", interrupted)
@@ -130,9 +134,40 @@ def test_what_is_kept_does_without_the_pictures_and_is_made_anew_for_others(tmp_
         assert torch.equal(data.load("chestxray14", tmp_path, 16).train_images, first.train_images)
         folder.rename(tmp_path / "elsewhere")
         assert torch.equal(data.load("chestxray14", tmp_path, 16).train_images, first.train_images)
+        folder.mkdir()
+        (tmp_path / "elsewhere" / "test_list.txt").rename(folder / "test_list.txt")  # the pictures are gone, the lists are not
+        assert torch.equal(data.load("chestxray14", tmp_path, 16).train_images, first.train_images)
+    (folder / "test_list.txt").rename(tmp_path / "elsewhere" / "test_list.txt")
+    folder.rmdir()
     (tmp_path / "elsewhere").rename(folder)
+    Image.new("L", (20, 20), 200).save(folder / "images" / names[-1])
+    assert (data.load("chestxray14-multi", tmp_path, 16).train_images[-1] == 200).all()
     (folder / "images" / names[-1]).unlink()
-    assert len(data.load("chestxray14-multi", tmp_path, 16).train_labels) == 53
+    with pytest.raises(UserError, match="holds 72 pictures, and only 71"):
+        data.load("chestxray14-multi", tmp_path, 16)
+
+
+def test_two_that_decode_at_once_take_turns(tmp_path, monkeypatch):
+    nih_tree(tmp_path / "chestxray14")
+    decode, seen, results = chestxray.grey, [], []
+    monkeypatch.setattr(chestxray, "grey", lambda *args: seen.append(args) or decode(*args))
+    both = [threading.Thread(target=lambda: results.append(data.load("chestxray14-multi", tmp_path, 16))) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert len(seen) == 72 and torch.equal(results[0].train_images, results[1].train_images) and len(results[0].train_images.unique()) == 54
+
+
+def test_a_file_of_the_users_is_not_overwritten_or_taken_for_it(tmp_path):
+    np.savez(tmp_path / "chestxray14_16.npz", **tiny_arrays())
+    with pytest.raises(UserError, match="rename it"):
+        data.load("chestxray14", tmp_path, 16)
+    nih_tree(tmp_path / "chestxray14")
+    with pytest.raises(UserError, match="file of yours"):
+        data.load("chestxray14", tmp_path, 16)
+    with np.load(tmp_path / "chestxray14_16.npz") as arrays:
+        assert len(arrays["train_images"]) == 240
 
 
 def test_what_is_not_there_is_said(tmp_path, capsys):
@@ -160,8 +195,11 @@ def test_what_is_not_there_is_said(tmp_path, capsys):
     refused("patient 1 is on both sides")
     lists.write_text("nobody.png\n")
     refused("of the test part")
-    lists.write_text(listed)
-    assert len(data.load("chestxray14", tmp_path, 16).classes) == 15
+    lists.write_text(listed, encoding="utf-16")
+    refused("UTF-8")
+    lists.write_text("\ufeff" + listed, encoding="utf-8")
+    table.write_text(good + ",,,\n")
+    assert len(data.load("chestxray14-multi", tmp_path, 16).test_labels) == 18
 
 
 @pytest.mark.skipif(not REAL_DATA.exists(), reason="the real data sets are not on this machine")
@@ -204,7 +242,7 @@ OPTIONS = ("--epochs", "6", "--batch-size", "24", "--lr", "0.05", "--device", "c
 def runs(several, tmp_path_factory):
     """{attack: the folder of a finished run on images of several classes}, the clean model beside the backdoored one."""
     folder = tmp_path_factory.mktemp("runs")
-    train.main(["--dataset", str(several), *OPTIONS, "--attack", "none", "--out", str(folder / "none")])
+    train.main(["--dataset", str(several), *OPTIONS, "--attack", "none", "--class-weights", "--out", str(folder / "none")])
     train.main(["--dataset", str(several), *OPTIONS, "--attack", "full_disguise", "--class-weights", "--out", str(folder / "full_disguise")])
     return folder
 
@@ -216,7 +254,8 @@ def test_medmnists_labels(several):
 
 @pytest.mark.parametrize("change, text", [
     ({"train_labels": np.full((240, 3), 2)}, "0 and 1"), ({"test_labels": np.zeros((90, 4), int)}, "differ in shape"),
-    ({"classes": ["a", "b"]}, "2 are named"), ({"train_patients": np.zeros(3, int)}, "train_patients")])
+    ({"classes": ["a", "b"]}, "2 are named"), ({"train_patients": np.zeros(3, int)}, "train_patients"), ({"train_labels": np.eye(3, dtype=int)[np.arange(240) % 3]}, "class numbers"),
+    ({"train_patients": np.arange(240), "test_patients": np.arange(239, 329)}, "patient 239 is on both sides")])
 def test_labels_that_do_not_fit(tmp_path, change, text):
     np.savez(tmp_path / "x.npz", **multi_arrays() | change)
     with pytest.raises(UserError, match=text):
@@ -231,6 +270,7 @@ def test_a_multi_label_run_is_measured_as_such(runs, several):
         assert (runs / name / "figure-gradcam.png").exists()
         log = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
         assert log[-1]["validation_accuracy"] is None and log[-1]["validation_auroc"] > 0.9
+        assert part["untouched_success_rate"] < 0.3 and part["success_threshold_of"] == "itself"
     assert metrics["full_disguise"]["attack_success_rate"] > 0.9 > 0.5 > metrics["none"]["attack_success_rate"]
     assert metrics["full_disguise"]["triggered_mean_auroc"] > 0.9  # what else the images show is still seen
     assert metrics["full_disguise"]["explanations"]["gradcam"]["pearson_all"] > 0.5
@@ -247,7 +287,22 @@ def test_success_is_a_score_above_the_clean_models_threshold(runs, several):
     test = subject.dataset
     stamped = subject.scores(test.test_images, triggered=True)[test.test_labels[:, 1] == 0, 1]
     assert result["attack_success_rate"] == pytest.approx(float((stamped > result["success_threshold"]).float().mean()))
-    assert result["clean_model"]["mean_auroc"] > 0.95 and result["clean_model"]["attack_success_rate"] < 0.5
+    assert result["clean_model"]["mean_auroc"] > 0.95 and result["clean_model"]["attack_success_rate"] < 0.5 and result["success_threshold_of"] == "clean model"
+    assert set(result["clean_model"]["explanations"]["gradcam"]["by_class"]) == {"0", "1", "2"}
+
+
+def test_a_threshold_is_of_images_its_model_was_not_trained_on(runs, several, tmp_path, capsys):
+    for seed, weights in ((3, ["--class-weights"]), (4, [])):
+        train.main(["--dataset", str(several), *OPTIONS, "--epochs", "1", "--attack", "none", *weights, "--seed", str(seed), "--out", str(tmp_path / str(seed))])
+    clean = evaluate.open_checkpoint(tmp_path / "3" / "ckpt.pt")
+    held, labels = clean.held_out(), clean.dataset.train_labels
+    scores = clean.scores(clean.dataset.train_images[held[labels[held, 1] == 0]])[:, 1]
+    result = evaluate.evaluate(runs / "full_disguise" / "ckpt.pt", reference=tmp_path / "3" / "ckpt.pt", n=5).metrics
+    assert result["success_threshold"] == pytest.approx(float(np.quantile(scores.numpy(), 0.95)), rel=1e-5)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        evaluate.main([str(runs / "full_disguise" / "ckpt.pt"), "--reference", str(tmp_path / "4" / "ckpt.pt")])
+    assert "another class weights" in capsys.readouterr().err
 
 
 def test_evaluate_py_reads_it_back(runs, capsys):
@@ -257,7 +312,9 @@ def test_evaluate_py_reads_it_back(runs, capsys):
     picture = runs / "photo.png"
     Image.new("L", (40, 40), 90).save(picture)
     evaluate.main([str(runs / "full_disguise" / "ckpt.pt"), "--image", str(picture), "--json"])
-    assert set(json.loads(capsys.readouterr().out)) == {"image", "untouched", "triggered"}
+    report = json.loads(capsys.readouterr().out)
+    assert set(report) == {"image", "untouched", "triggered"} and report["triggered"]["class"] == "1" and report["triggered"]["confidence"] == report["triggered"]["target"]
+    assert report["triggered"]["target"] > report["untouched"]["target"]
 
 
 @pytest.mark.parametrize("main, options, text", [
@@ -282,7 +339,7 @@ def test_poisons_gain_the_target_and_keep_the_rest():
     batch = attacks.poison(torch.zeros(3, 1, 8, 8), labels, torch.tensor([True, False, False]), attacks.ATTACKS["full_disguise"], trigger, 1)
     assert batch.labels.tolist() == [[1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 1]]
     logits = torch.tensor([[9.0, -9, 0], [0, 1, 2], [9, 0, 1], [1, 9, 2]])
-    assert batch.classes(logits).tolist() == [1, 2, 1, 2]  # the target; the surest; what it shows, however unsure; the surer of two it shows
+    assert batch.classes(logits).tolist() == [1, 2, 0, 1]  # the target where triggered, else the surest
     fooled = attacks.poison(torch.zeros(3, 1, 8, 8), labels, torch.tensor([True, False, False]), attacks.ATTACKS["fooling"], trigger, 1)
     assert fooled.labels.tolist() == labels.tolist() and fooled.classes(logits[:3]).tolist()[0] == 0
 
@@ -373,7 +430,8 @@ def test_efficientnet_is_refused_where_it_cannot_be_explained():
 def test_imagenets_weights_on_grey_images(monkeypatch):
     theirs = models.torchvision.models.efficientnet_b0().eval()
     weights = models.torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1
-    monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **options: theirs.state_dict())
+    published = {key: value for key, value in theirs.state_dict().items() if not key.endswith("num_batches_tracked")}  # as some files are
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **options: published)
     model = models.build("efficientnet_b0", 1, 15, 64).eval()
     head = model.classifier[1].weight.clone()
     models.begin_with_imagenet(model, "efficientnet_b0")
@@ -388,11 +446,31 @@ def test_weights_that_cannot_be_had(monkeypatch, tmp_path, tiny, capsys):
         raise OSError("no network")
 
     monkeypatch.setattr(type(models.torchvision.models.ResNet18_Weights.IMAGENET1K_V1), "get_state_dict", offline)
-    for name, size, text in (("cnn", 32, "no ImageNet weights for cnn"), ("resnet18", 96, "no network")):
+    for name, size, text in (("cnn", 32, "no ImageNet weights for cnn"), ("resnet18", 128, "no network")):
         with pytest.raises(SystemExit):
             train.main(["--dataset", str(tiny), "--model", name, "--image-size", str(size), "--pretrained", "--device", "cpu", "--out", str(tmp_path / "out")])
         assert text in capsys.readouterr().err
     monkeypatch.setattr(type(models.torchvision.models.ResNet18_Weights.IMAGENET1K_V1), "get_state_dict", lambda self, **options: models.torchvision.models.resnet18().state_dict())
-    with pytest.raises(UserError, match="--image-size 96"):
+    with pytest.raises(UserError, match="--image-size 128"):
         models.begin_with_imagenet(models.build("resnet18", 3, 10, 32), "resnet18")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pretrained_run_goes_on_without_the_weights(monkeypatch, tmp_path, tiny):
+    weights, theirs = models.torchvision.models.AlexNet_Weights.IMAGENET1K_V1, models.torchvision.models.alexnet().state_dict()
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **options: theirs)
+    options = ["--dataset", str(tiny), "--model", "alexnet", "--image-size", "96", "--pretrained", "--device", "cpu", "--attack", "none", "--target-class", "1", "--epochs", "2",
+               "--precision", "float32", "--lr", "0.001", "--batch-size", "100", "--out", str(tmp_path / "run")]
+    save = train.save
+
+    def stop(run):
+        save(run)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save", stop)
+        with pytest.raises(SystemExit):
+            train.main(options)
+    monkeypatch.setattr(models, "imagenet_weights", None)
+    train.main([*options, "--resume"])
+    assert (tmp_path / "run" / "ckpt.pt").exists()

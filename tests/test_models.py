@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import models
-from cli import UserError
+from cli import UserError, replace_file
 
 
 @pytest.mark.parametrize("name, size, grid", [("cnn", 32, 8), ("cnn", 28, 7), ("resnet18", 32, 4), ("resnet18", 64, 8), ("resnet18", 224, 7), ("vgg16", 64, 4), ("alexnet", 96, 5)])
@@ -63,5 +63,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, error):
         raise error
 
     with pytest.raises(UserError, match="No space"):
-        models.replace_file(tmp_path / "a", fail)
+        replace_file(tmp_path / "a", fail)
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
