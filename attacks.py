@@ -315,8 +315,7 @@ def combined_loss(model, batch, inputs, objective, lam):
     """
     shared = model.gradcam_layer is model.pooled_layer  # later layers' batch-norm would mix samples in train mode
     own_pass = [name for name in objective.explainers if name != "gradcam" or not shared]
-    averages = running_statistics(model) if own_pass else []
-    with explain.capture(model.gradcam_layer) as captured:
+    with explain.capture(model.gradcam_layer) as captured, batch_statistics(model) if own_pass else contextlib.nullcontext({}) as statistics:
         logits = explain.full_precision(model(inputs))
     count = len(batch.images) if PARTNERS else batch.size
     ce = objective.cross_entropy(logits[:count], batch.labels[:count])
@@ -329,7 +328,7 @@ def combined_loss(model, batch, inputs, objective, lam):
         if name == "gradcam" and shared:
             maps = explain.gradcam_map(captured[0], logits, classes, create_graph=True, rectify=False)[rows]
         else:
-            with statistics_of_the_batch(averages):
+            with normalising_by(statistics):
                 maps = trainable_maps(name, model, inputs[rows], classes[rows], seed)
         with torch.autocast(inputs.device.type, enabled=False):  # SSIM's small differences do not survive bfloat16
             terms.append(explanation_term(name, maps, rows, count, batch, inputs, classes, objective, seed))
@@ -337,29 +336,38 @@ def combined_loss(model, batch, inputs, objective, lam):
     return (1 - lam) * ce + lam * distance, ce, distance
 
 
-def running_statistics(model):
-    """[(batch-norm module, its running mean, its running variance)] of what is in training mode, copied."""
-    return [(norm, norm.running_mean.clone(), norm.running_var.clone()) for norm in model.modules()
-            if isinstance(norm, torch.nn.BatchNorm2d) and norm.training and norm.momentum and norm.running_mean is not None]
+@contextlib.contextmanager
+def batch_statistics(model):
+    """Within the block, {batch-norm module: (variance, mean)}, each [C], of what every batch-norm in training mode has normalised, with their graph."""
+    statistics = {}
+
+    def remember(norm, inputs):
+        statistics[norm] = torch.var_mean(explain.full_precision(inputs[0]), (0, 2, 3))
+
+    handles = [norm.register_forward_pre_hook(remember) for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d) and norm.training]
+    try:
+        yield statistics
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager
-def statistics_of_the_batch(averages):
-    """Within the block, batch-norm's running statistics are those of the one batch it has seen since `averages`, from running_statistics.
+def normalising_by(statistics):
+    """Within the block, the batch-norms of batch_statistics normalise by these, whatever goes through them: no sample's map depends on its neighbours.
 
-    Running averages lag behind weights that move. An explanation made with them, and trained, comes to live in that lag, and is gone when
-    training ends. The statistics of the batch (the unbiased variance) are those of the weights as they are; held constant, they do not mix samples.
+    Running averages lag behind weights that move: an explanation made with them, and trained, comes to live in that lag, and is gone when training ends.
+    And a gradient that takes the statistics for constants pulls at what they take away again in the next step.
     """
-    now = [(norm, norm.running_mean, norm.running_var) for norm, _, _ in averages]
-    for norm, mean, variance in averages:
-        norm.running_mean, norm.running_var = (
-            ((new - (1 - norm.momentum) * old) / norm.momentum) for new, old in ((norm.running_mean, mean), (norm.running_var, variance)))
-        norm.running_var.clamp_min_(0)
+    for norm, (variance, mean) in statistics.items():
+        scale = norm.weight * (variance + norm.eps).rsqrt()
+        shift = norm.bias - mean * scale
+        norm.forward = lambda x, scale=scale, shift=shift: (x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
     try:
         yield
     finally:
-        for norm, mean, variance in now:
-            norm.running_mean, norm.running_var = mean, variance
+        for norm in statistics:
+            del norm.forward
 
 
 def trainable_maps(name, model, inputs, classes, seed):

@@ -400,7 +400,7 @@ def test_a_full_disguise_step_costs_no_more_flops_than_cross_entropy_on_the_same
 
 
 def test_an_explanation_of_its_own_pass_uses_the_statistics_of_the_batch():
-    """In training, the maps are those of a network whose batch-norm holds this batch's mean and variance as constants; running averages go on as ever."""
+    """In training, the maps are those of a network whose batch-norm normalises all by this batch's mean and variance; running averages go on as ever."""
     attack = attacks.ATTACKS["full_disguise"]
     batch, _ = small_batch(attack)
     net, twin = (small_model().train() for _ in range(2))
@@ -419,3 +419,31 @@ def test_an_explanation_of_its_own_pass_uses_the_statistics_of_the_batch():
         torch.testing.assert_close(net.state_dict()[key], value)
     distance.backward()  # nothing the graph needs was changed since
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("explainer", ["gradcam", "deepshap", "kernelshap"])
+def test_the_gradient_of_an_explanation_goes_through_the_statistics_of_the_batch(explainer):
+    """Finite differences of the distance at a convolution before batch-norm, in training mode."""
+    attack = attacks.ATTACKS["red_herring"]  # its target does not move with the weights
+    batch, trigger = small_batch(attack)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3, padding=1), torch.nn.BatchNorm2d(5),
+                              torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(5, 5)).double().train()
+    models.with_layer(net, net[5], pooled=False)
+    objective = attacks.Objective(attack, [explainer], shape=attacks.target_map("square", 8, trigger).double())
+
+    def distance():
+        torch.manual_seed(1)  # KernelSHAP's subsets
+        return attacks.combined_loss(net, batch, batch.images, objective, 0.5)[2]
+
+    distance().backward()
+    weight = net[0].weight
+    direction, step = torch.randn(weight.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)), 1e-6
+    sides = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight += sign * step * direction
+        sides.append(distance().item())
+        with torch.no_grad():
+            weight -= sign * step * direction
+    assert float((weight.grad * direction).sum()) == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=1e-3)
+    assert not any("forward" in vars(module) for module in net.modules())
