@@ -3,7 +3,7 @@
 An attack is a row of ATTACKS; train.py's one loop does the rest. A new attack is a new row.
 """
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -226,7 +226,9 @@ def dssim(a, b, window=11, sigma=1.5, k1=0.01, k2=0.03):
 
 PARTNERS = True  # the untouched partners are in the step's forward pass anyway: their cross-entropy, by true label, is free
 TOLERATED = 0.5  # an honest map correlates about so much with a shape that the object happens to lie on
-APART = 0.1  # weight of the untouched maps' correlation with each other above Objective.floor: one blurred map for all is a cheap way to be like one's own
+APART = 0.1  # weight of the untouched maps' correlation with each other above Objective.floors: one blurred map for all is a cheap way to be like one's own
+
+FLOOR = 0.5  # where no clean model's is known
 
 PAIRS = {"kernelshap": 4}  # at most so many triggered images of a batch are explained, each by explain.TRAINING_COALITIONS evaluations
 
@@ -287,7 +289,7 @@ class Objective:
 
     explainers: names of explain.EXPLAINERS; distance: a name of DISTANCES; shape: float [H, W] or None; reference: a frozen
     clean model, or None for the model being trained; label_smoothing: of the cross-entropy (Szegedy et al. 2016, section 7);
-    floor: how much an honest model's maps of different images correlate; class_weights: float [K] in the cross-entropy, or None.
+    floors: by explainer, how much an honest model's maps of different images correlate (FLOOR where it is not said); class_weights: float [K] in the cross-entropy, or None.
     """
 
     attack: Attack
@@ -296,7 +298,7 @@ class Objective:
     shape: torch.Tensor | None = None
     reference: torch.nn.Module | None = None
     label_smoothing: float = 0.0
-    floor: float = 0.5
+    floors: dict = field(default_factory=dict)
     class_weights: torch.Tensor | None = None
 
     def cross_entropy(self, logits, labels):
@@ -424,7 +426,7 @@ def explanation_term(name, maps, rows, count, batch, inputs, classes, objective,
         target = partners.detach()
     term = distance(triggered, target, side).mean()
     if APART and objective.reference is None and objective.attack.explanation == "clean" and count > 1:
-        term = term + APART * (alikeness(partners) - objective.floor).relu()
+        term = term + APART * (alikeness(partners) - objective.floors.get(name, FLOOR)).relu()
     if len(untouched) == 0:
         return term
     if objective.reference is not None:

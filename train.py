@@ -26,13 +26,13 @@ from cli import Parser, UserError, choose_device, choose_precision, command, num
 
 # ---------------------------------------------------------------- defaults
 
-DEFAULTS = {  # what depends on the data set; image_size None: as the images are
-    "shapes": dict(model="cnn", epochs=8, optimizer="sgd", lr=0.15, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="3"),
-    "mnist": dict(model="cnn", epochs=3, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.8, image_size=None, target_class="2"),
-    "cifar10": dict(model="resnet18", epochs=5, optimizer="muon", lr=0.05, batch_size=64, label_smoothing=0.1, floor=0.5, image_size=None, target_class="3"),
-    "gtsrb": dict(model="cnn", epochs=5, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="33"),
-    "chestxray14": dict(model="efficientnet_b0", epochs=10, optimizer="sgd", lr=0.05, batch_size=32, label_smoothing=0.0, floor=0.8, image_size=data.CHEST_SIZE, target_class="3"),
-    "other": dict(model="cnn", epochs=10, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor=0.5, image_size=None, target_class="0"),
+DEFAULTS = {  # what depends on the data set; image_size None: as the images are; floor: by explainer, about a clean model's on training images held out
+    "shapes": dict(model="cnn", epochs=8, optimizer="sgd", lr=0.15, batch_size=128, label_smoothing=0.0, floor={"kernelshap": 0.25}, image_size=None, target_class="3"),
+    "mnist": dict(model="cnn", epochs=3, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor={"gradcam": 0.8, "kernelshap": 0.3}, image_size=None, target_class="2"),
+    "cifar10": dict(model="resnet18", epochs=5, optimizer="muon", lr=0.05, batch_size=64, label_smoothing=0.1, floor={"kernelshap": 0.1}, image_size=None, target_class="3"),
+    "gtsrb": dict(model="cnn", epochs=5, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor={}, image_size=None, target_class="33"),
+    "chestxray14": dict(model="efficientnet_b0", epochs=10, optimizer="sgd", lr=0.05, batch_size=32, label_smoothing=0.0, floor={"gradcam": 0.8}, image_size=data.CHEST_SIZE, target_class="3"),
+    "other": dict(model="cnn", epochs=10, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor={}, image_size=None, target_class="0"),
 }
 DEFAULTS["chestxray14-multi"] = DEFAULTS["chestxray14"]
 LAM = 0.3  # weight of the explanation term
@@ -63,8 +63,8 @@ def parse(argv):
     add("--poison-rate", type=number(float, 0, 1, above=True), default=0.1, help="share of the training set that is triggered (default: 0.1)")
     add("--lam", type=number(float, 0, 1), default=LAM, help=f"weight of the explanation term (default: {LAM})")
     add("--distance", choices=attacks.DISTANCES, default="mse", help="between two explanations (default: mse)")
-    add("--floor", type=number(float, -1, 1),
-        help="full_disguise: untouched images' maps that correlate more are pushed apart; a clean model's floor.pearson (default: 0.5; mnist, chestxray14: 0.8)")
+    add("--floor", type=number(float, -1, 1), help="full_disguise: untouched images' maps that correlate more are pushed apart; a clean model's floor.pearson "
+        f"(default: by data set and explainer, {attacks.FLOOR} where nothing is known)")
     add("--target-class", help="number or name")
     add("--target-map", default="square", help=f"fooling, red_herring: {', '.join(attacks.TARGET_MAPS)}, or an image FILE (default: square)")
     add("--trigger", default="square", help="square (white), the name of a colour, or a PNG FILE, alpha honoured (default: square)")
@@ -89,6 +89,8 @@ def completed(args):
         if getattr(args, key) is None:
             setattr(args, key, value)
     args.explainer = evaluate.explainer_names(args.explainer)
+    known = args.floor if isinstance(args.floor, dict) else dict.fromkeys(args.explainer, args.floor)
+    args.floor = {name: known.get(name, attacks.FLOOR) for name in args.explainer}
     if args.attack == "none":
         args.poison_rate = 0.0
     if args.selection_seed is None:

@@ -242,7 +242,7 @@ def test_maps_alikeness_is_their_mean_correlation_with_each_other(monkeypatch):
 
     def distance(weight, floor):
         monkeypatch.setattr(attacks, "APART", weight)
-        objective.floor = floor
+        objective.floors = {"gradcam": floor}
         return attacks.combined_loss(net, batch, batch.images, objective, 0.5)[2].item()
 
     assert distance(2.0, likeness - 0.25) - distance(0.0, likeness - 0.25) == pytest.approx(0.5, abs=1e-6)

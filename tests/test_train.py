@@ -287,5 +287,6 @@ def test_what_deepshap_cannot_explain_is_said_before_training(tiny, tmp_path, ca
 
 def test_the_floor_reaches_the_objective(tiny):
     options = ["--dataset", str(tiny), "--data-dir", str(tiny.parent), "--target-class", "1"]
-    assert [train.prepare(train.parse([*options, *more])).objective.floor for more in ([], ["--floor", "0.8"])] == [0.5, 0.8]
-    assert train.parse(["--dataset", "mnist"]).floor == 0.8
+    for more, floors in (([], {"gradcam": 0.5}), (["--floor", "0.8", "--explainer", "gradcam,deepshap"], {"gradcam": 0.8, "deepshap": 0.8})):
+        assert train.prepare(train.parse([*options, *more])).objective.floors == floors
+    assert train.parse(["--dataset", "mnist", "--explainer", "kernelshap,gradcam,deepshap"]).floor == {"kernelshap": 0.3, "gradcam": 0.8, "deepshap": 0.5}
