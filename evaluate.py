@@ -9,7 +9,7 @@ Always in float32.
 """
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -289,27 +289,25 @@ class Subject:
     def multi_label(self):
         return self.config.get("multi_label", False)
 
-    def scores(self, images, triggered=False, model=None):
+    def scores(self, images, triggered=False):
         """Probabilities float [N, K], on the CPU, for uint8 images."""
-        return scores(model or self.model, images, self.checkpoint["mean"], self.checkpoint["std"], self.multi_label, self.trigger if triggered else None)
+        return scores(self.model, images, self.checkpoint["mean"], self.checkpoint["std"], self.multi_label, self.trigger if triggered else None)
 
-    def predict(self, images, triggered=False, model=None):
+    def predict(self, images, triggered=False):
         """The surest class int64 [N] and its probability, on the CPU, for uint8 images."""
-        top = self.scores(images, triggered, model).max(1)
+        top = self.scores(images, triggered).max(1)
         return top.indices, top.values
 
-    def held_out(self, seed=None):
-        """Indices of the training images that were held out by this training, or by one of another seed."""
-        return data.validation_split(len(self.dataset.train_labels), self.config["seed"] if seed is None else seed, self.dataset.train_groups)[1]
+    def held_out(self):
+        """Indices of the training images that were held out of its training."""
+        return data.validation_split(len(self.dataset.train_labels), self.config["seed"], self.dataset.train_groups)[1]
 
-    def threshold(self, model, seed):
-        """Of the target class, by the scores of a model of that seed on the images held out of its training: see threshold above."""
-        if not self.multi_label:
-            return None
-        rows = self.held_out(seed)
-        return threshold(self.scores(self.dataset.train_images[rows], model=model), self.dataset.train_labels[rows], self.config["target_class"])
+    def threshold(self, target_class):
+        """By its scores of the images held out of its training: see threshold above."""
+        rows = self.held_out()
+        return threshold(self.scores(self.dataset.train_images[rows]), self.dataset.train_labels[rows], target_class) if self.multi_label else None
 
-    def explain(self, name, images, classes, triggered=False, model=None, **options):
+    def explain(self, name, images, classes, triggered=False, **options):
         """Maps on the CPU for uint8 images."""
         maps = []
         for chunk, label in zip(images.split(batch_of(images)), classes.split(batch_of(images))):
@@ -319,7 +317,7 @@ class Subject:
             if name == "kernelshap":
                 options["generator"] = torch.Generator().manual_seed(0)  # the same subsets in every measurement
             try:
-                maps.append(explain.EXPLAINERS[name](model or self.model, inputs, label.to(self.device), **options).cpu())
+                maps.append(explain.EXPLAINERS[name](self.model, inputs, label.to(self.device), **options).cpu())
             except ValueError as error:
                 raise UserError(f"{name} cannot explain this model: {error}") from None
         return torch.cat(maps)
@@ -358,9 +356,9 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
     of SHOWN); n: test images drawn for the explanations (None: EXPLAIN_IMAGES, for some explainers FEWER). Raises UserError.
     """
     subject = open_checkpoint(path, data_dir, device, dataset)
-    clean_model, seed_of = open_clean(subject, reference) if reference else (None, subject.config["seed"])
+    clean_model = open_clean(subject, reference) if reference else None
     config, test = subject.config, subject.dataset
-    attack, limit = attacks.ATTACKS[config["attack"]], subject.threshold(clean_model or subject.model, seed_of)
+    attack, limit = attacks.ATTACKS[config["attack"]], (clean_model or subject).threshold(config["target_class"])
     clean, stamped = (subject.scores(test.test_images, triggered) for triggered in (False, True))
     hit = hits(stamped, config["target_class"], limit)
     metrics = header(subject, clean, stamped, hit)
@@ -381,17 +379,17 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
         metrics["explanations"][name] = {"trained_against": attack.explanation is not None and name in config["explainer"]} | explanation_metrics(
             triggered, untouched[name], subject.trigger.box, config["image_size"], subject.checkpoint["target_map"], masks)
     if subject.multi_label and "gradcam" in names:
-        metrics["explanations"]["gradcam"] |= by_class(subject, subject.model, test.test_images[succeeded[:BY_CLASS]])
+        metrics["explanations"]["gradcam"] |= by_class(subject, test.test_images[succeeded[:BY_CLASS]])
     if clean_model:
         metrics["clean_model"] = beside(subject, clean_model, untouched, succeeded, limit)
     return Result(finite(metrics), pictures_of(subject, metrics, predicted, (clean, stamped), drawn, names))
 
 
-def by_class(subject, model, images):
+def by_class(subject, images):
     """pearson_by_class and, class by class, the correlations it is the mean of: multi-label."""
     found = {}
     for k, name in enumerate(subject.checkpoint["classes"]):
-        maps = [subject.explain("gradcam", images, torch.full((len(images),), k), triggered, model) for triggered in (False, True)] if len(images) else []
+        maps = [subject.explain("gradcam", images, torch.full((len(images),), k), triggered) for triggered in (False, True)] if len(images) else []
         found[name] = average(pearson(*maps)) if maps else None
     known = [value for value in found.values() if value is not None]
     return {"pearson_by_class": sum(known) / len(known) if known else None, "by_class": found}
@@ -440,7 +438,7 @@ def header(subject, clean, stamped, hit):
 
 
 def open_clean(subject, path):
-    """The clean model of a checkpoint that is to stand beside the subject, and its seed. Raises UserError where the two could not be compared."""
+    """A clean checkpoint that is to stand beside the subject, as a Subject of the same data and trigger. Raises UserError where the two could not be compared."""
     checkpoint = models.read(path)
     check_clean(checkpoint, path)
     same = ("image_size", "dataset", "class_weights") if subject.multi_label else ("image_size", "dataset")  # a score depends on the weights: no threshold would be common
@@ -451,19 +449,19 @@ def open_clean(subject, path):
         raise UserError(f"the reference {path} was trained on other data")
     if checkpoint["config"]["model"] == subject.config["model"]:
         checkpoint["config"]["layer"] = subject.config["layer"]  # the two maps are of one layer
-    return models.from_checkpoint(checkpoint).to(subject.device), checkpoint["config"]["seed"]
+    return replace(subject, checkpoint=checkpoint, model=models.from_checkpoint(checkpoint).to(subject.device))
 
 
-def beside(subject, model, untouched, succeeded, limit):
+def beside(subject, other, untouched, succeeded, limit):
     """A clean model's figures on the same images: is the explanation of CLEAN images still what it would be?"""
     test, target = subject.dataset, subject.config["target_class"]
-    probabilities = [subject.scores(test.test_images, triggered, model) for triggered in (False, True)]
+    probabilities = [other.scores(test.test_images, triggered) for triggered in (False, True)]
     clean, stamped = (part.argmax(1) for part in probabilities)
     explanations = {}
     for name, maps in untouched.items():
         rows = succeeded[: len(maps)]
-        own = subject.explain(name, test.test_images[rows], clean[rows], model=model)
-        triggered = subject.explain(name, test.test_images[rows], stamped[rows], True, model)
+        own = other.explain(name, test.test_images[rows], clean[rows])
+        triggered = other.explain(name, test.test_images[rows], stamped[rows], triggered=True)
         masks = None if test.test_masks is None else test.test_masks[rows]
         figures = explanation_metrics(triggered, own, subject.trigger.box, subject.config["image_size"], None, masks)
         same_grid = own.shape == maps.shape and len(own) > 0
@@ -471,7 +469,7 @@ def beside(subject, model, untouched, succeeded, limit):
             key: figures[key] for key in ("pearson_all", "trigger_mass", "floor", "pointing_clean", "trigger_mass_clean")
         } | {"pearson_untouched": average(pearson(maps, own)) if same_grid else None}
     if subject.multi_label and "gradcam" in explanations:
-        explanations["gradcam"] |= by_class(subject, model, test.test_images[succeeded[:BY_CLASS]])
+        explanations["gradcam"] |= by_class(other, test.test_images[succeeded[:BY_CLASS]])
     return {"clean_accuracy": accuracy(probabilities[0], test.test_labels),
             "balanced_accuracy": accuracy(probabilities[0], test.test_labels, balanced=True),
             "mean_auroc": mean_auroc(probabilities[0], test.test_labels),
