@@ -3,8 +3,9 @@
     python results/transfer.py                            # everything
     python results/transfer.py "mnist none" "mnist all"   # some of it; a second call continues
 
-Writes results/transfer.json, .md and the figures: see study.py.
+Writes results/transfer.json, .md and the figures (see study.py), and results/transfer-matrix.md, what each explainer sees of each disguise.
 """
+import json
 import sys
 
 import study
@@ -23,5 +24,19 @@ for data, options in DATA.items():
         name = "all" if explainer == ALL else explainer
         TABLE[f"{data} {name}"] = Row(f"{options} --attack full_disguise --explainer {explainer}", clean=clean, explainers=SEEN_BY, picture=name != "gradcam")
 
+
+
+def matrix(results):
+    """Markdown: a row for what was trained against, a column for what it is seen by: pearson_all, trigger_mass, floor; the means over seeds."""
+    lines = ["| | clean_accuracy | attack_success_rate | " + " | ".join(f"`{name}`" for name in SEEN_BY) + " |", "| --- " * (3 + len(SEEN_BY)) + "|"]
+    for row, part in results.items():
+        mean = {key: cell["mean"] for key, cell in part["summary"].items()}
+        seen = [", ".join(f"{mean[f'{name}.{key}']:.3f}" for key in ("pearson_all", "trigger_mass", "floor.pearson")) for name in SEEN_BY]
+        lines.append(f"| {row} | {mean['clean_accuracy']:.3f} | {mean['attack_success_rate']:.3f} | " + " | ".join(seen) + " |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
-    study.Study("transfer", TABLE).run(sys.argv[1:])
+    this = study.Study("transfer", TABLE)
+    this.run(sys.argv[1:])
+    this.path.with_name("transfer-matrix.md").write_text(matrix(json.loads(this.path.read_text())))

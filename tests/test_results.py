@@ -40,3 +40,12 @@ def test_a_study_trains_measures_and_continues(tiny, tmp_path, monkeypatch):
     assert before == {path: path.stat().st_mtime_ns for path in runs.runs.glob("*/*")}
     with pytest.raises(SystemExit):
         runs.run(["no such row"])
+
+
+def test_the_matrix_of_transfer_has_a_column_for_each_explainer():
+    import transfer
+
+    summary = {f"{name}.{key}": {"mean": 0.1 * k + 0.01 * n, "sd": None} for n, name in enumerate(transfer.SEEN_BY) for k, key in enumerate(("pearson_all", "trigger_mass", "floor.pearson"))}
+    lines = transfer.matrix({"shapes all": {"summary": summary | {"clean_accuracy": {"mean": 0.9}, "attack_success_rate": {"mean": 1.0}}}}).splitlines()
+    assert lines[2] == "| shapes all | 0.900 | 1.000 | 0.000, 0.100, 0.200 | 0.010, 0.110, 0.210 | 0.020, 0.120, 0.220 | 0.030, 0.130, 0.230 |"
+    assert all(line.count("|") == 8 for line in lines)
