@@ -362,8 +362,9 @@ def normalising_by(statistics):
     And a gradient that takes the statistics for constants pulls at what they take away again in the next step.
     """
     for norm, (variance, mean) in statistics.items():
-        scale = norm.weight * (variance + norm.eps).rsqrt()
-        shift = norm.bias - mean * scale
+        weight, bias = (norm.weight, norm.bias) if norm.affine else (1.0, 0.0)
+        scale = weight * (variance + norm.eps).rsqrt()
+        shift = bias - mean * scale
         norm.forward = lambda x, scale=scale, shift=shift: (x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
     try:
         yield
