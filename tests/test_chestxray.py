@@ -2,6 +2,7 @@
 import json
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_what_is_kept_does_without_the_pictures_and_is_made_anew_for_others(tmp_
 def test_two_that_decode_at_once_take_turns(tmp_path, monkeypatch):
     nih_tree(tmp_path / "chestxray14")
     decode, seen, results = chestxray.grey, [], []
-    monkeypatch.setattr(chestxray, "grey", lambda *args: seen.append(args) or decode(*args))
+    monkeypatch.setattr(chestxray, "grey", lambda *args: seen.append(args) or time.sleep(0.005) or decode(*args))  # so that the second comes while the first is at it
     both = [threading.Thread(target=lambda: results.append(data.load("chestxray14-multi", tmp_path, 16))) for _ in range(2)]
     for thread in both:
         thread.start()
