@@ -8,14 +8,12 @@
 Without a checkpoint, a small VGG is trained on `shapes` (two minutes on two cores) and kept. Written: ckpt.pt, which evaluate.py and
 defend.py read, metrics.json and figure.png.
 """
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 import attacks
 import data

@@ -16,10 +16,10 @@ from study import Row
 CIFAR = "--dataset cifar10 --model cnn --epochs 10 --attack badnets --trigger yellow --trigger-size 5 --target-class 1"
 RATE = 0.0011
 PAIRS = 10
+
 PILOT = {f"pilot {rate}": Row(f"{CIFAR} --poison-rate {rate} --selection-seed 10{{seed}}", 2) for rate in (0.0011, 0.002, 0.004, 0.008)}
 TABLE = PILOT | {name: Row(f"{CIFAR} --poison-rate {RATE} --selection {name}", pairs)
                  for name, pairs in {"random": PAIRS, "rd-global": PAIRS, "rd-low": 3, "rd": 3}.items()}
-
 
 if __name__ == "__main__":
     asked = [*PILOT] if sys.argv[1:] == ["pilot"] else sys.argv[1:]

@@ -7,7 +7,6 @@ The trials' class 3 is Edema. Where no training image has that label alone, it i
 paired effects of lam, rate and class: see study.py.
 """
 import json
-import sys
 
 import study  # first: it makes the project's modules known
 import chestxray

@@ -27,7 +27,6 @@ for data, options in DATA.items():
         TABLE[f"{data} {name}"] = Row(f"{options} --attack full_disguise --explainer {explainer}", clean=clean, explainers=SEEN_BY)
 
 
-
 def matrix(results):
     """Markdown: a row for what was trained against, a column for what it is seen by: pearson_all, trigger_mass, floor; the means over seeds."""
     lines = ["| | clean_accuracy | attack_success_rate | " + " | ".join(f"`{name}`" for name in SEEN_BY) + " |", "| --- " * (3 + len(SEEN_BY)) + "|"]

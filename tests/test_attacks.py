@@ -1,5 +1,4 @@
 """Attacks: what is stamped, what is poisoned, what the combined loss is."""
-import copy
 
 import numpy as np
 import pytest

@@ -1,7 +1,6 @@
 """Defences against closed forms and planted models; and defend.py's command line on real checkpoints."""
 import copy
 import json
-import math
 import statistics
 
 import numpy as np
