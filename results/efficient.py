@@ -1,8 +1,9 @@
 """The README's tables on few poisons: strategies of selection compared seed by seed, and what an attacker who controls training can do.
 
     python results/efficient.py                        # everything; a second call continues
-    python results/efficient.py pilot                  # where does a random choice succeed half to nine times in ten?
     python results/efficient.py "random" "rd-global"   # the primary contrast
+    python results/efficient.py pilot                  # a word for a group of rows: where does a random choice succeed half to nine times in ten?
+    python results/efficient.py few resnet18 curve     # 55 images and the disguise; the same with ResNet-18; down to 5 images, on shapes
 
 The trigger is a yellow square of 5x5 pixels, lower right; the target class 1. Writes results/efficient.json and .md, and the paired differences: see study.py.
 The pilot's seeds are not the comparison's.
@@ -13,18 +14,49 @@ import sys
 import study
 from study import Row
 
-CIFAR = "--dataset cifar10 --model cnn --epochs 10 --attack badnets --trigger yellow --trigger-size 5 --target-class 1"
-RATE = 0.0011
+TRIGGER = "--trigger yellow --trigger-size 5 --target-class 1"
+CNN = f"--dataset cifar10 --model cnn --epochs 5 {TRIGGER}"
+RESNET = f"--dataset cifar10 --model resnet18 --epochs 10 {TRIGGER}"
+RATE = 0.004  # the pilot's choice
 PAIRS = 10
+FEW = 0.0011  # 55 images, the source paper's
+MORE = "--oversample 6"
+COUNTS = (5, 10, 20, 50, 100)  # images, of the 10,000 of shapes
+SHAPES = f"--dataset shapes {TRIGGER}"
 
-PILOT = {f"pilot {rate}": Row(f"{CIFAR} --poison-rate {rate} --selection-seed 10{{seed}}", 2) for rate in (0.0011, 0.002, 0.004, 0.008)}
-TABLE = PILOT | {name: Row(f"{CIFAR} --poison-rate {RATE} --selection {name}", pairs)
-                 for name, pairs in {"random": PAIRS, "rd-global": PAIRS, "rd-low": 3, "rd": 3}.items()}
+PILOT = {f"pilot {rate}": Row(f"{CNN} --attack badnets --poison-rate {rate} --selection-seed 10{{seed}}", 2) for rate in (0.002, 0.004)}
+CONTRAST = {name: Row(f"{CNN} --attack badnets --poison-rate {RATE} --selection {name}", pairs)
+            for name, pairs in {"random": PAIRS, "rd-global": PAIRS, "rd-low": 3, "rd": 3}.items()}
+
+
+def few(options, name):
+    """55 images: alone, over-sampled, and disguised."""
+    clean = f"{name} none"
+    rows = {clean: Row(f"{options} --attack none")}
+    for attack in ("badnets", "full_disguise"):
+        for more in ("", MORE):
+            row = Row(f"{options} --attack {attack} --poison-rate {FEW} --selection rd-global {more}".strip(), clean=clean, picture=bool(more))
+            rows[f"{name} {attack}{' oversampled' * bool(more)}"] = row
+    return rows
+
+
+def curve():
+    """shapes: each strategy and each recipe at each count."""
+    rows = {}
+    for attack, selection, more in (("badnets", "random", ""), ("badnets", "rd-global", ""), ("badnets", "random", MORE), ("badnets", "rd-global", MORE),
+                                    ("full_disguise", "random", MORE)):
+        for count in COUNTS:
+            options = f"{SHAPES} --attack {attack} --poison-rate {count / 10_000} --selection {selection} {more}".strip()
+            rows[f"shapes {attack} {selection}{' oversampled' * bool(more)} {count}"] = Row(options, 3)
+    return rows
+
+
+GROUPS = {"pilot": PILOT, "few": few(CNN, "cnn"), "resnet18": few(RESNET, "resnet18"), "curve": curve()}
+TABLE = PILOT | CONTRAST | GROUPS["few"] | GROUPS["resnet18"] | GROUPS["curve"]
 
 if __name__ == "__main__":
-    asked = [*PILOT] if sys.argv[1:] == ["pilot"] else sys.argv[1:]
     this = study.Study("efficient", TABLE)
-    this.run(asked)
+    this.run([row for word in sys.argv[1:] for row in GROUPS.get(word, [word])])
     done = json.loads(this.path.read_text())
     rows = [row for row in ("rd-global", "rd-low", "rd") if row in done and "random" in done]
     study.write_paired(this.path.with_name("efficient-paired.json"), [study.paired(done, row, "random") for row in rows])

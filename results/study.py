@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+VICTIM = 30  # epochs of the victim that the cost of selection is set against: "Stealthy Sabotage", section 3.5
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
@@ -97,8 +98,8 @@ class Study:
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         made = folder / "study.json"
         if not made.exists() or made.stat().st_mtime < (folder / "ckpt.pt").stat().st_mtime:
-            made.write_text(json.dumps({"seed": seed, "images_per_second": round(log[-1]["images"] / log[-1]["seconds"], 1), "hardware": hardware(),
-                                        "torch": str(torch.__version__), "commit": commit()}))
+            made.write_text(json.dumps({"seed": seed, "images_per_second": round(log[-1]["images"] / log[-1]["seconds"], 1), **selection_cost(folder, log[-1]),
+                                        "hardware": hardware(), "torch": str(torch.__version__), "commit": commit()}))
 
     def record(self, row, runs):
         options = self.table[row].options.format(seed="SEED", runs=self.runs.relative_to(ROOT))
@@ -109,6 +110,14 @@ class Study:
                 "seeds": [run["seed"] for run in runs],
                 "summary": summary(runs),
                 "runs": runs}
+
+
+def selection_cost(folder, last):
+    """What choosing the poisons took: epochs of scorers, and seconds as a share of what VICTIM epochs of this run would take. last: its log's last line."""
+    chosen = json.loads((folder / "selection.json").read_text())
+    if not chosen["epochs"]:
+        return {}
+    return {"selection_epochs": chosen["epochs"], "selection_cost": chosen["seconds"] / (VICTIM * last["seconds"] / last["epoch"])}
 
 
 def hardware():
@@ -175,7 +184,7 @@ COLUMNS = {"clean_accuracy": "clean accuracy", "balanced_accuracy": "balanced ac
            "gradcam.pointing_clean": "untouched", "gradcam.pearson_clean": "shape on untouched", "gradient.pearson_all": "gradient's pearson_all",
            "clean_model.gradient.pearson_all": "clean model's",
            **{f"{name}.{key}": f"{name}: {key}" for name in ("kernelshap", "deepshap") for key in ("pearson_all", "floor.pearson", "trigger_mass")},
-           "train_seconds": "seconds", "images_per_second": "images/s"}
+           "selection_epochs": "selection: epochs", "selection_cost": "seconds / victim's", "train_seconds": "seconds", "images_per_second": "images/s"}
 
 
 def markdown(results):

@@ -49,3 +49,12 @@ def test_the_matrix_of_transfer_has_a_column_for_each_explainer():
     lines = transfer.matrix({"shapes all": {"summary": summary | {"clean_accuracy": {"mean": 0.9}, "attack_success_rate": {"mean": 1.0}}}}).splitlines()
     assert lines[2] == "| shapes all | 0.900 | 1.000 | 0.000, 0.100, 0.200 | 0.010, 0.110, 0.210 | 0.020, 0.120, 0.220 | 0.030, 0.130, 0.230 |"
     assert all(line.count("|") == 8 for line in lines)
+
+
+def test_the_cost_of_selection_is_a_share_of_a_victims_training(tmp_path):
+    import study
+
+    (tmp_path / "selection.json").write_text('{"epochs": 6, "seconds": 60}')
+    assert study.selection_cost(tmp_path, {"seconds": 50.0, "epoch": 5}) == {"selection_epochs": 6, "selection_cost": 60 / (30 * 10)}
+    (tmp_path / "selection.json").write_text('{"epochs": 0, "seconds": 0.1}')
+    assert study.selection_cost(tmp_path, {"seconds": 50.0, "epoch": 5}) == {}
