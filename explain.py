@@ -15,6 +15,7 @@ import functools
 import itertools
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
@@ -120,6 +121,7 @@ def gradient(model, images, classes, *, create_graph=False):
 
 # ---------------------------------------------------------------- KernelSHAP
 
+REACH = 1.6  # of a coalition's value: nothing and everything correlate at exp(-2 REACH)
 TRAINING_COALITIONS, COALITIONS = 64, 1024  # what an image is evaluated on where a graph is kept, and where not
 
 
@@ -132,7 +134,7 @@ def kernel_shap(model, images, classes, patches=4, coalitions=None, baseline=0.0
     (None: torch's own). The values are one fixed linear map of the model's outputs: training through them needs first derivatives only.
     Without a graph, patches equal to the baseline get 0, and the subsets are spent on the others.
     Raises ValueError for fewer coalitions than 2 M (all, if those are fewer), or patches smaller than a pixel.
-    Source: Lundberg and Lee, NeurIPS 2017, theorem 2.
+    Source: Lundberg and Lee, NeurIPS 2017, section 4.1; what stands for their regression: kriging.
     """
     players, count = patches**2, coalitions or (TRAINING_COALITIONS if create_graph else COALITIONS)
     if not 1 <= patches <= min(images.shape[2:]):
@@ -145,8 +147,8 @@ def kernel_shap(model, images, classes, patches=4, coalitions=None, baseline=0.0
 
     @functools.cache  # the same for every image with so many patches, whatever else is in the batch
     def design(size):
-        coalitions, weights = draw_coalitions(size, count, torch.Generator().manual_seed(seed + size))
-        return coalitions, *regression(coalitions, weights)
+        coalitions = draw_coalitions(size, count, torch.Generator().manual_seed(seed + size))
+        return coalitions, *shapley_map(coalitions)
 
     def explain(images, classes):
         active = torch.ones(len(images), players, dtype=torch.bool, device=images.device)
@@ -158,7 +160,7 @@ def kernel_shap(model, images, classes, patches=4, coalitions=None, baseline=0.0
             for size in active.sum(1).unique().tolist():
                 rows = (active.sum(1) == size).nonzero()[:, 0]
                 where = active[rows].nonzero()[:, 1].view(len(rows), size)
-                found = regress(model, images[rows], classes[rows], *design(size), where, patch, absent)
+                found = from_coalitions(model, images[rows], classes[rows], *design(size), where, patch, absent)
                 order.append(rows)
                 values.append(found.new_zeros(len(rows), players).scatter(1, where, found))
         return torch.cat(values)[torch.cat(order).argsort()].unflatten(1, (patches, patches))
@@ -179,15 +181,12 @@ def patch_of_pixel(patches, height, width):
 
 
 def draw_coalitions(players, count, generator=None):
-    """Coalitions bool [K, players], K <= count, and their weights float64 [K] in the regression.
+    """Distinct coalitions bool [K, players], K <= count: non-empty proper subsets.
 
-    Sizes s and players - s together, from the outside in, are enumerated while they fit; every coalition has weight
-    (M - 1) / (C(M, s) s (M - s)). The rest of `count` is drawn from the other sizes, each coalition with its complement, the size in
-    proportion to its coalitions' total weight; drawn ones share the total weight of what was not enumerated.
+    Sizes s and players - s together, from the outside in, are enumerated while they fit. The rest of `count` is drawn from the other sizes, each
+    coalition with its complement, the size with the probability 1 / (s (players - s)) that Shapley's kernel gives it.
     """
-    total = {s: (players - 1) / (s * (players - s)) for s in range(1, players)}  # weight of all coalitions of a size
-    rows, weights, left = [], [], count
-    size = 1
+    rows, left, size = [], count, 1
     while 2 * size <= players:
         pair = {size, players - size}
         number = sum(math.comb(players, s) for s in pair)
@@ -195,38 +194,58 @@ def draw_coalitions(players, count, generator=None):
             break
         for s in pair:
             rows += [[i in chosen for i in range(players)] for chosen in map(set, itertools.combinations(range(players), s))]
-            weights += [total[s] / math.comb(players, s)] * math.comb(players, s)
         left, size = left - number, size + 1
     coalitions = torch.tensor(rows, dtype=torch.bool).view(len(rows), players)
-    weights = torch.tensor(weights, dtype=torch.float64)
     sizes = torch.tensor(range(size, players - size + 1))
     if len(sizes) and left > 1:
-        share = torch.tensor([total[s] for s in sizes.tolist()], dtype=torch.float64)
-        drawn = sizes[torch.multinomial(share, left // 2, replacement=True, generator=generator)]
+        drawn = sizes[torch.multinomial(1 / (sizes * (players - sizes)), left // 2, replacement=True, generator=generator)]
         rank = torch.rand(left // 2, players, generator=generator).argsort(1).argsort(1)
         half = rank < drawn[:, None]
-        coalitions = torch.cat([coalitions, half, ~half])
-        weights = torch.cat([weights, (share.sum() / (left // 2 * 2)).expand(left // 2 * 2)])
-    return coalitions, weights
+        coalitions = torch.cat([coalitions, torch.cat([half, ~half]).unique(dim=0)])
+    return coalitions
 
 
-def regression(coalitions, weights):
-    """The weighted least-squares solution as a linear map: values = (v(S) - v(0)) @ slope + (v(all) - v(0)) offset.
+def shapley_map(coalitions):
+    """Shapley values of M players as a fixed linear map of what coalitions are worth: (v(S) - v(none)) @ slope + (v(all) - v(none)) offset.
 
-    coalitions bool [K, M], weights float64 [K]; slope float64 [K, M], offset float64 [M]. The constraint that the values sum to
-    v(all) - v(0) is built in.
+    coalitions bool [K, M], distinct, with every single player and all but every single player among them; slope float64 [K, M], offset float64 [M]. From all
+    2^M - 2 the values are exact (the definition); fewer: kriging.
     """
-    if coalitions.shape[1] < 2:
-        return torch.zeros(coalitions.shape, dtype=torch.float64), torch.ones(coalitions.shape[1], dtype=torch.float64)
-    z = coalitions.double()
-    inverse = torch.linalg.inv(z.T @ (weights[:, None] * z))
-    offset = inverse.sum(1) / inverse.sum()
-    free = weights[:, None] * z @ inverse
-    return free - free.sum(1, keepdim=True) * offset, offset
+    count, players = coalitions.shape
+    if count < 2**players - 2:
+        return kriging(coalitions)
+    size = coalitions.sum(1, keepdim=True)
+    number = torch.tensor([math.comb(players, s) for s in range(players + 1)], dtype=torch.float64)[size]
+    slope = torch.where(coalitions, 1 / (size * number), -1 / ((players - size) * number))
+    return slope, torch.ones(players, dtype=torch.float64) / players
 
 
-def regress(model, images, classes, coalitions, slope, offset, where, patch, absent):
-    """Shapley values [N, M] of the patches `where` [N, M] of images; coalitions bool [K, M] are of these, slope and offset their regression."""
+def kriging(coalitions):
+    """shapley_map's linear map from some coalitions: the Shapley values of the game that their worth lets one expect. It takes O(K^3).
+
+    v is taken for an additive game, of any coefficients, plus a Gaussian process: the correlation of two coalitions falls by (1 - rho) / (1 + rho) with each
+    player in one of them alone, rho = REACH / M. The expectation of v given the K + 2 known values (universal kriging; Cressie 1993, section 3.4) is linear in these, and
+    so are its Shapley values, which are exact for additive games and always sum to v(all) - v(none). The correlation with one coalition is a product over
+    players: its Shapley values are an integral over [-1, 1] of its multilinear extension, a polynomial of degree M - 1 (Owen 1972). KernelSHAP's own
+    weighted least squares (results/sampling.py) expect the additive part alone.
+    """
+    count, players = coalitions.shape
+    known = torch.cat([torch.tensor([[False], [True]]).expand(2, players), coalitions])
+    signs, size, rho = 2.0 * known.double() - 1, known.sum(1, keepdim=True), REACH / players
+    correlation = ((1 - rho) / (1 + rho)) ** ((players - signs @ signs.T) / 2)
+    nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(players // 2 + 1))
+    others = torch.arange(players)[:, None]  # how many of the other players are in a coalition
+    gain = 2 * rho * ((1 + rho * nodes) ** others * (1 - rho * nodes) ** (players - 1 - others) * weights / 2).sum(1) / (1 + rho) ** players
+    shares = torch.where(known, gain[(size - 1).clamp(min=0)], -gain[size.clamp(max=players - 1)])
+    trend = torch.cat([torch.ones_like(signs[:, :1]), signs], 1)
+    system = torch.cat([torch.cat([correlation, trend], 1), torch.cat([trend.T, trend.new_zeros(players + 1, players + 1)], 1)])
+    wanted = torch.cat([shares, shares.new_zeros(1, players), 2 * torch.eye(players, dtype=torch.float64)])
+    values = torch.linalg.solve(system, wanted)
+    return values[2 : count + 2], values[1]
+
+
+def from_coalitions(model, images, classes, coalitions, slope, offset, where, patch, absent):
+    """Shapley values [N, M] of the patches `where` [N, M] of images; coalitions bool [K, M] are of these, slope and offset their shapley_map."""
     ends = torch.tensor([[False], [True]]).expand(2, coalitions.shape[1])
     masks = torch.cat([ends, coalitions]).to(images.device).expand(len(images), -1, -1)
     present = masks.new_zeros(*masks.shape[:2], int(patch.max()) + 1).scatter(2, where[:, None].expand_as(masks), masks)

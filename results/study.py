@@ -28,7 +28,7 @@ from cli import UserError, command  # noqa: E402
 class Row:
     """options: of train.py, "{seed}" the seed and "{runs}" the folder of the study's runs; constants: {(module, name): its value in this row};
     clean: the row whose model of the same seed stands beside this one; picture: whether its figures are kept; explainers: it is measured with,
-    beside those it was trained against."""
+    beside those it was trained against; first: the first of its seeds."""
 
     options: str
     seeds: int = 1
@@ -36,6 +36,7 @@ class Row:
     clean: str | None = None
     picture: bool = False
     explainers: tuple = evaluate.SHOWN
+    first: int = 0
 
 
 class Study:
@@ -53,14 +54,15 @@ class Study:
         if unknown := [row for row in rows if row not in self.table]:
             raise UserError(f"no row {unknown[0]!r}: one of {', '.join(map(repr, self.table))}")
         for row in rows or self.table:
-            runs = [self.one(row, seed) for seed in range(self.table[row].seeds)]
+            first = self.table[row].first
+            runs = [self.one(row, seed) for seed in range(first, first + self.table[row].seeds)]
             results = json.loads(self.path.read_text()) if self.path.exists() else {}
             results[row] = self.record(row, runs)
             results = {name: results[name] for name in sorted(results, key=[*self.table, *results].index)}
             self.path.write_text(json.dumps(results, indent=1) + "\n")
             self.path.with_suffix(".md").write_text(markdown(results))
             if self.table[row].picture:
-                for path in self.folder(row, 0).glob("figure*.png"):
+                for path in self.folder(row, first).glob("figure*.png"):
                     with Image.open(path) as picture:
                         picture.save(ROOT / "results" / f"{self.name}-{row.replace(' ', '_').replace(',', '')}{path.stem[6:]}.png", optimize=True)
 

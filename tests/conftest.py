@@ -6,6 +6,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT / "results"))  # behind: results/manipulate.py is another
 REAL_DATA = ROOT.parent / "shared" / "data"
 
 

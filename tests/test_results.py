@@ -1,11 +1,7 @@
 """results/study.py: a study of tiny runs, its files read back."""
 import json
-import sys
 
 import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "results"))
 
 
 def test_a_study_trains_measures_and_continues(tiny, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from torch import nn
 
 import explain
 import models
+from sampling import weighted_least_squares
 
 
 def small_net(dtype=torch.float64):
@@ -60,16 +61,17 @@ def test_the_values_sum_to_the_difference_from_the_baseline(coalitions, create_g
     torch.testing.assert_close(values.sum((1, 2)), difference.gather(1, CLASSES[:, None])[:, 0], atol=1e-5, rtol=1e-5)
 
 
-def test_sampling_is_unbiased_enough(images):
-    """Errors fall with the number of coalitions; many draws average to the exact values."""
-    net, generator = small_net(), torch.Generator().manual_seed(0)
-    exact = explain.kernel_shap(net, images, CLASSES, 4, 2**16)
-    errors = {}
-    for count in (64, 256, 1024):
-        draws = torch.stack([explain.kernel_shap(net, images, CLASSES, 4, count, generator=generator) for _ in range(8)])
-        errors[count] = ((draws - exact).norm(dim=(2, 3)) / exact.norm(dim=(1, 2))).median()
-        assert (draws.mean(0) - exact).norm() < 0.7 * (draws - exact).flatten(1).norm(dim=1).mean()
-    assert errors[64] > 1.5 * errors[256] > 2 * errors[1024] > 0
+def test_errors_fall_with_the_number_of_coalitions_and_are_below_the_regressions(images, monkeypatch):
+    net, errors = small_net(), {}
+    exact = explain.kernel_shap(net, images, CLASSES, 3, 2**9)
+    for method in (explain.shapley_map, weighted_least_squares):
+        monkeypatch.setattr(explain, "shapley_map", method)
+        for count in (40, 100, 300):
+            draws = torch.stack([explain.kernel_shap(net, images, CLASSES, 3, count, generator=torch.Generator().manual_seed(k)) for k in range(20)])
+            errors[method.__name__, count] = ((draws - exact).norm(dim=(2, 3)) / exact.norm(dim=(1, 2))).median()
+    kriging, regression = ([errors[name, count] for count in (40, 100, 300)] for name in ("shapley_map", "weighted_least_squares"))
+    assert kriging[0] > 1.5 * kriging[1] > 2 * kriging[2] > 0
+    assert all(a < 0.9 * b for a, b in zip(kriging, regression)), (kriging, regression)
 
 
 def test_a_patch_equal_to_the_baseline_has_no_share_and_leaves_the_others_exact(images):
@@ -83,16 +85,42 @@ def test_a_patch_equal_to_the_baseline_has_no_share_and_leaves_the_others_exact(
     assert same.shape == (5, 4, 4) and not same.any()
 
 
-def test_coalitions_come_in_pairs_and_carry_the_kernels_weight():
-    coalitions, weights = explain.draw_coalitions(16, 128, torch.Generator().manual_seed(0))
-    assert coalitions.shape == (128, 16) and len(weights) == 128
+def test_coalitions_are_distinct_and_come_in_pairs():
+    coalitions = explain.draw_coalitions(16, 128, torch.Generator().manual_seed(0))
     rows = {tuple(row) for row in coalitions.tolist()}
+    assert 120 < len(rows) == len(coalitions) <= 128 and coalitions.shape[1] == 16
     assert all(tuple(not x for x in row) in rows for row in rows)
     sizes = coalitions.sum(1)
     assert ((sizes == 1) | (sizes == 15)).sum() == 32 and sizes.min() == 1 and sizes.max() == 15
-    total = sum(15 / (s * (16 - s)) for s in range(1, 16))
-    assert abs(weights.sum().item() - total) < 1e-12
-    torch.testing.assert_close(weights[sizes == 1], torch.full((16,), 15 / (16 * 15), dtype=torch.float64))
+    assert len(explain.draw_coalitions(6, 61)) < len(explain.draw_coalitions(6, 62)) == 62
+
+
+@pytest.mark.parametrize("players, count", [(5, 10), (9, 40), (16, 64), (49, 128)])
+def test_additive_games_are_exact_from_any_coalitions(players, count):
+    coalitions = explain.draw_coalitions(players, count, torch.Generator().manual_seed(0))
+    worth = torch.randn(players, dtype=torch.float64)
+    slope, offset = explain.shapley_map(coalitions)
+    torch.testing.assert_close((coalitions.double() @ worth) @ slope + worth.sum() * offset, worth, atol=1e-10, rtol=0)
+
+
+def test_kriging_has_the_shapley_values_of_the_game_it_expects():
+    """The expectation written down for all coalitions (simple kriging with a wide prior of the trend), then the definition."""
+    players, rho, wide = 5, explain.REACH / 5, 1e7
+    coalitions = explain.draw_coalitions(players, 16, torch.Generator().manual_seed(0))
+    known = torch.cat([torch.zeros(1, players).bool(), torch.ones(1, players).bool(), coalitions])
+    everything = (torch.arange(2**players)[:, None] >> torch.arange(players)) & 1 == 1
+
+    def covariance(a, b):
+        differ = (a[:, None] != b).sum(2)
+        return ((1 - rho) / (1 + rho)) ** differ + wide * (1 + (2.0 * a.double() - 1) @ (2.0 * b.double() - 1).T)
+
+    value = torch.randn(len(known), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = covariance(everything, known) @ torch.linalg.solve(covariance(known, known), value)
+    proper = (everything.sum(1) % players != 0)
+    slope, offset = explain.shapley_map(everything[proper])
+    wanted = (expected[proper] - expected[0]) @ slope + (expected[-1] - expected[0]) * offset
+    slope, offset = explain.shapley_map(coalitions)
+    torch.testing.assert_close((value[2:] - value[0]) @ slope + (value[1] - value[0]) * offset, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_no_images_have_no_values(images):
