@@ -1,7 +1,7 @@
 """Explanations of a classifier's decision: tensors in, tensors out, differentiable.
 
     maps = gradcam(model, images, classes)       # [N, H', W'], one map an image, for the logit of its class
-    maps = kernel_shap(model, images, classes)   # Shapley values of patches, by regression on masked images
+    maps = kernel_shap(model, images, classes)   # Shapley values of patches, from masked images
     maps = deep_shap(model, images, classes)     # contributions of pixels, layer by layer
 
 Every explainer has one signature, explainer(model, images, classes, *, create_graph=False, ...): images float [N, C, H, W] as the
@@ -121,20 +121,21 @@ def gradient(model, images, classes, *, create_graph=False):
 
 # ---------------------------------------------------------------- KernelSHAP
 
-REACH = 1.6  # of a coalition's value: nothing and everything correlate at exp(-2 REACH)
+REACH = 1.6  # of what one coalition's worth says about others: no one's and everyone's correlate at about exp(-2 REACH)
 TRAINING_COALITIONS, COALITIONS = 64, 1024  # what an image is evaluated on where a graph is kept, and where not
 
 
 def kernel_shap(model, images, classes, patches=4, coalitions=None, baseline=0.0, generator=None, *, create_graph=False):
     """Shapley values of patches x patches image patches, an absent patch showing the baseline: [N, patches, patches], signed.
 
-    They sum to f(image) - f(baseline), f the logit of the class. coalitions: non-empty proper subsets of the M patches that an image is
-    evaluated on (None: 64 with create_graph, else 1024); 2^M - 2 or more are all of them, and the values exact. baseline: a value, an image
+    They sum to f(image) - f(baseline), f the logit of the class. coalitions: non-empty proper subsets of the M patches that an image is evaluated on (None: 64 with
+    create_graph, else 1024), of an odd number one fewer; 2^M - 2 or more are all of them, and the values exact. From fewer they are estimated, by
+    Gaussian process regression in the place of KernelSHAP's least squares: see shapley_map, whose time grows with the cube of their number. baseline: a value, an image
     [C, H, W] or a background set [B, C, H, W], whose mean is taken, in the units of `images`. generator: draws the seed of the subsets, on the CPU
     (None: torch's own). The values are one fixed linear map of the model's outputs: training through them needs first derivatives only.
     Without a graph, patches equal to the baseline get 0, and the subsets are spent on the others.
     Raises ValueError for fewer coalitions than 2 M (all, if those are fewer), or patches smaller than a pixel.
-    Source: Lundberg and Lee, NeurIPS 2017, section 4.1; what stands for their regression: kriging.
+    Source: Lundberg and Lee, NeurIPS 2017, section 4.1.
     """
     players, count = patches**2, coalitions or (TRAINING_COALITIONS if create_graph else COALITIONS)
     if not 1 <= patches <= min(images.shape[2:]):
@@ -148,7 +149,7 @@ def kernel_shap(model, images, classes, patches=4, coalitions=None, baseline=0.0
     @functools.cache  # the same for every image with so many patches, whatever else is in the batch
     def design(size):
         coalitions = draw_coalitions(size, count, torch.Generator().manual_seed(seed + size))
-        return coalitions, *shapley_map(coalitions)
+        return coalitions, shapley_map(coalitions)
 
     def explain(images, classes):
         active = torch.ones(len(images), players, dtype=torch.bool, device=images.device)
@@ -181,78 +182,55 @@ def patch_of_pixel(patches, height, width):
 
 
 def draw_coalitions(players, count, generator=None):
-    """Distinct coalitions bool [K, players], K <= count: non-empty proper subsets.
+    """Half of `count` coalitions, bool [count // 2, players]: with their complements they are distinct non-empty proper subsets.
 
-    Sizes s and players - s together, from the outside in, are enumerated while they fit. The rest of `count` is drawn from the other sizes, each
-    coalition with its complement, the size with the probability 1 / (s (players - s)) that Shapley's kernel gives it.
+    All there are, if `count` allows. Else single players (so that all but one are there, too), and of the other sizes s distinct ones at random, a
+    size drawn in proportion to s (players - s).
     """
-    rows, left, size = [], count, 1
-    while 2 * size <= players:
-        pair = {size, players - size}
-        number = sum(math.comb(players, s) for s in pair)
-        if number > left:
-            break
-        for s in pair:
-            rows += [[i in chosen for i in range(players)] for chosen in map(set, itertools.combinations(range(players), s))]
-        left, size = left - number, size + 1
-    coalitions = torch.tensor(rows, dtype=torch.bool).view(len(rows), players)
-    sizes = torch.tensor(range(size, players - size + 1))
-    if len(sizes) and left > 1:
-        drawn = sizes[torch.multinomial(1 / (sizes * (players - sizes)), left // 2, replacement=True, generator=generator)]
-        rank = torch.rand(left // 2, players, generator=generator).argsort(1).argsort(1)
-        half = rank < drawn[:, None]
-        coalitions = torch.cat([coalitions, torch.cat([half, ~half]).unique(dim=0)])
-    return coalitions
+    if count >= 2**players - 2:
+        with_first = torch.tensor(range(1, 2**players - 1, 2), dtype=torch.int64)[:, None]
+        return (with_first >> torch.arange(players)) & 1 == 1
+    sizes, drawn = torch.arange(2, players - 1), torch.zeros(0, players, dtype=torch.bool)
+    while missing := count // 2 - players - len(drawn):
+        size = sizes[torch.multinomial((sizes * (players - sizes)).double(), missing, replacement=True, generator=generator)]
+        half = torch.rand(missing, players, generator=generator).argsort(1).argsort(1) < size[:, None]
+        drawn = torch.cat([drawn, half ^ ~half[:, :1]]).unique(dim=0)  # of a pair, the one with the first player
+    return torch.cat([torch.eye(players, dtype=torch.bool), drawn])
 
 
 def shapley_map(coalitions):
-    """Shapley values of M players as a fixed linear map of what coalitions are worth: (v(S) - v(none)) @ slope + (v(all) - v(none)) offset.
+    """Shapley values of M players as a fixed linear map of what coalitions are worth: the sum of (v(S) - v(not S)) slope_S, S everyone and each of `coalitions`.
 
-    coalitions bool [K, M], distinct, with every single player and all but every single player among them; slope float64 [K, M], offset float64 [M]. From all
-    2^M - 2 the values are exact (the definition); fewer: kriging.
+    coalitions: bool [K, M] as draw_coalitions returns them; slope: float64 [1 + K, M], everyone's first. From all pairs the values are exact, by the definition.
+
+    From fewer they are those of the game that the known values let one expect (Gaussian process regression; universal kriging: Cressie 1993, section
+    3.4), in O(K^3): v is taken for an additive game, of any coefficients, plus a process whose correlation between two coalitions is multiplied by (1 - rho) / (1 + rho) for each
+    player in one of them alone, rho = REACH / M. Additive games are exact, and the values always sum to v(everyone) - v(no one). Shapley values are odd under complement, hence the
+    differences. Those of a correlation, a product over players, are the integral of its multilinear extension's derivative along the diagonal (Owen 1972), a polynomial of degree M - 1.
     """
-    count, players = coalitions.shape
-    if count < 2**players - 2:
-        return kriging(coalitions)
-    size = coalitions.sum(1, keepdim=True)
-    number = torch.tensor([math.comb(players, s) for s in range(players + 1)], dtype=torch.float64)[size]
-    slope = torch.where(coalitions, 1 / (size * number), -1 / ((players - size) * number))
-    return slope, torch.ones(players, dtype=torch.float64) / players
-
-
-def kriging(coalitions):
-    """shapley_map's linear map from some coalitions: the Shapley values of the game that their worth lets one expect. It takes O(K^3).
-
-    v is taken for an additive game, of any coefficients, plus a Gaussian process: the correlation of two coalitions falls by (1 - rho) / (1 + rho) with each
-    player in one of them alone, rho = REACH / M. The expectation of v given the K + 2 known values (universal kriging; Cressie 1993, section 3.4) is linear in these, and
-    so are its Shapley values, which are exact for additive games and always sum to v(all) - v(none). The correlation with one coalition is a product over
-    players: its Shapley values are an integral over [-1, 1] of its multilinear extension, a polynomial of degree M - 1 (Owen 1972). KernelSHAP's own
-    weighted least squares (results/sampling.py) expect the additive part alone.
-    """
-    count, players = coalitions.shape
-    known = torch.cat([torch.tensor([[False], [True]]).expand(2, players), coalitions])
-    signs, size, rho = 2.0 * known.double() - 1, known.sum(1, keepdim=True), REACH / players
-    correlation = ((1 - rho) / (1 + rho)) ** ((players - signs @ signs.T) / 2)
-    nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(players // 2 + 1))
+    known = torch.cat([torch.ones(1, coalitions.shape[1], dtype=torch.bool), coalitions])
+    size, players = known.sum(1, keepdim=True), known.shape[1]
+    if 2 * len(coalitions) >= 2**players - 2:
+        number = torch.tensor([math.comb(players, s) for s in range(players + 1)], dtype=torch.float64)[size]
+        return torch.where(known, 1 / (size * number), -1 / ((players - size) * number))
+    signs, rho = 2.0 * known.double() - 1, REACH / players
+    differ, step = (players - signs @ signs.T) / 2, (1 - rho) / (1 + rho)
+    nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss((players + 1) // 2))
     others = torch.arange(players)[:, None]  # how many of the other players are in a coalition
-    gain = 2 * rho * ((1 + rho * nodes) ** others * (1 - rho * nodes) ** (players - 1 - others) * weights / 2).sum(1) / (1 + rho) ** players
-    shares = torch.where(known, gain[(size - 1).clamp(min=0)], -gain[size.clamp(max=players - 1)])
-    trend = torch.cat([torch.ones_like(signs[:, :1]), signs], 1)
-    system = torch.cat([torch.cat([correlation, trend], 1), torch.cat([trend.T, trend.new_zeros(players + 1, players + 1)], 1)])
-    wanted = torch.cat([shares, shares.new_zeros(1, players), 2 * torch.eye(players, dtype=torch.float64)])
-    values = torch.linalg.solve(system, wanted)
-    return values[2 : count + 2], values[1]
+    gain = rho * ((1 + rho * nodes) ** others * (1 - rho * nodes) ** (players - 1 - others) * weights).sum(1) / (1 + rho) ** players
+    shares = torch.where(known, gain[size - 1], -gain[size.clamp(max=players - 1)])
+    system = torch.cat([torch.cat([step**differ - step ** (players - differ), signs], 1), torch.cat([signs.T, signs.new_zeros(players, players)], 1)])
+    return torch.linalg.solve(system, torch.cat([shares, torch.eye(players, dtype=torch.float64)]))[: len(known)]
 
 
-def from_coalitions(model, images, classes, coalitions, slope, offset, where, patch, absent):
-    """Shapley values [N, M] of the patches `where` [N, M] of images; coalitions bool [K, M] are of these, slope and offset their shapley_map."""
-    ends = torch.tensor([[False], [True]]).expand(2, coalitions.shape[1])
-    masks = torch.cat([ends, coalitions]).to(images.device).expand(len(images), -1, -1)
+def from_coalitions(model, images, classes, coalitions, slope, where, patch, absent):
+    """Shapley values [N, M] of the patches `where` [N, M] of images; coalitions bool [K, M] are of these, slope their shapley_map."""
+    masks = torch.cat([torch.ones(1, coalitions.shape[1], dtype=torch.bool), coalitions])
+    masks = torch.cat([masks, ~masks]).to(images.device).expand(len(images), -1, -1)
     present = masks.new_zeros(*masks.shape[:2], int(patch.max()) + 1).scatter(2, where[:, None].expand_as(masks), masks)
-    value = coalition_values(model, images, classes, present, patch, absent)
-    nothing, everything, some = value[:, :1], value[:, 1:2], value[:, 2:]
+    with_, without = coalition_values(model, images, classes, present, patch, absent).chunk(2, dim=1)
     with torch.autocast(images.device.type, enabled=False):
-        return (some - nothing) @ slope.to(value) + (everything - nothing) * offset.to(value)
+        return (with_ - without) @ slope.to(with_)
 
 
 def coalition_values(model, images, classes, present, patch, absent):

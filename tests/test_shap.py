@@ -8,7 +8,7 @@ from torch import nn
 
 import explain
 import models
-from sampling import weighted_least_squares
+import sampling
 
 
 def small_net(dtype=torch.float64):
@@ -61,17 +61,16 @@ def test_the_values_sum_to_the_difference_from_the_baseline(coalitions, create_g
     torch.testing.assert_close(values.sum((1, 2)), difference.gather(1, CLASSES[:, None])[:, 0], atol=1e-5, rtol=1e-5)
 
 
-def test_errors_fall_with_the_number_of_coalitions_and_are_below_the_regressions(images, monkeypatch):
-    net, errors = small_net(), {}
-    exact = explain.kernel_shap(net, images, CLASSES, 3, 2**9)
-    for method in (explain.shapley_map, weighted_least_squares):
-        monkeypatch.setattr(explain, "shapley_map", method)
-        for count in (40, 100, 300):
-            draws = torch.stack([explain.kernel_shap(net, images, CLASSES, 3, count, generator=torch.Generator().manual_seed(k)) for k in range(20)])
-            errors[method.__name__, count] = ((draws - exact).norm(dim=(2, 3)) / exact.norm(dim=(1, 2))).median()
-    kriging, regression = ([errors[name, count] for count in (40, 100, 300)] for name in ("shapley_map", "weighted_least_squares"))
-    assert kriging[0] > 1.5 * kriging[1] > 2 * kriging[2] > 0
-    assert all(a < 0.9 * b for a, b in zip(kriging, regression)), (kriging, regression)
+def test_errors_fall_with_the_number_of_coalitions_and_are_below_the_published_regressions(images):
+    value = sampling.worth(small_net(), images, CLASSES, 9)
+    found, theirs = (list(sampling.errors(value, method, (40, 100, 300)).values()) for method in (sampling.by_regression, sampling.by_least_squares))
+    assert found[0] > 1.5 * found[1] > 2 * found[2] > 0
+    assert all(ours < 0.9 * other for ours, other in zip(found, theirs)), (found, theirs)
+    for method in (sampling.by_regression, sampling.by_least_squares):  # and with all coalitions both are exact
+        coalitions, slope = method(9, 2**9, torch.Generator())
+        for n in (0, 3):
+            exact = shapley_by_enumeration(small_net(), images[n], CLASSES[n], 3, torch.zeros(()).double())
+            torch.testing.assert_close(value[n, (coalitions * 2 ** torch.arange(9)).sum(1)] @ slope, exact.flatten(), atol=1e-10, rtol=1e-8)
 
 
 def test_a_patch_equal_to_the_baseline_has_no_share_and_leaves_the_others_exact(images):
@@ -85,42 +84,49 @@ def test_a_patch_equal_to_the_baseline_has_no_share_and_leaves_the_others_exact(
     assert same.shape == (5, 4, 4) and not same.any()
 
 
-def test_coalitions_are_distinct_and_come_in_pairs():
-    coalitions = explain.draw_coalitions(16, 128, torch.Generator().manual_seed(0))
-    rows = {tuple(row) for row in coalitions.tolist()}
-    assert 120 < len(rows) == len(coalitions) <= 128 and coalitions.shape[1] == 16
-    assert all(tuple(not x for x in row) in rows for row in rows)
-    sizes = coalitions.sum(1)
-    assert ((sizes == 1) | (sizes == 15)).sum() == 32 and sizes.min() == 1 and sizes.max() == 15
-    assert len(explain.draw_coalitions(6, 61)) < len(explain.draw_coalitions(6, 62)) == 62
+@pytest.mark.parametrize("players, count", [(4, 9), (7, 123), (9, 509), (16, 128), (16, 1024), (49, 512)])
+def test_coalitions_and_their_complements_are_distinct_and_as_many_as_asked(players, count):
+    half = explain.draw_coalitions(players, count, torch.Generator().manual_seed(0))
+    rows = {tuple(row) for row in torch.cat([half, ~half]).tolist()}
+    assert len(rows) == 2 * (count // 2) and all(0 < sum(row) < players for row in rows)
+    assert sum(sum(row) == 1 for row in rows) == players
 
 
-@pytest.mark.parametrize("players, count", [(5, 10), (9, 40), (16, 64), (49, 128)])
-def test_additive_games_are_exact_from_any_coalitions(players, count):
+@pytest.mark.parametrize("players", range(1, 7))
+def test_all_coalitions_are_there_where_as_many_are_asked(players):
+    half = explain.draw_coalitions(players, 64)
+    assert half.shape == (max(2 ** (players - 1) - 1, 0), players) and len(torch.cat([half, ~half]).unique(dim=0)) == 2 * len(half)
+
+
+@pytest.mark.parametrize("players, count", [(5, 10), (9, 40), (16, 64), (49, 512), (196, 1024)])
+def test_additive_games_are_exact_from_any_coalitions_and_every_games_values_sum_to_its_worth(players, count):
     coalitions = explain.draw_coalitions(players, count, torch.Generator().manual_seed(0))
-    worth = torch.randn(players, dtype=torch.float64)
-    slope, offset = explain.shapley_map(coalitions)
-    torch.testing.assert_close((coalitions.double() @ worth) @ slope + worth.sum() * offset, worth, atol=1e-10, rtol=0)
+    known, slope = torch.cat([torch.ones(1, players).bool(), coalitions]), explain.shapley_map(coalitions)
+    worth = torch.randn(players, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close((2.0 * known.double() - 1).T @ slope, torch.eye(players, dtype=torch.float64), atol=1e-7, rtol=0)
+    torch.testing.assert_close(((2.0 * known.double() - 1) @ worth) @ slope, worth, atol=1e-7, rtol=0)
+    torch.testing.assert_close(slope.sum(1), torch.eye(len(known), dtype=torch.float64)[0], atol=1e-7, rtol=0)
 
 
-def test_kriging_has_the_shapley_values_of_the_game_it_expects():
-    """The expectation written down for all coalitions (simple kriging with a wide prior of the trend), then the definition."""
-    players, rho, wide = 5, explain.REACH / 5, 1e7
-    coalitions = explain.draw_coalitions(players, 16, torch.Generator().manual_seed(0))
-    known = torch.cat([torch.zeros(1, players).bool(), torch.ones(1, players).bool(), coalitions])
-    everything = (torch.arange(2**players)[:, None] >> torch.arange(players)) & 1 == 1
+@pytest.mark.parametrize("players, count", [(5, 16), (6, 30), (8, 60)])
+def test_what_is_estimated_are_the_shapley_values_of_the_expected_game(players, count):
+    """The expectation written down for all coalitions (simple kriging with a wide prior of the additive part), then the definition."""
+    rho, wide = explain.REACH / players, 1e6
+    coalitions, slope = sampling.by_regression(players, count, torch.Generator().manual_seed(0))
+    every, size = sampling.everything(players)
 
     def covariance(a, b):
         differ = (a[:, None] != b).sum(2)
         return ((1 - rho) / (1 + rho)) ** differ + wide * (1 + (2.0 * a.double() - 1) @ (2.0 * b.double() - 1).T)
 
-    value = torch.randn(len(known), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    expected = covariance(everything, known) @ torch.linalg.solve(covariance(known, known), value)
-    proper = (everything.sum(1) % players != 0)
-    slope, offset = explain.shapley_map(everything[proper])
-    wanted = (expected[proper] - expected[0]) @ slope + (expected[-1] - expected[0]) * offset
-    slope, offset = explain.shapley_map(coalitions)
-    torch.testing.assert_close((value[2:] - value[0]) @ slope + (value[1] - value[0]) * offset, wanted, atol=1e-5, rtol=1e-5)
+    value = torch.randn(len(coalitions), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = covariance(every, coalitions) @ torch.linalg.solve(covariance(coalitions, coalitions), value)
+    wanted = []
+    for player in range(players):
+        without = (~every[:, player]).nonzero()[:, 0]
+        share = torch.tensor([1 / (players * math.comb(players - 1, s)) for s in range(players)], dtype=torch.float64)[size[without]]
+        wanted.append((share * (expected[without + 2**player] - expected[without])).sum())
+    torch.testing.assert_close(value @ slope, torch.stack(wanted), atol=1e-5, rtol=1e-5)
 
 
 def test_no_images_have_no_values(images):
