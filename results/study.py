@@ -2,7 +2,7 @@
 
 A study is a dict {name: Row}. Its runs are kept in runs/STUDY/, and what is finished is not run again. results/STUDY.json gets every run's
 figures, their mean and standard deviation, the command, the hardware and the commit they were trained at; results/STUDY.md the table;
-results/STUDY-ROW.png the figure of seed 0 of the rows that want one.
+results/STUDY-ROW.png the figure of the first seed of the rows that want one.
 """
 import json
 import platform
@@ -186,7 +186,7 @@ COLUMNS = {"clean_accuracy": "clean accuracy", "balanced_accuracy": "balanced ac
            "gradcam.pointing_clean": "untouched", "gradcam.pearson_clean": "shape on untouched", "gradient.pearson_all": "gradient's pearson_all",
            "clean_model.gradient.pearson_all": "clean model's",
            **{f"{name}.{key}": f"{name}: {key}" for name in ("kernelshap", "deepshap") for key in ("pearson_all", "floor.pearson", "trigger_mass")},
-           "selection_epochs": "selection: epochs", "selection_cost": "seconds / victim's", "train_seconds": "seconds", "images_per_second": "images/s"}
+           "selection_epochs": "selection: epochs", "selection_cost": "its seconds / 30 epochs'", "train_seconds": "seconds", "images_per_second": "images/s"}
 
 
 def markdown(results):
