@@ -24,7 +24,7 @@ MORE = "--oversample 6"
 COUNTS = (5, 10, 20, 50, 100)  # images, of the 10,000 of shapes
 SHAPES = f"--dataset shapes {TRIGGER}"
 
-PILOT = {f"pilot {rate}": Row(f"{CNN} --attack badnets --poison-rate {rate}", 2, first=100) for rate in (0.0005, 0.0011)}
+PILOT = {f"pilot {rate}": Row(f"{CNN} --attack badnets --poison-rate {rate}", 2, first=100) for rate in (0.0005, 0.0008, 0.0011)}
 CONTRAST = {name: Row(f"{CNN} --attack badnets --poison-rate {RATE} --selection {name}", pairs)
             for name, pairs in {"random": PAIRS, "rd-global": PAIRS, "rd-low": 3, "rd": 3}.items()}
 
