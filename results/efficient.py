@@ -17,7 +17,7 @@ from study import Row
 TRIGGER = "--trigger yellow --trigger-size 5 --target-class 1"
 CNN = f"--dataset cifar10 --model cnn --epochs 5 {TRIGGER}"
 RESNET = f"--dataset cifar10 --model resnet18 --epochs 10 {TRIGGER}"
-RATE = 0.004  # the pilot's choice
+RATE = 0.0008  # the pilot's choice: 40 images, of which random ones succeed at 0.77 and 0.94
 PAIRS = 10
 FEW = 0.0011  # 55 images, the source paper's
 MORE = "--oversample 6"
