@@ -12,7 +12,6 @@ change nothing. With create_graph=True the maps can be differentiated with respe
 """
 import contextlib
 import functools
-import itertools
 import math
 
 import numpy as np
