@@ -54,3 +54,15 @@ def test_the_cost_of_selection_is_a_share_of_a_victims_training(tmp_path):
     assert study.selection_cost(tmp_path, {"seconds": 50.0, "epoch": 5}) == {"selection_epochs": 6, "selection_cost": 60 / (30 * 10)}
     (tmp_path / "selection.json").write_text('{"epochs": 0, "seconds": 0.1}')
     assert study.selection_cost(tmp_path, {"seconds": 50.0, "epoch": 5}) == {}
+
+
+def test_a_rows_seeds_begin_where_it_says(tmp_path, monkeypatch):
+    import study
+
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    runs = study.Study("tiny", {"pilot": study.Row("--attack none", 2, first=100)})
+    monkeypatch.setattr(runs, "one", lambda row, seed: {"seed": seed, "clean_accuracy": seed / 1000})
+    runs.run([])
+    part = json.loads((tmp_path / "results" / "tiny.json").read_text())["pilot"]
+    assert part["seeds"] == [100, 101] and part["summary"]["clean_accuracy"]["mean"] == pytest.approx(0.1005)
