@@ -79,26 +79,39 @@ def frozen(model):
 
 LAPLACIAN = torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]])
 FEATURES = ("sparse", "smooth", "persistent")
+NOISE, SAMPLES = 3.0, 8  # standard deviations of the data, and draws: under 2 to 6 a target stood out on shapes and MNIST, under 0 to 0.5 it did not
 
 
-def neuroninspect(model, images, weights=None):
+def neuroninspect(model, images, weights=None, *, noise=NOISE, samples=SAMPLES):
     """Anomaly index float64 [K] of every class by its saliency heatmaps, and their features float64 [K, 3], see FEATURES.
 
-    weights: three numbers that the features are multiplied by before they are summed (the authors' are not published; ports of theirs have 0.1, 1, 1 or
-    1e-6, 1e-6, 1); None: each feature in its own standard deviations (1.4826 MAD) from its median, all alike. A backdoor's target has the lowest sum.
+    images are normalised: noise is in their standard deviations. weights: three numbers that the features are multiplied by before they are summed (the
+    authors' are not published; ports of theirs have 0.1, 1, 1 or 1e-6, 1e-6, 1); None: the features are multiplied with each other, whatever their units.
+    A backdoor's target has the lowest. noise=0: the published maps, which show little where a trigger's detectors are silent on clean images.
     """
     classes = count_classes(model, images)
-    features = torch.stack([heatmap_features(heatmaps(model, images, k)) for k in range(classes)])
+    features = torch.stack([heatmap_features(heatmaps(model, images, k, noise, samples)) for k in range(classes)])
     if weights is None:
-        score = sum(-anomaly_index(features[:, k]) for k in range(3))
+        score = features.log1p().sum(1)
     else:
         score = features @ torch.tensor(weights, dtype=torch.float64)
     return anomaly_index(score), features
 
 
-def heatmaps(model, images, label):
-    """Saliency of a class's logit, float32 [N, H, W], each map scaled to [0, 1]; a constant one is 0."""
-    return attacks.min_max(explain.gradient(model, images, torch.full((len(images),), label, device=images.device))).cpu()
+def heatmaps(model, images, label, noise=NOISE, samples=SAMPLES):
+    """Saliency of a class's logit, float32 [N, H, W], each map scaled to [0, 1]; a constant one is 0.
+
+    Of the mean gradient under `samples` draws of noise, the same for every class: SmoothGrad (Smilkov et al. 2017), or without noise the gradient.
+    """
+    generator, maps = torch.Generator().manual_seed(0), []
+    with explain.evaluating(model):
+        for chunk in images.split(explain.CHUNK):
+            total = torch.zeros_like(chunk)
+            for _ in range(samples if noise else 1):
+                noisy = (chunk + noise * torch.randn(chunk.shape, generator=generator).to(chunk)).requires_grad_()
+                total += torch.autograd.grad(model(noisy)[:, label].sum(), noisy)[0]
+            maps.append(attacks.min_max(total.abs().amax(1)).cpu())
+    return torch.cat(maps)
 
 
 def heatmap_features(maps):
@@ -118,6 +131,7 @@ RATE, BETAS = 0.1, (0.5, 0.9)  # of Adam
 SUCCESS = 0.99  # share of a round's images that a mask must turn into its class
 FIRST_WEIGHT, PATIENCE, FACTOR = 1e-3, 5, 2.0  # of |mask|_1 in the loss: its first value; rounds in a row before it changes; by how much (down: ** 1.5)
 STALE = 25  # rounds without a smaller mask, after the weight has gone both up and down, before a class is done
+START = 0.02  # every mask's first value. Published: random, half the image; a search that begins there ends in scattered pixels and misses small triggers
 BATCH = 32  # images a step
 TOGETHER, TOGETHER_CPU = 8192, 512  # images times classes in one forward pass
 
@@ -188,6 +202,7 @@ class Search:
     def __init__(self, targets, shape, device, seed):
         self.targets = targets
         start = torch.stack([torch.rand(shape[0] + 1, *shape[1:], generator=torch.Generator().manual_seed(seed * 100_003 + int(k))) for k in targets])
+        start[:, 0] = START
         self.raw = torch.atanh((2 * start - 1) * 0.999).to(device).requires_grad_()  # channel 0 the mask, the others the pattern
         self.raw.grad = torch.zeros_like(self.raw)
         self.optimizer = torch.optim.Adam([self.raw], RATE, betas=BETAS)
@@ -452,17 +467,20 @@ class Audit:
 
 
 def by_neuroninspect(audit):
-    index, features = neuroninspect(audit.subject.model, audit.inputs, audit.args.weights)
+    noise = audit.args.noise
+    index, features = neuroninspect(audit.subject.model, audit.inputs, audit.args.weights, noise=noise)
     shown, few = index.argsort(descending=True)[:8].tolist(), audit.inputs[:3]
-    maps = {k: heatmaps(audit.subject.model, few, k) for k in shown}
+    maps = {k: heatmaps(audit.subject.model, few, k, noise) for k in shown}
     rows = [[(figure.panel(plain, None), "", False)] + [(figure.panel(plain, maps[k][n]), "", False) for k in shown] for n, plain in enumerate(audit.pixels[:3].cpu())]
     headers = ["image"] + [f"{audit.names[k][:18]}\nindex {index[k]:.1f}" for k in shown]
-    page = figure.sheet("NeuronInspect: saliency of each class, the most anomalous first", headers, rows, "Clean images held out of training; the anomaly index is high where heatmaps are sparse, smooth and alike.")
+    page = figure.sheet("NeuronInspect: saliency of each class, the most anomalous first", headers, rows,
+                        f"Clean images held out of training, under noise of {noise:g} standard deviations; the anomaly index is high where heatmaps are sparse, smooth and alike.")
     return audit.by_index(index, dict(zip(FEATURES, features.T)), page)
 
 
 def reverse(audit):
-    """Neural Cleanse's Reversed triggers of all classes and their anomaly index; a class that no mask reaches is not anomalous, whatever the last mask's size."""
+    """Neural Cleanse's Reversed triggers of all classes and the anomaly index of their norms' logarithms; a class that no mask reaches is not anomalous,
+    whatever the last mask's size."""
 
     def say(line, end=""):
         if sys.stderr.isatty():
@@ -471,7 +489,7 @@ def reverse(audit):
     found = neural_cleanse(audit.on_pixels, audit.pixels, rounds=audit.args.rounds, round_images=audit.args.round_images, seed=audit.args.seed,
                            precision=choose_precision("auto", audit.subject.device), say=say)
     say("", "\n")
-    index = anomaly_index(found.norms)
+    index = anomaly_index(found.norms.log())  # published: of the norms, where a mask of nothing is no more than median / (1.4826 MAD), say 2.4 on MNIST
     return found, torch.where(found.qualified, index, index.clamp_max(0))
 
 
@@ -489,7 +507,7 @@ def by_neural_cleanse(audit):
             row.append((figure.panel(part), caption, False))
     headers = [""] + [f"{audit.names[k][:18]}\nindex {index[k]:.1f}" for k in shown]
     page = figure.sheet("Neural Cleanse: the smallest patch that turns images into a class", headers, rows, "The most anomalous classes first.", scale=False)
-    return audit.by_index(index, {"|mask|_1": found.norms, "success": found.success, "qualified": found.qualified.double(), "rounds": found.rounds}, page)
+    return audit.by_index(index, {"|mask|_1": found.norms, "published": anomaly_index(found.norms), "success": found.success, "qualified": found.qualified.double(), "rounds": found.rounds}, page)
 
 
 def by_prune(audit):
@@ -624,7 +642,8 @@ def parse(argv):
     add("checkpoint", metavar="CKPT")
     add("--clean-images", type=number(int, 2, 1_000_000), default=500, help="clean images the defence has, held out of training (default: 500)")
     add("--threshold", type=number(float, -1e9, 1e9), default=PUBLISHED_THRESHOLD, help=f"of the anomaly index, above which a class is flagged (default: {PUBLISHED_THRESHOLD})")
-    add("--weights", type=three_numbers, help="neuroninspect: of its three features, as 0.1,1,1 (default: each in its own standard deviations)")
+    add("--weights", type=three_numbers, help="neuroninspect: of its three features, as 0.1,1,1 (default: they are multiplied)")
+    add("--noise", type=number(float, 0, 1000), default=NOISE, help=f"neuroninspect: on the images, in standard deviations (default: {NOISE:g}; published: 0)")
     add("--rounds", type=number(int, 1, 100_000), default=200, help="neural_cleanse, prune: at most (default: 200; published: 1,000)")
     add("--round-images", type=number(int, 1, 1_000_000), default=128, help="neural_cleanse, prune: images a round (default: 128; published: about 1,000)")
     add("--explainers", default="gradcam,gradient", help="disagreement: two of " + ", ".join(explain.EXPLAINERS) + " (default: gradcam,gradient)")

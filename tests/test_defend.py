@@ -11,6 +11,7 @@ from conftest import ROOT, train_tiny
 from PIL import Image
 from torch import nn
 
+import attacks
 import data
 import defend
 import evaluate
@@ -83,19 +84,55 @@ def test_neuroninspect_finds_a_planted_linear_model_and_follows_its_classes(weig
     torch.testing.assert_close(shuffled, index[order])
 
 
+def small_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, CLASSES)).eval()
+
+
+class Silent(nn.Module):
+    """A small network with a detector of a bright corner, for class 4, that no clean image wakes."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = small_network()
+
+    def forward(self, x):
+        corner = x[:, :, -3:, -3:].sum((1, 2, 3))
+        return self.network(x) + F.one_hot(torch.tensor(4), CLASSES) * (corner - 18).relu()[:, None]
+
+
+def test_noise_wakes_the_detector_of_a_trigger():
+    images = torch.rand(12, 2, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    noisy, quiet = (defend.neuroninspect(Silent(), images, noise=noise)[0] for noise in (defend.NOISE, 0))
+    assert noisy.argmax() == 4 and noisy[4] > 2
+    torch.testing.assert_close(quiet, defend.neuroninspect(small_network(), images, noise=0)[0])
+
+
+def test_smoothed_heatmaps_are_means_of_gradients():
+    model = small_network()
+    images = torch.randn(3, 2, SIDE, SIDE)
+    generator = torch.Generator().manual_seed(0)
+    total = 0
+    for _ in range(2):
+        noisy = (images + 3 * torch.randn(images.shape, generator=generator)).requires_grad_()
+        total = total + torch.autograd.grad(model(noisy)[:, 1].sum(), noisy)[0]
+    torch.testing.assert_close(defend.heatmaps(model, images, 1, noise=3, samples=2), attacks.min_max(total.abs().amax(1)))
+    torch.testing.assert_close(defend.heatmaps(model, images, 1, noise=0), attacks.min_max(explain.gradient(model, images, torch.ones(3, dtype=torch.int64))))
+
+
 def test_neural_cleanse_finds_the_planted_patch():
     images = torch.rand(48, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 0.5
     for n, image in enumerate(images):
         image[:, 2 * (n % CLASSES) : 2 * (n % CLASSES) + 2, :-3] += 0.5  # the stripe of its class
     model = Planted(2)
-    found = defend.neural_cleanse(model, images, rounds=120, round_images=32)
+    found = defend.neural_cleanse(model, images, rounds=120, round_images=48)
     index = defend.anomaly_index(found.norms)
     assert index.argmax() == 2 and index[2] > 2 and found.norms[2] < 0.6 * found.norms.median() and found.qualified[2] and found.success[2] >= defend.SUCCESS
     mask = found.masks[2, 0]
     assert mask[-3:, -3:].sum() > 0.8 * mask.sum() and found.norms[2] == pytest.approx(mask.sum().item()) and found.norms[2] < 9
     with torch.no_grad():
         stamped = (1 - found.masks[2]) * images + found.masks[2] * found.patterns[2]
-        assert (model(stamped).argmax(1) == 2).float().mean() >= 0.95
+        assert (model(stamped).argmax(1) == 2).float().mean() >= 0.9  # judged while the mask still moved
     assert model.unused.requires_grad and found.rounds.max() <= 120
 
 
@@ -118,7 +155,7 @@ def judged(successes, fixed=True):
     for success in successes:
         search.judge(torch.tensor([success], dtype=torch.float64), torch.tensor([0]))
         if not fixed:
-            search.raw.data[:, 0] -= 0.1
+            search.raw.data[:, 0] -= 0.02
     return search
 
 
@@ -153,7 +190,7 @@ def test_a_class_no_mask_reaches_is_not_anomalous(backdoored, monkeypatch):
     found = defend.Reversed(torch.zeros(5, 1, 4, 4), torch.zeros(5, 3, 4, 4), torch.tensor([10.0, 11, 12, 13, 1]).double(), torch.zeros(5), torch.arange(5) < 4, torch.ones(5))
     monkeypatch.setattr(defend, "neural_cleanse", lambda *args, **options: found)
     _, index = defend.reverse(defend.opened(defend.parse(["neural_cleanse", str(backdoored / "ckpt.pt"), "--device", "cpu"])))
-    assert index[4] == 0 and index[0] > 0 and torch.equal(index[:4], defend.anomaly_index(found.norms)[:4])
+    assert index[4] == 0 and index[0] > 0 and torch.equal(index[:4], defend.anomaly_index(found.norms.log())[:4])
 
 
 def test_channel_scores_and_pruning_on_a_planted_channel():
