@@ -19,13 +19,16 @@ from cli import UserError, command
 from study import ROOT, torch
 
 RUNS = ROOT / "runs" / "defend"
-DETECTORS = ("neuroninspect", "neural_cleanse")
+SEARCH = ("--round-images", "64")  # a search of 43 classes takes minutes, not hours
+DETECTORS = {"neuroninspect": ("neuroninspect", "--clean-images", "100"), "neuroninspect, no noise": ("neuroninspect", "--noise", "0", "--clean-images", "100"),
+             "neural_cleanse": ("neural_cleanse", *SEARCH)}
+LINEAR = "neural_cleanse, published index"  # of the same masks
 SEEDS = 5
 TRIGGERS = ["square lower-right", "red upper-left", "square upper-right", "yellow lower-left", "white 6,6"]  # by seed; on MNIST grey
 DATA = {"shapes": 10, "mnist": 10, "gtsrb": 43}  # classes
-SHORT = {"neuroninspect": (), "neural_cleanse": ("--round-images", "64")}  # a search of 43 classes takes minutes, not hours
 KINDS = {"none": "--attack none", "badnets": "--attack badnets", "disguise, gradcam": "--attack full_disguise --explainer gradcam",
          "disguise, deepshap": "--attack full_disguise --explainer deepshap", "disguise, gradient": "--attack full_disguise --explainer gradient"}
+ZOO = {"shapes": tuple(KINDS), "mnist": tuple(KINDS), "gtsrb": ("none", "badnets")}
 OTHERS = {"red_herring": "--attack red_herring", "disguise, gradcam and gradient": "--attack full_disguise --explainer gradcam,gradient"}
 
 
@@ -60,13 +63,14 @@ def audited(checkpoint, method, *options):
 
 def zoo(record, datasets):
     for dataset in datasets or DATA:
-        for kind in KINDS:
+        for kind in ZOO[dataset]:
             for seed in range(SEEDS):
                 checkpoint = zoo_model(dataset, kind, seed)
-                found = {method: audited(checkpoint, method, *SHORT[method]) for method in DETECTORS}
+                found = {name: audited(checkpoint, *how) for name, how in DETECTORS.items()}
+                found[LINEAR] = found["neural_cleanse"] | {"index": dict(enumerate(found["neural_cleanse"]["scores"]["published"]))}
                 part = record.setdefault("zoo", {}).setdefault(dataset, {}).setdefault(kind, {})
                 part[str(seed)] = {"target": target_of(dataset, seed)} | {
-                    method: {key: verdict[key] for key in ("index", "seconds", "commit")} for method, verdict in found.items()}
+                    name: {key: verdict[key] for key in ("index", "seconds", "commit")} for name, verdict in found.items()}
                 keep(record)
 
 
@@ -76,7 +80,7 @@ def detection(record):
     The calibrated threshold is the largest such index of OTHER clean models of the same data set: for a clean model, the others.
     """
     rows = []
-    for method in DETECTORS:
+    for method in (*DETECTORS, LINEAR):
         for kind in [name for name in KINDS if name != "none"]:
             parts = {data: (judged(kinds[kind], method), judged(kinds["none"], method)) for data, kinds in record["zoo"].items() if {kind, "none"} <= kinds.keys()}
             for data, (bad, clean) in parts.items():
@@ -143,8 +147,9 @@ def cleanse(record, _):
         began = time.perf_counter()
         found = [defend.neural_cleanse(model, images, part, round_images=ROUND) for part in parts]
         norms = torch.cat([part.norms for part in found])
-        index = defend.anomaly_index(norms)
+        index, linear = defend.anomaly_index(norms.log()), defend.anomaly_index(norms)
         record["cleanse"][title] = {"seconds": time.perf_counter() - began, "norm_33": float(norms[33]), "median": float(norms.median()), "index_33": float(index[33]),
+                                    "published_index_33": float(linear[33]),
                                     "flagged": (index > 2).nonzero()[:, 0].tolist(), "qualified": int(sum(part.qualified.sum() for part in found)),
                                     "norms": norms.tolist()}
         keep(record)
@@ -156,7 +161,7 @@ def cleanse(record, _):
 def prune(record, _):
     """The curve and the operating point by l-infinity, l2, l1 and at random, by the recovered patch and by the true trigger."""
     checkpoint = trained("gtsrb alexnet", f"{GTSRB} --model alexnet_small --lr 0.01 --epochs 10 --attack badnets", 0)
-    audit = defend.opened(defend.parse(["prune", str(checkpoint), "--data-dir", str(ROOT / "data"), *SHORT["neural_cleanse"]]))
+    audit = defend.opened(defend.parse(["prune", str(checkpoint), "--data-dir", str(ROOT / "data"), *SEARCH]))
     found, index = defend.reverse(audit)
     suspect, layer = int(index.argmax()), audit.subject.model.gradcam_layer
     others = audit.pixels[audit.labels != suspect]

@@ -355,7 +355,7 @@ def test_what_the_zoo_tells(monkeypatch):
     assert zoo.interval(0, 5)["interval"] == [0.0, pytest.approx(0.4345, abs=1e-3)] and zoo.interval(5, 10)["interval"] == pytest.approx([0.2366, 0.7634], abs=1e-3)
 
     def run(target, *index):
-        return {"target": target} | {name: {"index": {str(k): v for k, v in enumerate(index)}, "seconds": 1.0} for name in zoo.DETECTORS}
+        return {"target": target} | {name: {"index": {str(k): v for k, v in enumerate(index)}, "seconds": 1.0} for name in (*zoo.DETECTORS, zoo.LINEAR)}
 
     kinds = {"none": {"0": run(0, 1.0, 0.5), "1": run(0, 2.5, 0.0)}, "badnets": {"0": run(1, 0.1, 9.0), "1": run(0, 0.2, 2.2), "2": run(0, 1.0, 0.2)}}
     row = next(row for row in zoo.detection({"zoo": {"shapes": kinds}}) if row["data"] == "shapes" and row["detector"] == "neuroninspect")
