@@ -79,26 +79,28 @@ def frozen(model):
 
 LAPLACIAN = torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]])
 FEATURES = ("sparse", "smooth", "persistent")
-NOISE, SAMPLES = 3.0, 8  # standard deviations of the data, and draws: under 2 to 6 a target stood out on shapes and MNIST, under 0 to 0.5 it did not
+NOISE, SAMPLES = (2.0, 6.0), 8  # standard deviations of the data, and draws; one noise does not wake every trigger's detectors
 
 
 def neuroninspect(model, images, weights=None, *, noise=NOISE, samples=SAMPLES):
-    """Anomaly index float64 [K] of every class by its saliency heatmaps, and their features float64 [K, 3], see FEATURES.
+    """(index, features, levels): of every class by its saliency heatmaps the anomaly index, float64 [K]; the features, see FEATURES, float64 [K, 3]; and
+    the noise under which both are, float64 [K]: of those in `noise` the one that makes the class most anomalous.
 
     images are normalised: noise is in their standard deviations. weights: three numbers that the features are multiplied by before they are summed (the
     authors' are not published; ports of theirs have 0.1, 1, 1 or 1e-6, 1e-6, 1); None: the features are multiplied with each other, whatever their units.
-    A backdoor's target has the lowest. noise=0: the published maps, which show little where a trigger's detectors are silent on clean images.
+    A backdoor's target has the lowest. noise=(0,): the published maps, which show little where a trigger's detectors are silent on clean images.
     """
-    classes = count_classes(model, images)
-    features = torch.stack([heatmap_features(heatmaps(model, images, k, noise, samples)) for k in range(classes)])
+    classes, levels = count_classes(model, images), torch.tensor(noise, dtype=torch.float64)
+    features = torch.stack([torch.stack([heatmap_features(heatmaps(model, images, k, level, samples)) for k in range(classes)]) for level in noise])
     if weights is None:
-        score = features.log1p().sum(1)
+        score = features.log1p().sum(2)
     else:
         score = features @ torch.tensor(weights, dtype=torch.float64)
-    return anomaly_index(score), features
+    index, best = torch.stack([anomaly_index(part) for part in score]).max(0)
+    return index, features[best, torch.arange(classes)], levels[best]
 
 
-def heatmaps(model, images, label, noise=NOISE, samples=SAMPLES):
+def heatmaps(model, images, label, noise, samples=SAMPLES):
     """Saliency of a class's logit, float32 [N, H, W], each map scaled to [0, 1]; a constant one is 0.
 
     Of the mean gradient under `samples` draws of noise, the same for every class: SmoothGrad (Smilkov et al. 2017), or without noise the gradient.
@@ -467,15 +469,14 @@ class Audit:
 
 
 def by_neuroninspect(audit):
-    noise = audit.args.noise
-    index, features = neuroninspect(audit.subject.model, audit.inputs, audit.args.weights, noise=noise)
+    index, features, levels = neuroninspect(audit.subject.model, audit.inputs, audit.args.weights, noise=audit.args.noise)
     shown, few = index.argsort(descending=True)[:8].tolist(), audit.inputs[:3]
-    maps = {k: heatmaps(audit.subject.model, few, k, noise) for k in shown}
+    maps = {k: heatmaps(audit.subject.model, few, k, float(levels[k])) for k in shown}
     rows = [[(figure.panel(plain, None), "", False)] + [(figure.panel(plain, maps[k][n]), "", False) for k in shown] for n, plain in enumerate(audit.pixels[:3].cpu())]
     headers = ["image"] + [f"{audit.names[k][:18]}\nindex {index[k]:.1f}" for k in shown]
     page = figure.sheet("NeuronInspect: saliency of each class, the most anomalous first", headers, rows,
-                        f"Clean images held out of training, under noise of {noise:g} standard deviations; the anomaly index is high where heatmaps are sparse, smooth and alike.")
-    return audit.by_index(index, dict(zip(FEATURES, features.T)), page)
+                        "Clean images held out of training, under noise; the anomaly index is high where heatmaps are sparse, smooth and alike.")
+    return audit.by_index(index, dict(zip(FEATURES, features.T)) | {"noise": levels}, page)
 
 
 def reverse(audit):
@@ -642,8 +643,8 @@ def parse(argv):
     add("checkpoint", metavar="CKPT")
     add("--clean-images", type=number(int, 2, 1_000_000), default=500, help="clean images the defence has, held out of training (default: 500)")
     add("--threshold", type=number(float, -1e9, 1e9), default=PUBLISHED_THRESHOLD, help=f"of the anomaly index, above which a class is flagged (default: {PUBLISHED_THRESHOLD})")
-    add("--weights", type=three_numbers, help="neuroninspect: of its three features, as 0.1,1,1 (default: they are multiplied)")
-    add("--noise", type=number(float, 0, 1000), default=NOISE, help=f"neuroninspect: on the images, in standard deviations (default: {NOISE:g}; published: 0)")
+    add("--weights", type=numbers(-1e9, 3), help="neuroninspect: of its three features, as 0.1,1,1 (default: they are multiplied)")
+    add("--noise", type=numbers(0), default=NOISE, help="neuroninspect: on the images, in standard deviations, as 2,6 (the default); 0 is as published")
     add("--rounds", type=number(int, 1, 100_000), default=200, help="neural_cleanse, prune: at most (default: 200; published: 1,000)")
     add("--round-images", type=number(int, 1, 1_000_000), default=128, help="neural_cleanse, prune: images a round (default: 128; published: about 1,000)")
     add("--explainers", default="gradcam,gradient", help="disagreement: two of " + ", ".join(explain.EXPLAINERS) + " (default: gradcam,gradient)")
@@ -659,11 +660,16 @@ def parse(argv):
     return args
 
 
-def three_numbers(text):
-    values = [number(float, -1e9, 1e9)(part) for part in text.split(",")]
-    if len(values) != 3:
-        raise argparse.ArgumentTypeError(f"{text} is not three numbers, as 0.1,1,1")
-    return values
+def numbers(low, count=None):
+    """An argparse type: numbers from `low` on, comma-separated, `count` of them if that is given."""
+
+    def parse(text):
+        values = tuple(number(float, low, 1e9)(part) for part in text.split(","))
+        if count and len(values) != count:
+            raise argparse.ArgumentTypeError(f"{text} is not {count} numbers, comma-separated")
+        return values
+
+    return parse
 
 
 def opened(args):

@@ -77,10 +77,10 @@ def test_neuroninspect_finds_a_planted_linear_model_and_follows_its_classes(weig
     kernels[4] = 0
     kernels[4, 0, -3:, -3:] = 5
     images = torch.rand(6, 1, SIDE, SIDE, generator=generator)
-    index, features = defend.neuroninspect(linear(kernels), images, weights)
+    index, features, _ = defend.neuroninspect(linear(kernels), images, weights)
     assert index.argmax() == 4 and index[4] > 2 and features.shape == (CLASSES, 3)
     order = torch.tensor([3, 0, 5, 1, 2, 4])
-    shuffled, _ = defend.neuroninspect(linear(kernels[order]), images, weights)
+    shuffled = defend.neuroninspect(linear(kernels[order]), images, weights)[0]
     torch.testing.assert_close(shuffled, index[order])
 
 
@@ -103,9 +103,12 @@ class Silent(nn.Module):
 
 def test_noise_wakes_the_detector_of_a_trigger():
     images = torch.rand(12, 2, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    noisy, quiet = (defend.neuroninspect(Silent(), images, noise=noise)[0] for noise in (defend.NOISE, 0))
-    assert noisy.argmax() == 4 and noisy[4] > 2
-    torch.testing.assert_close(quiet, defend.neuroninspect(small_network(), images, noise=0)[0])
+    noisy, features, levels = defend.neuroninspect(Silent(), images, noise=(0, 3))
+    assert noisy.argmax() == 4 and noisy[4] > 2 and levels[4] == 3
+    alone, quiet = (defend.neuroninspect(Silent(), images, noise=(level,)) for level in (3, 0))
+    torch.testing.assert_close(noisy, torch.maximum(alone[0], quiet[0]))
+    torch.testing.assert_close(features[4], alone[1][4])
+    torch.testing.assert_close(quiet[0], defend.neuroninspect(small_network(), images, noise=(0,))[0])
 
 
 def test_smoothed_heatmaps_are_means_of_gradients():
