@@ -40,9 +40,13 @@ PUBLISHED_THRESHOLD = 2.0  # of the anomaly index: Wang et al. 2019 and Huang et
 
 
 def anomaly_index(values):
-    """How far each of `values`, float64 [K], lies BELOW their median, in units of 1.4826 median absolute deviations: a Gaussian's standard deviations."""
+    """How far each of `values`, float64 [K], lies BELOW their median, in units of 1.4826 median absolute deviations: a Gaussian's standard deviations.
+
+    A deviation counts as no less than a millionth of the largest value: what differs by rounding is no anomaly.
+    """
     below = values.quantile(0.5) - values  # torch's median is the lower of two in the middle
-    return below / (1.4826 * below.abs().quantile(0.5)).clamp_min(torch.finfo(torch.float64).tiny)
+    least = (1e-6 * values.abs().amax()).clamp_min(torch.finfo(torch.float64).tiny)
+    return below / torch.maximum(1.4826 * below.abs().quantile(0.5), least)
 
 
 class OnPixels(nn.Module):
@@ -79,41 +83,47 @@ def frozen(model):
 
 LAPLACIAN = torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]])
 FEATURES = ("sparse", "smooth", "persistent")
-NOISE, SAMPLES = (2.0, 6.0), 8  # standard deviations of the data, and draws; one noise does not wake every trigger's detectors
+NOISE, SAMPLES = (2.0, 6.0), 8  # of images, in standard deviations; draws. In a pilot some targets stood out under little noise, some under much: see the README
 
 
-def neuroninspect(model, images, weights=None, *, noise=NOISE, samples=SAMPLES):
-    """(index, features, levels): of every class by its saliency heatmaps the anomaly index, float64 [K]; the features, see FEATURES, float64 [K, 3]; and
-    the noise under which both are, float64 [K]: of those in `noise` the one that makes the class most anomalous.
+def neuroninspect(model, images, weights=None, *, noise=NOISE):
+    """For L levels of noise and K classes the anomaly index, float64 [L, K], by saliency heatmaps, and their features float64 [L, K, 3], see FEATURES.
 
-    images are normalised: noise is in their standard deviations. weights: three numbers that the features are multiplied by before they are summed (the
-    authors' are not published; ports of theirs have 0.1, 1, 1 or 1e-6, 1e-6, 1); None: the features are multiplied with each other, whatever their units.
-    A backdoor's target has the lowest. noise=(0,): the published maps, which show little where a trigger's detectors are silent on clean images.
+    weights: three numbers that the features are multiplied by before they are summed (the authors' are not published; ports of theirs have 0.1, 1, 1 or
+    1e-6, 1e-6, 1); None: each feature in its own standard deviations (1.4826 MAD) from its median, all alike. A backdoor's target has the lowest sum.
+    noise: in standard deviations of the images; (0,) for the published heatmaps. Needs memory for L x K x N maps.
     """
-    classes, levels = count_classes(model, images), torch.tensor(noise, dtype=torch.float64)
-    features = torch.stack([torch.stack([heatmap_features(heatmaps(model, images, k, level, samples)) for k in range(classes)]) for level in noise])
+    features = torch.stack([torch.stack([heatmap_features(maps) for maps in heatmaps(model, images, level)]) for level in noise])
     if weights is None:
-        score = features.log1p().sum(2)
+        score = torch.stack([-sum(anomaly_index(feature) for feature in part.T) for part in features])
     else:
         score = features @ torch.tensor(weights, dtype=torch.float64)
-    index, best = torch.stack([anomaly_index(part) for part in score]).max(0)
-    return index, features[best, torch.arange(classes)], levels[best]
+    return torch.stack([anomaly_index(part) for part in score]), features
 
 
-def heatmaps(model, images, label, noise, samples=SAMPLES):
-    """Saliency of a class's logit, float32 [N, H, W], each map scaled to [0, 1]; a constant one is 0.
+def heatmaps(model, images, noise=0.0):
+    """Saliency of every class's logit, float32 [K, N, H, W], each map scaled to [0, 1]; a constant one is 0.
 
-    Of the mean gradient under `samples` draws of noise, the same for every class: SmoothGrad (Smilkov et al. 2017), or without noise the gradient.
+    The largest magnitude over channels of the gradient, or under noise of its mean over SAMPLES draws, which are an image's own and the same for every
+    class. Source: Simonyan et al. 2014; Smilkov et al. 2017 (SmoothGrad), which has a tenth of this noise.
     """
-    generator, maps = torch.Generator().manual_seed(0), []
-    with explain.evaluating(model):
-        for chunk in images.split(explain.CHUNK):
-            total = torch.zeros_like(chunk)
-            for _ in range(samples if noise else 1):
-                noisy = (chunk + noise * torch.randn(chunk.shape, generator=generator).to(chunk)).requires_grad_()
-                total += torch.autograd.grad(model(noisy)[:, label].sum(), noisy)[0]
-            maps.append(attacks.min_max(total.abs().amax(1)).cpu())
-    return torch.cat(maps)
+    scale, maps = noise * images.std((0, 2, 3), keepdim=True), []
+    with torch.enable_grad(), explain.evaluating(model):
+        for rows in torch.arange(len(images)).split(explain.chunk_of(images)):
+            total = 0
+            for draw in range(SAMPLES if noise else 1):
+                noisy = (images[rows] + scale * own_noise(rows, draw, images)).requires_grad_()
+                logits = model(noisy)
+                total = total + torch.stack([torch.autograd.grad(score, noisy, retain_graph=True)[0] for score in logits.sum(0)])
+            saliency = explain.full_precision(total).abs().amax(2)
+            maps.append(attacks.min_max(saliency.flatten(0, 1)).unflatten(0, saliency.shape[:2]).cpu())
+    return torch.cat(maps, 1)
+
+
+def own_noise(rows, draw, images):
+    """Gaussian noise for images number `rows`: the same whichever others are beside them."""
+    drawn = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(draw * 1_000_003 + int(row))) for row in rows]
+    return torch.stack(drawn).to(images)
 
 
 def heatmap_features(maps):
@@ -133,7 +143,8 @@ RATE, BETAS = 0.1, (0.5, 0.9)  # of Adam
 SUCCESS = 0.99  # share of a round's images that a mask must turn into its class
 FIRST_WEIGHT, PATIENCE, FACTOR = 1e-3, 5, 2.0  # of |mask|_1 in the loss: its first value; rounds in a row before it changes; by how much (down: ** 1.5)
 STALE = 25  # rounds without a smaller mask, after the weight has gone both up and down, before a class is done
-START = 0.02  # every mask's first value. Published: random, half the image; a search that begins there ends in scattered pixels and misses small triggers
+START = 0.02  # every mask's first value. Published: random in [0, 1]; in a pilot such a search ended in scattered pixels, larger than the trigger
+LEAST = 0.1  # pixels: a smaller mask counts as this
 BATCH = 32  # images a step
 TOGETHER, TOGETHER_CPU = 8192, 512  # images times classes in one forward pass
 
@@ -141,7 +152,7 @@ TOGETHER, TOGETHER_CPU = 8192, 512  # images times classes in one forward pass
 @dataclass
 class Reversed:
     """What Neural Cleanse found for each of T target classes: masks float [T, 1, H, W] and patterns [T, C, H, W] in [0, 1]; the masks' L1 norms
-    float64 [T], in pixels; success [T] in the round that the mask is of; qualified bool [T]: whether any mask reached SUCCESS (if not, the last is kept);
+    float64 [T], in pixels; success [T] in the round after which the mask was kept, while it still moved; qualified bool [T]: whether any mask reached SUCCESS (if not, the last is kept);
     rounds int64 [T] that each class took."""
 
     masks: torch.Tensor
@@ -245,6 +256,15 @@ class Search:
         self.raw = self.kept
         masks, patterns = (part.detach() for part in self.stamp(slice(None)))
         return Reversed(masks, patterns, masks.sum((1, 2, 3)).cpu().double(), self.success, qualified, self.rounds)
+
+
+def mask_index(norms, qualified, linear=False):
+    """Anomaly index, float64 [T], of the logarithms of a Reversed's norms, or as published of the norms, which no mask can be further below the median of
+    than median / (1.4826 MAD). Of the classes that a mask reached; the others have 0, whatever their last mask's size."""
+    values, index = norms.clamp_min(LEAST), torch.zeros_like(norms)
+    if qualified.any():
+        index[qualified] = anomaly_index((values if linear else values.log())[qualified])
+    return index
 
 
 # ---------------------------------------------------------------- pruning (Cheng et al. 2020), batch-norm
@@ -468,20 +488,29 @@ class Audit:
         return Verdict(bool(flagged), rows, flagged, {k: float(v) for k, v in enumerate(index)}, more, picture=picture)
 
 
+def recipe(args):
+    """What decides a verdict beside the checkpoint: options and constants."""
+    return {name: getattr(args, name) for name in ("clean_images", "seed", "weights", "noise", "rounds", "round_images", "explainers")} | {
+        "samples": SAMPLES, "adam": [RATE, *BETAS], "success": SUCCESS, "weight": [FIRST_WEIGHT, PATIENCE, FACTOR], "stale": STALE, "start": START, "batch": BATCH, "least": LEAST}
+
+
 def by_neuroninspect(audit):
-    index, features, levels = neuroninspect(audit.subject.model, audit.inputs, audit.args.weights, noise=audit.args.noise)
-    shown, few = index.argsort(descending=True)[:8].tolist(), audit.inputs[:3]
-    maps = {k: heatmaps(audit.subject.model, few, k, float(levels[k])) for k in shown}
-    rows = [[(figure.panel(plain, None), "", False)] + [(figure.panel(plain, maps[k][n]), "", False) for k in shown] for n, plain in enumerate(audit.pixels[:3].cpu())]
-    headers = ["image"] + [f"{audit.names[k][:18]}\nindex {index[k]:.1f}" for k in shown]
+    noise = audit.args.noise
+    levels, features = neuroninspect(audit.subject.model, audit.inputs, audit.args.weights, noise=noise)
+    index, best = levels.max(0)
+    shown = index.argsort(descending=True)[:8].tolist()
+    maps = [heatmaps(audit.subject.model, audit.inputs[:3], level) for level in noise]
+    rows = [[(figure.panel(plain, None), "", False)] + [(figure.panel(plain, maps[best[k]][k, n]), "", False) for k in shown] for n, plain in enumerate(audit.pixels[:3].cpu())]
+    headers = ["image"] + [f"{audit.names[k][:18]}\nindex {index[k]:.1f}, noise {noise[best[k]]:g}" for k in shown]
     page = figure.sheet("NeuronInspect: saliency of each class, the most anomalous first", headers, rows,
-                        "Clean images held out of training, under noise; the anomaly index is high where heatmaps are sparse, smooth and alike.")
-    return audit.by_index(index, dict(zip(FEATURES, features.T)) | {"noise": levels}, page)
+                        "Clean images held out of training; the anomaly index is high where heatmaps are sparse, smooth and alike.")
+    verdict = audit.by_index(index, {f"noise {level:g}": part for level, part in zip(noise, levels)}, page)
+    verdict.more["features"] = {f"{level:g}": dict(zip(FEATURES, part.T.tolist())) for level, part in zip(noise, features)}
+    return verdict
 
 
 def reverse(audit):
-    """Neural Cleanse's Reversed triggers of all classes and the anomaly index of their norms' logarithms; a class that no mask reaches is not anomalous,
-    whatever the last mask's size."""
+    """Neural Cleanse's Reversed triggers of all classes and their mask_index."""
 
     def say(line, end=""):
         if sys.stderr.isatty():
@@ -490,8 +519,7 @@ def reverse(audit):
     found = neural_cleanse(audit.on_pixels, audit.pixels, rounds=audit.args.rounds, round_images=audit.args.round_images, seed=audit.args.seed,
                            precision=choose_precision("auto", audit.subject.device), say=say)
     say("", "\n")
-    index = anomaly_index(found.norms.log())  # published: of the norms, where a mask of nothing is no more than median / (1.4826 MAD), say 2.4 on MNIST
-    return found, torch.where(found.qualified, index, index.clamp_max(0))
+    return found, mask_index(found.norms, found.qualified)
 
 
 def by_neural_cleanse(audit):
@@ -508,7 +536,8 @@ def by_neural_cleanse(audit):
             row.append((figure.panel(part), caption, False))
     headers = [""] + [f"{audit.names[k][:18]}\nindex {index[k]:.1f}" for k in shown]
     page = figure.sheet("Neural Cleanse: the smallest patch that turns images into a class", headers, rows, "The most anomalous classes first.", scale=False)
-    return audit.by_index(index, {"|mask|_1": found.norms, "published": anomaly_index(found.norms), "success": found.success, "qualified": found.qualified.double(), "rounds": found.rounds}, page)
+    columns = {"|mask|_1": found.norms, "linear index": mask_index(found.norms, found.qualified, linear=True), "success": found.success, "qualified": found.qualified.double(), "rounds": found.rounds}
+    return audit.by_index(index, columns, page)
 
 
 def by_prune(audit):
@@ -631,6 +660,7 @@ def by_inspect(audit):
 
 METHODS = {"neuroninspect": by_neuroninspect, "neural_cleanse": by_neural_cleanse, "prune": by_prune, "rebn": by_rebn, "cfn": by_cfn,
            "disagreement": by_disagreement, "inspect": by_inspect}
+BY_INDEX = ("neuroninspect", "neural_cleanse", "prune")
 
 
 # ---------------------------------------------------------------- the command line
@@ -643,14 +673,14 @@ def parse(argv):
     add("checkpoint", metavar="CKPT")
     add("--clean-images", type=number(int, 2, 1_000_000), default=500, help="clean images the defence has, held out of training (default: 500)")
     add("--threshold", type=number(float, -1e9, 1e9), default=PUBLISHED_THRESHOLD, help=f"of the anomaly index, above which a class is flagged (default: {PUBLISHED_THRESHOLD})")
-    add("--weights", type=numbers(-1e9, 3), help="neuroninspect: of its three features, as 0.1,1,1 (default: they are multiplied)")
+    add("--weights", type=numbers(-1e9, 3), help="neuroninspect: of its three features, as 0.1,1,1 (default: each in its own standard deviations)")
     add("--noise", type=numbers(0), default=NOISE, help="neuroninspect: on the images, in standard deviations, as 2,6 (the default); 0 is as published")
     add("--rounds", type=number(int, 1, 100_000), default=200, help="neural_cleanse, prune: at most (default: 200; published: 1,000)")
     add("--round-images", type=number(int, 1, 1_000_000), default=128, help="neural_cleanse, prune: images a round (default: 128; published: about 1,000)")
     add("--explainers", default="gradcam,gradient", help="disagreement: two of " + ", ".join(explain.EXPLAINERS) + " (default: gradcam,gradient)")
     add("--data-dir", help="where the data set lies (default: where training found it)")
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
-    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the draw of images, masks' first values and test images")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the draw of images, patterns' first values and test images")
     add("--out", help="the folder to write into (default: defend-METHOD beside the checkpoint)")
     add("--json", action="store_true", help="print the verdict alone, as one JSON object")
     args = parser.parse_args(argv)
@@ -661,15 +691,15 @@ def parse(argv):
 
 
 def numbers(low, count=None):
-    """An argparse type: numbers from `low` on, comma-separated, `count` of them if that is given."""
+    """An argparse type: comma-separated numbers from `low` on, `count` of them if that is given."""
 
-    def parse(text):
+    def kind(text):
         values = tuple(number(float, low, 1e9)(part) for part in text.split(","))
         if count and len(values) != count:
-            raise argparse.ArgumentTypeError(f"{text} is not {count} numbers, comma-separated")
+            raise argparse.ArgumentTypeError(f"{text} is not {count} numbers, as 0.1,1,1")
         return values
 
-    return parse
+    return kind
 
 
 def opened(args):
@@ -677,6 +707,8 @@ def opened(args):
     subject = evaluate.open_checkpoint(args.checkpoint, args.data_dir, choose_device(args.device))
     if subject.multi_label:
         raise UserError(f"{args.checkpoint}: these defences ask which one class an image is of, and here an image may show several")
+    if args.method in BY_INDEX and len(subject.checkpoint["classes"]) < 3:
+        raise UserError(f"{args.checkpoint}: of two classes none is an anomaly beside the other; {args.method} needs three")
     held_out = subject.held_out()
     rows = held_out[torch.randperm(len(held_out), generator=torch.Generator().manual_seed(args.seed))][: args.clean_images]
     pixels = subject.dataset.train_images[rows].to(subject.device).float() / 255
@@ -726,7 +758,7 @@ def main(argv):
     folder = Path(args.out) if args.out else Path(args.checkpoint).parent / f"defend-{args.method}"
     before, after = repair(audit, verdict, folder) if verdict.repaired else (None, None)
     record = evaluate.finite({"method": args.method, "backdoored": verdict.backdoored, "flagged": verdict.flagged, "index": verdict.index, "before": before,
-                              "after": after, "seconds": seconds, "clean_images": len(audit.labels)} | verdict.more)
+                              "after": after, "seconds": seconds, "clean_images": len(audit.labels), "recipe": recipe(args)} | verdict.more)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "verdict.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     if verdict.picture:
@@ -736,7 +768,7 @@ def main(argv):
         return
     print("\n".join(verdict.rows))
     if verdict.index:
-        print(f"\n{'Backdoored' if verdict.backdoored else 'No backdoor found'}: a class is flagged above {args.threshold:g}. By chance a clean model has one, too: of 10 classes in a third of models, of 43 in two thirds.")
+        print(f"\n{'Backdoored' if verdict.backdoored else 'No backdoor found'}: a class is flagged above {args.threshold:g}. By chance a clean model has one, too: of 10 classes in a third of models or more, of 43 in two thirds or more.")
     print(f"\nWritten: {folder}")
 
 

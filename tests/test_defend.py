@@ -77,11 +77,11 @@ def test_neuroninspect_finds_a_planted_linear_model_and_follows_its_classes(weig
     kernels[4] = 0
     kernels[4, 0, -3:, -3:] = 5
     images = torch.rand(6, 1, SIDE, SIDE, generator=generator)
-    index, features, _ = defend.neuroninspect(linear(kernels), images, weights)
-    assert index.argmax() == 4 and index[4] > 2 and features.shape == (CLASSES, 3)
+    index, features = defend.neuroninspect(linear(kernels), images, weights)
+    assert (index.argmax(1) == 4).all() and (index[:, 4] > 2).all() and features.shape == (2, CLASSES, 3)
     order = torch.tensor([3, 0, 5, 1, 2, 4])
     shuffled = defend.neuroninspect(linear(kernels[order]), images, weights)[0]
-    torch.testing.assert_close(shuffled, index[order])
+    torch.testing.assert_close(shuffled, index[:, order])
 
 
 def small_network():
@@ -98,29 +98,58 @@ class Silent(nn.Module):
 
     def forward(self, x):
         corner = x[:, :, -3:, -3:].sum((1, 2, 3))
-        return self.network(x) + F.one_hot(torch.tensor(4), CLASSES) * (corner - 18).relu()[:, None]
+        return self.network(x) + 20 * F.one_hot(torch.tensor(4), CLASSES) * (corner - 13).relu()[:, None]
 
 
 def test_noise_wakes_the_detector_of_a_trigger():
     images = torch.rand(12, 2, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    noisy, features, levels = defend.neuroninspect(Silent(), images, noise=(0, 3))
-    assert noisy.argmax() == 4 and noisy[4] > 2 and levels[4] == 3
-    alone, quiet = (defend.neuroninspect(Silent(), images, noise=(level,)) for level in (3, 0))
-    torch.testing.assert_close(noisy, torch.maximum(alone[0], quiet[0]))
-    torch.testing.assert_close(features[4], alone[1][4])
-    torch.testing.assert_close(quiet[0], defend.neuroninspect(small_network(), images, noise=(0,))[0])
+    index, features = defend.neuroninspect(Silent(), images, (1, 1, 0))
+    assert index.shape == (len(defend.NOISE), CLASSES) and index[1].argmax() == 4 and index[1, 4] > 2
+    alone, its = defend.neuroninspect(Silent(), images, (1, 1, 0), noise=defend.NOISE[1:])
+    torch.testing.assert_close(alone[0], index[1])
+    torch.testing.assert_close(its[0], features[1])
+    quiet, plain = (defend.neuroninspect(network, images, noise=(0,))[0] for network in (Silent(), small_network()))
+    torch.testing.assert_close(quiet, plain)
 
 
-def test_smoothed_heatmaps_are_means_of_gradients():
-    model = small_network()
-    images = torch.randn(3, 2, SIDE, SIDE)
-    generator = torch.Generator().manual_seed(0)
+def test_neuroninspects_score_is_of_features_in_their_own_spread():
+    images = torch.rand(12, 2, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    index, features = defend.neuroninspect(small_network(), images, noise=(0,))
+    spread = torch.stack([defend.anomaly_index(features[0, :, k]) for k in range(3)])
+    torch.testing.assert_close(index[0], defend.anomaly_index(-spread.sum(0)))
+    weighed, _ = defend.neuroninspect(small_network(), images, (0.1, 1, 2), noise=(0,))
+    torch.testing.assert_close(weighed[0], defend.anomaly_index(features[0] @ torch.tensor([0.1, 1, 2], dtype=torch.float64)))
+
+
+def test_smoothed_heatmaps_are_means_of_gradients(monkeypatch):
+    """In chunks of any size, under batch-norm in training mode, and where gradients are off."""
+    model, images = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(400, CLASSES)), torch.randn(5, 2, SIDE, SIDE)
     total = 0
-    for _ in range(2):
-        noisy = (images + 3 * torch.randn(images.shape, generator=generator)).requires_grad_()
-        total = total + torch.autograd.grad(model(noisy)[:, 1].sum(), noisy)[0]
-    torch.testing.assert_close(defend.heatmaps(model, images, 1, noise=3, samples=2), attacks.min_max(total.abs().amax(1)))
-    torch.testing.assert_close(defend.heatmaps(model, images, 1, noise=0), attacks.min_max(explain.gradient(model, images, torch.ones(3, dtype=torch.int64))))
+    for draw in range(defend.SAMPLES):
+        noisy = (images + 3 * images.std((0, 2, 3), keepdim=True) * defend.own_noise(torch.arange(5), draw, images)).requires_grad_()
+        total = total + torch.autograd.grad(model.eval()(noisy)[:, 1].sum(), noisy)[0]
+    expected = attacks.min_max(total.abs().amax(1))
+    model.train()
+    monkeypatch.setattr(explain, "CHUNK_CPU", 2)
+    with torch.no_grad():
+        maps = defend.heatmaps(model, images, 3)
+        torch.testing.assert_close(maps[1], expected)
+        torch.testing.assert_close(maps[:, 3:], defend.heatmaps(model, images, 3)[:, 3:])
+    assert maps.shape == (CLASSES, 5, SIDE, SIDE) and model.training
+    torch.testing.assert_close(defend.heatmaps(model, images)[1], attacks.min_max(explain.gradient(model, images, torch.ones(5, dtype=torch.int64))))
+
+
+def test_noise_is_an_images_own_and_gaussian():
+    images = torch.zeros(40, 3, SIDE, SIDE)
+    noise = defend.own_noise(torch.arange(40), 0, images)
+    torch.testing.assert_close(defend.own_noise(torch.tensor([7]), 0, images)[0], noise[7])
+    assert len({float(part.sum()) for part in noise}) == 40 and not torch.equal(noise[:1], defend.own_noise(torch.tensor([0]), 1, images))
+    assert abs(float(noise.mean())) < 0.03 and float(noise.std()) == pytest.approx(1, abs=0.03)
+
+
+def test_a_search_begins_with_nearly_transparent_masks():
+    mask, pattern = defend.Search(torch.arange(2), (3, 8, 8), torch.device("cpu"), 0).stamp(slice(None))
+    assert mask.detach().flatten().tolist() == pytest.approx([defend.START] * 128, rel=0.05) and float(pattern.detach().std()) == pytest.approx(12**-0.5, abs=0.05)
 
 
 def test_neural_cleanse_finds_the_planted_patch():
@@ -189,11 +218,15 @@ def test_a_class_that_is_never_reached_is_told_apart():
     assert found.qualified.tolist() == [True, False, False] and found.success.tolist() == [1, 0, 0] and found.rounds.tolist() == [3, 3, 3]
 
 
-def test_a_class_no_mask_reaches_is_not_anomalous(backdoored, monkeypatch):
-    found = defend.Reversed(torch.zeros(5, 1, 4, 4), torch.zeros(5, 3, 4, 4), torch.tensor([10.0, 11, 12, 13, 1]).double(), torch.zeros(5), torch.arange(5) < 4, torch.ones(5))
-    monkeypatch.setattr(defend, "neural_cleanse", lambda *args, **options: found)
-    _, index = defend.reverse(defend.opened(defend.parse(["neural_cleanse", str(backdoored / "ckpt.pt"), "--device", "cpu"])))
-    assert index[4] == 0 and index[0] > 0 and torch.equal(index[:4], defend.anomaly_index(found.norms.log())[:4])
+def test_the_index_of_masks():
+    """Of the classes that one reached, by logarithms or as published; an empty mask is no infinity."""
+    norms, qualified = torch.tensor([10.0, 11, 12, 13, 1, 0]).double(), torch.tensor([1, 1, 1, 1, 0, 1]).bool()
+    reached = torch.tensor([10.0, 11, 12, 13, defend.LEAST]).double()
+    for linear, values in ((False, reached.log()), (True, reached)):
+        index = defend.mask_index(norms, qualified, linear)
+        assert index[4] == 0 and index.isfinite().all() and index.argmax() == 5
+        torch.testing.assert_close(index[qualified], defend.anomaly_index(values))
+    assert (defend.mask_index(norms, torch.zeros(6, dtype=torch.bool)) == 0).all()
 
 
 def test_channel_scores_and_pruning_on_a_planted_channel():
@@ -280,7 +313,16 @@ def test_the_command_line(method, backdoored, tmp_path, capsys):
     assert {"backdoored", "flagged", "index", "before", "after"} <= printed.keys() and printed["clean_images"] == 24
     assert (out / "figure.png").exists() == (method != "inspect")
     if method in ("neuroninspect", "neural_cleanse", "prune"):
-        assert set(printed["index"]) == {"0", "1", "2"} and printed["backdoored"] == bool(printed["flagged"])
+        assert set(printed["index"]) == {"0", "1", "2"} and printed["backdoored"] == bool(printed["flagged"]) and printed["recipe"]["rounds"] == 6
+    if method == "neuroninspect":
+        levels = [printed["scores"][f"noise {level:g}"] for level in defend.NOISE]
+        assert list(printed["index"].values()) == np.max(levels, 0).tolist() and len(printed["features"]["6"]["smooth"]) == 3
+        defend.main([method, str(backdoored / "ckpt.pt"), *options, "--json", "--noise", "0"])
+        assert json.loads(capsys.readouterr().out)["scores"].keys() == {"noise 0"}
+    if method == "neural_cleanse":
+        found = [torch.tensor(printed["scores"][name]).double() for name in ("|mask|_1", "qualified", "linear index")]
+        torch.testing.assert_close(defend.mask_index(found[0], found[1].bool(), linear=True), found[2])
+        torch.testing.assert_close(defend.mask_index(found[0], found[1].bool()), torch.tensor(list(printed["index"].values())).double())
     if method in models.REPAIRS:
         metrics = json.loads((backdoored / "metrics.json").read_text())
         assert printed["before"]["attack_success_rate"] == metrics["attack_success_rate"]
@@ -306,10 +348,20 @@ def test_a_pruned_network_is_saved_with_what_was_pruned(backdoored, tmp_path):
     assert (captured[0][:, ~keep] == 0).all() and (captured[0][:, keep] != 0).any()
 
 
+@pytest.mark.parametrize("method", defend.BY_INDEX)
+def test_an_anomaly_takes_three_classes(method, backdoored, monkeypatch, capsys):
+    subject = evaluate.open_checkpoint(backdoored / "ckpt.pt")
+    subject.checkpoint["classes"] = subject.checkpoint["classes"][:2]
+    monkeypatch.setattr(evaluate, "open_checkpoint", lambda *args: subject)
+    with pytest.raises(SystemExit) as stop:
+        defend.main([method, "ckpt.pt", "--device", "cpu"])
+    assert stop.value.code == 2 and "needs three" in capsys.readouterr().err and not (backdoored / f"defend-{method}").exists()
+
+
 def test_mistakes(disguised, tmp_path, capsys):
     ckpt = str(disguised / "ckpt.pt")
     for options in (["neural_clense", ckpt], ["neuroninspect", str(tmp_path / "none.pt")], ["disagreement", ckpt, "--explainers", "gradcam"],
-                    ["neuroninspect", ckpt, "--weights", "1,2"], ["prune", ckpt, "--rounds", "0"]):
+                    ["neuroninspect", ckpt, "--weights", "1,2"], ["neuroninspect", ckpt, "--noise", "-1"], ["neuroninspect", ckpt, "--noise", "2,x"], ["prune", ckpt, "--rounds", "0"]):
         with pytest.raises(SystemExit) as stopped:
             defend.main([*options, "--out", str(tmp_path / "out")])
         assert stopped.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "out").exists()
@@ -349,6 +401,25 @@ def test_a_batch_of_one_is_one_image(disguised):
     inputs = torch.randn(5, 3, 16, 16)
     maps = [defend.gradcam_in_batch(model, inputs[:n], 1)[1] for n in (1, 5)]
     assert maps[0].shape == maps[1].shape == (1, 4, 4) and not torch.allclose(*maps, rtol=1e-3)
+
+
+def test_a_verdict_is_made_again_under_another_recipe(backdoored, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "results")
+    import defences as zoo
+
+    made, checkpoint = [], tmp_path / "ckpt.pt"
+    checkpoint.write_bytes((backdoored / "ckpt.pt").read_bytes())
+
+    def main(argv):
+        made.append(argv)
+        folder = tmp_path / "defend-neuroninspect-noise-2"
+        folder.mkdir(exist_ok=True)
+        (folder / "verdict.json").write_text(json.dumps({"recipe": defend.recipe(defend.parse(argv))}))
+
+    monkeypatch.setattr(defend, "main", main)
+    for count, samples in ((1, 8), (1, 8), (2, 9)):
+        monkeypatch.setattr(defend, "SAMPLES", samples)
+        assert zoo.audited(checkpoint, "neuroninspect", "--noise", "2")["recipe"]["samples"] == samples and len(made) == count
 
 
 def test_what_the_zoo_tells(monkeypatch):
