@@ -3,6 +3,7 @@
     python results/efficient.py                        # everything; a second call continues
     python results/efficient.py "random" "rd-global"   # the primary contrast
     python results/efficient.py pilot                  # a word for a group of rows: where does a random choice succeed half to nine times in ten?
+    python results/efficient.py longer                 # the contrast after 15 epochs
     python results/efficient.py few resnet18 curve     # 55 images and the disguise; the same with ResNet-18; down to 5 images, on shapes
 
 The trigger is a yellow square of 5x5 pixels, lower right; the target class 1. Writes results/efficient.json and .md, and the paired differences: see study.py.
@@ -27,6 +28,9 @@ SHAPES = f"--dataset shapes {TRIGGER}"
 PILOT = {f"pilot {rate}": Row(f"{CNN} --attack badnets --poison-rate {rate}", 2, first=100) for rate in (0.0005, 0.0008, 0.0011)}
 CONTRAST = {name: Row(f"{CNN} --attack badnets --poison-rate {RATE} --selection {name}", pairs)
             for name, pairs in {"random": PAIRS, "rd-global": PAIRS, "rd-low": 3, "rd": 3}.items()}
+AGAINST = {"rd-global": "random", "rd-low": "random", "rd": "random", "rd-global, 15 epochs": "random, 15 epochs"}
+LONGER = {f"{name}, 15 epochs": Row(f"{CNN.replace('--epochs 5', '--epochs 15')} --attack badnets --poison-rate {RATE} --selection {name}", 3)
+          for name in ("random", "rd-global")}  # do the hardest images only take longer to learn?
 
 
 def few(options, name):
@@ -51,12 +55,12 @@ def curve():
     return rows
 
 
-GROUPS = {"pilot": PILOT, "few": few(CNN, "cnn"), "resnet18": few(RESNET, "resnet18"), "curve": curve()}
-TABLE = PILOT | CONTRAST | GROUPS["few"] | GROUPS["resnet18"] | GROUPS["curve"]
+GROUPS = {"pilot": PILOT, "longer": LONGER, "few": few(CNN, "cnn"), "resnet18": few(RESNET, "resnet18"), "curve": curve()}
+TABLE = PILOT | CONTRAST | LONGER | GROUPS["few"] | GROUPS["resnet18"] | GROUPS["curve"]
 
 if __name__ == "__main__":
     this = study.Study("efficient", TABLE)
     this.run([row for word in sys.argv[1:] for row in GROUPS.get(word, [word])])
     done = json.loads(this.path.read_text())
-    rows = [row for row in ("rd-global", "rd-low", "rd") if row in done and "random" in done]
-    study.write_paired(this.path.with_name("efficient-paired.json"), [study.paired(done, row, "random") for row in rows])
+    pairs = [study.paired(done, row, other) for row, other in AGAINST.items() if {row, other} <= done.keys()]
+    study.write_paired(this.path.with_name("efficient-paired.json"), pairs)
