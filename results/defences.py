@@ -9,6 +9,7 @@ Models and verdicts are kept in runs/defend/. Writes results/defences.json and .
 """
 import json
 import time
+from unittest import mock
 
 import study  # first: it makes the project's modules known
 import attacks
@@ -156,10 +157,11 @@ def cleanse(record, _):
     images = subject.dataset.test_images[:: len(subject.dataset.test_images) // 1000].to(subject.device).float() / 255
     record["cleanse"] = {"success": json.loads((checkpoint.parent / "metrics.json").read_text())["attack_success_rate"], "hardware": study.hardware(),
                          "commit": study.commit(), "round_images": ROUND}
-    ours = defend.Search
-    for title, parts, defend.Search in (("at once", [None], ours), ("one after another", torch.arange(43).split(1), ours), ("at once, from random masks", [None], FromRandomMasks)):
+    for title, parts, search in (("at once", [None], defend.Search), ("one after another", torch.arange(43).split(1), defend.Search),
+                                 ("at once, from random masks", [None], FromRandomMasks)):
         began = time.perf_counter()
-        found = [defend.neural_cleanse(model, images, part, round_images=ROUND) for part in parts]
+        with mock.patch.object(defend, "Search", search):
+            found = [defend.neural_cleanse(model, images, part, round_images=ROUND) for part in parts]
         norms, qualified = (torch.cat([getattr(part, name) for part in found]) for name in ("norms", "qualified"))
         index, linear = (defend.mask_index(norms, qualified, how) for how in (False, True))
         record["cleanse"][title] = {"seconds": time.perf_counter() - began, "norm_33": float(norms[33]), "median": float(norms.median()), "index_33": float(index[33]),
@@ -167,7 +169,6 @@ def cleanse(record, _):
                                     "flagged": (index > 2).nonzero()[:, 0].tolist(), "qualified": int(qualified.sum()),
                                     "norms": norms.tolist()}
         keep(record)
-    defend.Search = ours
 
 
 # ---------------------------------------------------------------- pruning, batch-norm, disagreement

@@ -102,6 +102,8 @@ class Silent(nn.Module):
 
 
 def test_noise_wakes_the_detector_of_a_trigger():
+    """By sparseness and smoothness. By the default weights it is not found: where most of a map is near zero, what is above the median is chance, and
+    persistence, in its own small spread, outweighs the other two."""
     images = torch.rand(12, 2, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     index, features = defend.neuroninspect(Silent(), images, (1, 1, 0))
     assert index.shape == (len(defend.NOISE), CLASSES) and index[1].argmax() == 4 and index[1, 4] > 2
