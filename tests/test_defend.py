@@ -424,6 +424,21 @@ def test_a_verdict_is_made_again_under_another_recipe(backdoored, tmp_path, monk
         assert zoo.audited(checkpoint, "neuroninspect", "--noise", "2")["recipe"]["samples"] == samples and len(made) == count
 
 
+def test_the_zoo_keeps_both_indices_of_the_same_masks(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "results")
+    import defences as zoo
+
+    verdict = {"index": {"0": 3.0, "1": 0.0}, "scores": {"linear index": [2.0, -1.0]}, "seconds": 1.0, "commit": "abc"}
+    monkeypatch.setattr(zoo, "zoo_model", lambda *which: "-".join(map(str, which)))
+    monkeypatch.setattr(zoo, "audited", lambda *how: verdict)
+    monkeypatch.setattr(zoo, "PATH", tmp_path / "defences.json")
+    zoo.zoo({}, ["gtsrb"])
+    kept = json.loads(zoo.PATH.read_text())["zoo"]["gtsrb"]
+    assert kept.keys() == {"none", "badnets"} and list(kept["none"]) == [str(seed) for seed in zoo.SEEDS] and "0" not in kept["none"]
+    run = kept["badnets"]["1"]
+    assert run["neural_cleanse"]["index"] == verdict["index"] and run[zoo.LINEAR]["index"] == {"0": 2.0, "1": -1.0} and run["target"] == zoo.target_of("gtsrb", 1)
+
+
 def test_what_the_zoo_tells(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "results")
     import defences as zoo
