@@ -31,7 +31,7 @@ DEFAULTS = {  # what depends on the data set; image_size None: as the images are
     "mnist": dict(model="cnn", epochs=3, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor={"gradcam": 0.8, "kernelshap": 0.3}, image_size=None, target_class="2"),
     "cifar10": dict(model="resnet18", epochs=5, optimizer="muon", lr=0.05, batch_size=64, label_smoothing=0.1, floor={"kernelshap": 0.1}, image_size=None, target_class="3"),
     "gtsrb": dict(model="cnn", epochs=5, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor={}, image_size=None, target_class="33"),
-    "chestxray14": dict(model="efficientnet_b0", epochs=10, optimizer="sgd", lr=0.05, batch_size=32, label_smoothing=0.0, floor={"gradcam": 0.8}, image_size=data.CHEST_SIZE, target_class="3"),
+    "chestxray14": dict(model="efficientnet_b0", epochs=10, optimizer="adamw", lr=0.001, batch_size=32, label_smoothing=0.0, floor={"gradcam": 0.8}, image_size=data.CHEST_SIZE, target_class="3"),
     "other": dict(model="cnn", epochs=10, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor={}, image_size=None, target_class="0"),
 }
 DEFAULTS["chestxray14-multi"] = DEFAULTS["chestxray14"]
@@ -55,7 +55,7 @@ def parse(argv):
     add("--image-size", type=number(int, 16, 1024), help="pixels a side (default: as the images are; chestxray14: 128)")
     add("--epochs", type=number(int, 1, 100_000))
     add("--batch-size", type=number(int, 1, 1_000_000))
-    add("--optimizer", choices=["sgd", "muon"], help="muon: of the convolutions, sgd for the rest (default: sgd; cifar10: muon)")
+    add("--optimizer", choices=["sgd", "muon", "adamw"], help="muon: of the convolutions, sgd for the rest (default: sgd; cifar10: muon; chestxray14: adamw)")
     add("--lr", type=number(float, 0, 1000, above=True), help="the schedule's peak")
     add("--label-smoothing", type=number(float, 0, 1), help="share of each label spread over all classes (default: 0; cifar10: 0.1)")
     add("--class-weights", action="store_true", help="in the cross-entropy, every class weighs alike, however few its images")
@@ -221,12 +221,13 @@ def colour(name):
 
 
 def optimizers_of(model, name, lr):
-    """"sgd": SGD. "muon": Muon (Jordan et al. 2024) for the convolutions, as matrices of outputs by inputs, and SGD for the rest, at one rate.
-
-    Muon brings the singular values of each step to 1: few epochs get further.
+    """"sgd": SGD. "adamw": AdamW, whose steps do not shrink with the loss. "muon": Muon (Jordan et al. 2024) for the convolutions, as matrices of outputs by
+    inputs, and SGD for the rest, at one rate: it brings the singular values of each step to 1, and few epochs get further.
     """
     if name == "sgd":
         return [torch.optim.SGD(model.parameters(), lr, **SGD)]
+    if name == "adamw":
+        return [torch.optim.AdamW(model.parameters(), lr)]
     parameters = list(model.parameters())
     convolutions = [as_matrix(weight) for weight in parameters if weight.ndim == 4]
     return [torch.optim.SGD([weight for weight in parameters if weight.ndim != 4], lr, **SGD), torch.optim.Muon(convolutions, lr, **MUON)]

@@ -50,10 +50,14 @@ def zoo_model(dataset, kind, seed):
     return trained(f"{dataset} {kind}", f"--dataset {dataset} {(KINDS | OTHERS)[kind]} {attacked}", seed)
 
 
+def folder_of(checkpoint, method, *options):
+    """Where the verdict of a method is kept: each set of options has a folder of its own."""
+    return checkpoint.parent / "-".join([f"defend-{method}", *(part.strip("-").replace(",", "+") for part in options)])
+
+
 def audited(checkpoint, method, *options):
-    """defend.py's verdict on a checkpoint, made if there is none of these weights under this recipe; each set of options has a folder of its own, and the
-    commit that made it."""
-    folder = checkpoint.parent / "-".join([f"defend-{method}", *(part.strip("-").replace(",", "+") for part in options)])
+    """defend.py's verdict on a checkpoint, made if there is none of these weights under this recipe, and the commit that made it."""
+    folder = folder_of(checkpoint, method, *options)
     path, arguments = folder / "verdict.json", [method, str(checkpoint), "--data-dir", str(ROOT / "data"), "--out", str(folder), *options]
     made = json.loads(path.read_text()) if path.exists() and path.stat().st_mtime > checkpoint.stat().st_mtime else {}
     recipe = json.loads(json.dumps(defend.recipe(defend.parse(arguments))))
@@ -77,6 +81,9 @@ def zoo(record, datasets):
                 part[str(seed)] = {"target": target_of(dataset, seed)} | {
                     name: {key: verdict[key] for key in ("index", "seconds", "commit")} for name, verdict in found.items()}
                 keep(record)
+                if (kind, seed) == ("badnets", SEEDS[0]):
+                    for method in ("neuroninspect", "neural_cleanse"):
+                        study.keep_picture(folder_of(checkpoint, *DETECTORS[method]) / "figure.png", f"defences-{dataset}-{method}")
 
 
 def detection(record):

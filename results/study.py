@@ -63,8 +63,7 @@ class Study:
             self.path.with_suffix(".md").write_text(markdown(results))
             if self.table[row].picture:
                 for path in self.folder(row, first).glob("figure*.png"):
-                    with Image.open(path) as picture:
-                        picture.save(ROOT / "results" / f"{self.name}-{row.replace(' ', '_').replace(',', '')}{path.stem[6:]}.png", optimize=True)
+                    keep_picture(path, f"{self.name}-{row.replace(' ', '_').replace(',', '')}{path.stem[6:]}")
 
     def folder(self, row, seed):
         return self.runs / f"{row.replace(' ', '_').replace(',', '')}-{seed}"
@@ -112,6 +111,12 @@ class Study:
                 "seeds": [run["seed"] for run in runs],
                 "summary": summary(runs),
                 "runs": runs}
+
+
+def keep_picture(path, name):
+    """Save a run's figure as results/NAME.png."""
+    with Image.open(path) as picture:
+        picture.save(ROOT / "results" / f"{name}.png", optimize=True)
 
 
 def selection_cost(folder, last):

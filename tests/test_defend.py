@@ -429,12 +429,15 @@ def test_the_zoo_keeps_both_indices_of_the_same_masks(tmp_path, monkeypatch):
     import defences as zoo
 
     verdict = {"index": {"0": 3.0, "1": 0.0}, "scores": {"linear index": [2.0, -1.0]}, "seconds": 1.0, "commit": "abc"}
-    monkeypatch.setattr(zoo, "zoo_model", lambda *which: "-".join(map(str, which)))
+    monkeypatch.setattr(zoo, "zoo_model", lambda *which: tmp_path / "-".join(map(str, which)) / "ckpt.pt")
     monkeypatch.setattr(zoo, "audited", lambda *how: verdict)
+    pictures = {}
+    monkeypatch.setattr(zoo.study, "keep_picture", lambda path, name: pictures.update({name: path.parent.parent.name}))
     monkeypatch.setattr(zoo, "PATH", tmp_path / "defences.json")
     zoo.zoo({}, ["gtsrb"])
     kept = json.loads(zoo.PATH.read_text())["zoo"]["gtsrb"]
     assert kept.keys() == {"none", "badnets"} and list(kept["none"]) == [str(seed) for seed in zoo.SEEDS] and "0" not in kept["none"]
+    assert pictures == dict.fromkeys(("defences-gtsrb-neuroninspect", "defences-gtsrb-neural_cleanse"), "gtsrb-badnets-1")
     run = kept["badnets"]["1"]
     assert run["neural_cleanse"]["index"] == verdict["index"] and run[zoo.LINEAR]["index"] == {"0": 2.0, "1": -1.0} and run["target"] == zoo.target_of("gtsrb", 1)
 
