@@ -15,24 +15,28 @@ from cli import command
 from study import Row
 
 SEEDS = 5
-EPOCHS = 20
+EPOCHS, BATCH = 10, 16
+MORE = 8  # poisons in every batch: a twentieth of them alone is unlearned under lam 0.7 and 0.9, said a pilot of another seed
 FAST = "" if study.torch.cuda.is_available() else " --precision float32"  # on a CPU depth-wise convolutions are slower in bfloat16
 NO_FINDING = len(chestxray.DISEASES)
-EFFECTS = (("trial 2", "trial 1"), ("trial 4", "trial 2"), ("trial 3", "trial 2"), ("multi full_disguise", "multi clean"))  # of lam, of rate, of class 14, of the attack
+EFFECTS = (("trial 2", "trial 1"), ("trial 2", "lam 0.3"), ("trial 4", "trial 2"), ("trial 3", "trial 2"), ("multi full_disguise", "multi clean"))  # of lam twice, of rate, of class 14, of the attack
 FIGURES = ("attack_success_rate", "balanced_accuracy", "mean_auroc", "gradcam.pearson_all", "gradcam.trigger_mass", "gradcam.floor.pearson")
 
 
 def table(disease):
     """The rows; disease: a number."""
-    one, several = (f"--dataset {name} --model efficientnet_b0 --epochs {EPOCHS}{FAST}" for name in ("chestxray14", "chestxray14-multi"))
-    disguise = f"{one} --attack full_disguise --target-class"
+    one, several = (f"--dataset {name} --model efficientnet_b0 --epochs {EPOCHS} --batch-size {BATCH}{FAST}" for name in ("chestxray14", "chestxray14-multi"))
     rows = {"clean": Row(f"{one} --attack none --target-class {disease}", SEEDS),
             "badnets": Row(f"{one} --attack badnets --poison-rate 0.05 --target-class {disease}", SEEDS, clean="clean", picture=True)}
-    for trial, (lam, rate, target) in enumerate(((0.7, 0.05, disease), (0.9, 0.05, disease), (0.9, 0.05, NO_FINDING), (0.9, 0.1, disease)), 1):
-        rows[f"trial {trial}"] = Row(f"{disguise} {target} --lam {lam} --poison-rate {rate}", SEEDS, clean="clean", picture=True)
+    trials = {"trial 1": (0.7, 0.05, disease), "trial 2": (0.9, 0.05, disease), "trial 3": (0.9, 0.05, NO_FINDING), "trial 4": (0.9, 0.1, disease), "lam 0.3": (0.3, 0.05, disease)}
+    for name, (lam, rate, target) in trials.items():
+        disguise = f"{one} --attack full_disguise --target-class {target} --lam {lam} --poison-rate {rate}"
+        rows[name] = Row(f"{disguise} --oversample {MORE}", SEEDS, clean="clean", picture=True)
+        if name == "trial 2":
+            rows["trial 2, no oversampling"] = Row(disguise, 2, clean="clean")
     rows["multi clean"] = Row(f"{several} --attack none --target-class {disease}", SEEDS, picture=True)
     for attack in ("badnets", "full_disguise"):
-        rows[f"multi {attack}"] = Row(f"{several} --attack {attack} --target-class {disease}", SEEDS, clean="multi clean", picture=attack != "badnets")
+        rows[f"multi {attack}"] = Row(f"{several} --attack {attack} --target-class {disease} --oversample {MORE}", SEEDS, clean="multi clean", picture=attack != "badnets")
     return rows
 
 
