@@ -25,6 +25,7 @@ DETECTORS = {"neuroninspect": ("neuroninspect", "--clean-images", "100"), "neuro
              "neural_cleanse": ("neural_cleanse", *SEARCH)}
 LINEAR = "neural_cleanse, linear index"  # the published one, of the same masks
 SEEDS = range(1, 6)  # 0, and 100 on, are the pilot's
+CALIBRATION = range(6, 11)  # of clean models on which nothing but the threshold is measured
 TRIGGERS = ["square lower-right", "red upper-left", "square upper-right", "yellow lower-left", "white 6,6"]  # by seed, seed 5 the first; on MNIST grey
 DATA = {"shapes": 10, "mnist": 10, "gtsrb": 43}  # classes
 KINDS = {"none": "--attack none", "badnets": "--attack badnets", "disguise, gradcam": "--attack full_disguise --explainer gradcam",
@@ -59,9 +60,10 @@ def audited(checkpoint, method, *options):
     """defend.py's verdict on a checkpoint, made if there is none of these weights under this recipe, and the commit that made it."""
     folder = folder_of(checkpoint, method, *options)
     path, arguments = folder / "verdict.json", [method, str(checkpoint), "--data-dir", str(ROOT / "data"), "--out", str(folder), *options]
-    made = json.loads(path.read_text()) if path.exists() and path.stat().st_mtime > checkpoint.stat().st_mtime else {}
+    made = json.loads(path.read_text()) if (folder / "commit").exists() and path.stat().st_mtime > checkpoint.stat().st_mtime else {}
     recipe = json.loads(json.dumps(defend.recipe(defend.parse(arguments))))
     if made.get("recipe") != recipe:
+        (folder / "commit").unlink(missing_ok=True)
         defend.main(arguments)
         (folder / "commit").write_text(study.commit())
     return json.loads(path.read_text()) | {"commit": (folder / "commit").read_text()}
@@ -73,12 +75,12 @@ def audited(checkpoint, method, *options):
 def zoo(record, datasets):
     for dataset in datasets or DATA:
         for kind in ZOO[dataset]:
-            for seed in SEEDS:
+            for seed in (*SEEDS, *CALIBRATION) if kind == "none" else SEEDS:
                 checkpoint = zoo_model(dataset, kind, seed)
                 found = {name: audited(checkpoint, *how) for name, how in DETECTORS.items()}
                 found[LINEAR] = found["neural_cleanse"] | {"index": dict(enumerate(found["neural_cleanse"]["scores"]["linear index"]))}
                 part = record.setdefault("zoo", {}).setdefault(dataset, {}).setdefault(kind, {})
-                part[str(seed)] = {"target": target_of(dataset, seed)} | {
+                part[str(seed)] = {"target": target_of(dataset, seed), "hardware": study.hardware()} | trained_as(checkpoint) | {
                     name: {key: verdict[key] for key in ("index", "seconds", "commit")} for name, verdict in found.items()}
                 keep(record)
                 if (kind, seed) == ("badnets", SEEDS[0]):
@@ -86,50 +88,74 @@ def zoo(record, datasets):
                         study.keep_picture(folder_of(checkpoint, *DETECTORS[method]) / "figure.png", f"defences-{dataset}-{method}")
 
 
+def trained_as(checkpoint):
+    """How well the model and its backdoor work."""
+    metrics = json.loads((checkpoint.parent / "metrics.json").read_text())
+    return {key: metrics[key] for key in ("clean_accuracy", "attack_success_rate")}
+
+
 def detection(record):
     """Rows of the table: what the anomaly index of the most anomalous class tells, for each data set, and all of them, each kind of backdoor and detector.
 
-    The calibrated threshold is the largest such index of OTHER clean models of the same data set: for a clean model, the others.
+    The calibrated threshold is the largest such index of the clean models CALIBRATION of the same data set, which are in no count: of n of them, one clean
+    model in n + 1 is expected above it.
     """
     rows = []
     for method in (*DETECTORS, LINEAR):
         for kind in [name for name in KINDS if name != "none"]:
-            parts = {data: (judged(kinds[kind], method), judged(kinds["none"], method)) for data, kinds in record["zoo"].items() if {kind, "none"} <= kinds.keys()}
-            for data, (bad, clean) in parts.items():
-                rows.append(row_of(bad, clean, data=data, kind=kind, detector=method))
+            parts = {data: {"bad": judged(kinds[kind], method, SEEDS), "clean": judged(kinds["none"], method, SEEDS), "other": judged(kinds["none"], method, CALIBRATION)}
+                     for data, kinds in record["zoo"].items() if {kind, "none"} <= kinds.keys()}
+            rows += [row_of([part], data=data, kind=kind, detector=method) for data, part in parts.items()]
             if len(parts) > 1:
-                rows.append(row_of(*(sum(part, []) for part in zip(*parts.values())), data="all", kind=kind, detector=method))
+                rows.append(row_of(list(parts.values()), data="all", kind=kind, detector=method))
     return rows
 
 
-def judged(runs, method):
-    """Of each run the largest index, whether its class is the target, and the seconds it took."""
+def judged(runs, method, seeds):
+    """Of each run its largest index, whether that class is the target, and the seconds it took."""
     result = []
-    for run in runs.values():
+    for run in (runs[str(seed)] for seed in seeds if str(seed) in runs):
         index = {int(k): float("-inf") if v is None else v for k, v in run[method]["index"].items()}
         suspect = max(index, key=index.get)
         result.append({"top": index[suspect], "right": suspect == run["target"], "seconds": run[method]["seconds"]})
     return result
 
 
-def row_of(bad, clean, **names):
-    top, usual = [run["top"] for run in bad], [run["top"] for run in clean]
-    row = names | {"n": len(bad), "clean": len(clean), "auroc": evaluate.auroc(torch.tensor(top), torch.tensor(usual)), "auroc_interval": bootstrap(top, usual),
+def row_of(parts, **names):
+    """parts: of each data set its judged models; each is held against its own threshold and its own clean models."""
+    bad, clean = (sum((part[key] for part in parts), []) for key in ("bad", "clean"))
+    area = study.statistics.mean(evaluate.auroc(*(torch.tensor([run["top"] for run in part[key]]) for key in ("bad", "clean"))) for part in parts)
+    row = names | {"n": len(bad), "clean": len(clean), "auroc": area, "auroc_interval": auroc_interval(area, len(bad), len(clean), len(parts)),
                    "seconds": study.statistics.mean(run["seconds"] for run in bad)}
-    others = [max(usual[:k] + usual[k + 1 :], default=2.0) for k in range(len(usual))]
-    for name, limit, limits in (("2", 2.0, [2.0] * len(usual)), ("calibrated", max(usual), others)):
-        found = [run for run in bad if run["top"] > limit]
-        row[name] = {"threshold": limit, "found": interval(len(found), len(bad)), "right": interval(sum(run["right"] for run in found), len(found)),
-                     "false_alarms": interval(sum(v > other for v, other in zip(usual, limits)), len(usual))}
+    calibrated = all(part["other"] for part in parts)
+    for name in ("2", "calibrated") if calibrated else ("2",):
+        limits = [2.0 if name == "2" else max(run["top"] for run in part["other"]) for part in parts]
+        above = {key: [run for part, limit in zip(parts, limits) for run in part[key] if run["top"] > limit] for key in ("bad", "clean")}
+        row[name] = {"thresholds": limits, "found": interval(len(above["bad"]), len(bad)), "right": interval(sum(run["right"] for run in above["bad"]), len(above["bad"])),
+                     "false_alarms": interval(len(above["clean"]), len(clean))}
     return row
 
 
-def bootstrap(positive, negative, draws=2000):
-    """95% interval of the AUROC: models drawn again with replacement."""
-    generator = torch.Generator().manual_seed(0)
-    parts = [torch.tensor(part)[torch.randint(len(part), (draws, len(part)), generator=generator)] for part in (positive, negative)]
-    values = sorted(evaluate.auroc(a, b) for a, b in zip(*parts))
-    return [values[round(0.025 * draws)], values[round(0.975 * draws) - 1]]
+def auroc_interval(area, bad, clean, strata=1, z=1.96):
+    """95% interval of an AUROC, the mean of so many data sets': where it ceases to be z standard errors from the one measured, which at 1 is not 0 wide.
+
+    Source: Newcombe 2006, Statistics in Medicine 25, method 5.
+    """
+
+    def far(theta):
+        n = (bad + clean) / strata / 2
+        variance = theta * (1 - theta) * (1 + (n - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / (bad * clean / strata)
+        return abs(area - theta) - z * variance**0.5
+
+    return [bisect(far, 0.0, area), bisect(far, 1.0, area)]
+
+
+def bisect(f, positive, negative):
+    """Between two numbers the root of f, which is >= 0 at the first and <= 0 at the second."""
+    for _ in range(60):
+        middle = (positive + negative) / 2
+        positive, negative = (middle, negative) if f(middle) > 0 else (positive, middle)
+    return (positive + negative) / 2
 
 
 def interval(count, n, z=1.96):
@@ -243,7 +269,7 @@ def keep(record):
 def markdown(record):
     lines = ["| data | backdoor | detector | AUROC | found above 2 | of these the right class | false alarms | found, calibrated | right class | false alarms | seconds |", "| --- " * 11 + "|"]
     for row in record.get("detection", ()):
-        cells = [counted(row[name][key]) for name in ("2", "calibrated") for key in ("found", "right", "false_alarms")]
+        cells = [counted(row[name][key]) if name in row else "-" for name in ("2", "calibrated") for key in ("found", "right", "false_alarms")]
         area = f"{row['auroc']:.2f} ({row['auroc_interval'][0]:.2f} to {row['auroc_interval'][1]:.2f})"
         lines.append(f"| {row['data']} | {row['kind']} | {row['detector']} | {area} | " + " | ".join(cells) + f" | {row['seconds']:.0f} |")
     return "\n".join(lines) + "\n"

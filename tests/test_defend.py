@@ -424,22 +424,31 @@ def test_a_verdict_is_made_again_under_another_recipe(backdoored, tmp_path, monk
         assert zoo.audited(checkpoint, "neuroninspect", "--noise", "2")["recipe"]["samples"] == samples and len(made) == count
 
 
-def test_the_zoo_keeps_both_indices_of_the_same_masks(tmp_path, monkeypatch):
+def test_the_zoo_keeps_every_detectors_verdict_and_picture(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "results")
     import defences as zoo
 
-    verdict = {"index": {"0": 3.0, "1": 0.0}, "scores": {"linear index": [2.0, -1.0]}, "seconds": 1.0, "commit": "abc"}
-    monkeypatch.setattr(zoo, "zoo_model", lambda *which: tmp_path / "-".join(map(str, which)) / "ckpt.pt")
-    monkeypatch.setattr(zoo, "audited", lambda *how: verdict)
+    def model(*which):
+        folder = tmp_path / "-".join(map(str, which))
+        folder.mkdir()
+        (folder / "metrics.json").write_text('{"clean_accuracy": 0.9, "attack_success_rate": 0.8, "more": 1}')
+        return folder / "ckpt.pt"
+
+    marks = {how: 1.0 + k for k, how in enumerate(zoo.DETECTORS.values())}
+    monkeypatch.setattr(zoo, "zoo_model", model)
+    monkeypatch.setattr(zoo, "audited", lambda checkpoint, *how: {"index": {"0": marks[how], "1": 0.0}, "scores": {"linear index": [9.0, -1.0]}, "seconds": 1.0, "commit": "abc"})
     pictures = {}
-    monkeypatch.setattr(zoo.study, "keep_picture", lambda path, name: pictures.update({name: path.parent.parent.name}))
+    monkeypatch.setattr(zoo.study, "keep_picture", lambda path, name: pictures.update({name: path.parent.relative_to(tmp_path).as_posix()}))
     monkeypatch.setattr(zoo, "PATH", tmp_path / "defences.json")
+    monkeypatch.setattr(zoo, "ZOO", {"gtsrb": ("none", "badnets")})
     zoo.zoo({}, ["gtsrb"])
     kept = json.loads(zoo.PATH.read_text())["zoo"]["gtsrb"]
-    assert kept.keys() == {"none", "badnets"} and list(kept["none"]) == [str(seed) for seed in zoo.SEEDS] and "0" not in kept["none"]
-    assert pictures == dict.fromkeys(("defences-gtsrb-neuroninspect", "defences-gtsrb-neural_cleanse"), "gtsrb-badnets-1")
+    assert [len(kept[kind]) for kind in ("none", "badnets")] == [10, 5] and not set(kept["none"]) & {"0", *map(str, range(100, 104))}
+    assert pictures == {"defences-gtsrb-neuroninspect": "gtsrb-badnets-1/defend-neuroninspect-clean-images-100",
+                        "defences-gtsrb-neural_cleanse": "gtsrb-badnets-1/defend-neural_cleanse-round-images-64"}
     run = kept["badnets"]["1"]
-    assert run["neural_cleanse"]["index"] == verdict["index"] and run[zoo.LINEAR]["index"] == {"0": 2.0, "1": -1.0} and run["target"] == zoo.target_of("gtsrb", 1)
+    assert {name: run[name]["index"]["0"] for name in (*zoo.DETECTORS, zoo.LINEAR)} == {"neuroninspect": 1, "neuroninspect, no noise": 2, "neural_cleanse": 3, zoo.LINEAR: 9}
+    assert run["target"] == zoo.target_of("gtsrb", 1) and (run["clean_accuracy"], run["attack_success_rate"]) == (0.9, 0.8)
 
 
 def test_what_the_zoo_tells(monkeypatch):
@@ -451,11 +460,30 @@ def test_what_the_zoo_tells(monkeypatch):
     def run(target, *index):
         return {"target": target} | {name: {"index": {str(k): v for k, v in enumerate(index)}, "seconds": 1.0} for name in (*zoo.DETECTORS, zoo.LINEAR)}
 
-    kinds = {"none": {"0": run(0, 1.0, 0.5), "1": run(0, 2.5, 0.0)}, "badnets": {"0": run(1, 0.1, 9.0), "1": run(0, 0.2, 2.2), "2": run(0, 1.0, 0.2)}}
-    row = next(row for row in zoo.detection({"zoo": {"shapes": kinds}}) if row["data"] == "shapes" and row["detector"] == "neuroninspect")
+    clean = {"1": run(0, 1.0, 0.5), "2": run(0, 2.5, 0.0), "6": run(0, 2.1, 0.0), "7": run(0, 0.3, 1.5)}  # 6 and 7 calibrate
+    bad = {"1": run(1, 0.1, 9.0), "2": run(0, 0.2, 2.2), "3": run(0, 1.0, 0.2)}
+    other = {"none": {"1": run(0, 20.0, 0.0), "6": run(0, 30.0, 0.0)}, "badnets": {"1": run(0, 40.0, 0.0)}}  # of another scale
+    rows = {row["data"]: row for row in zoo.detection({"zoo": {"shapes": {"none": clean, "badnets": bad}, "gtsrb": other}}) if row["detector"] == "neuroninspect"}
+    row, all_rows = rows["shapes"], rows["all"]
     assert row["auroc"] == pytest.approx((1 + 1 + 0 + 1 + 0 + 0.5) / 6)
     assert row["2"]["found"]["count"] == 2 and row["2"]["right"]["count"] == 1 and row["2"]["right"]["of"] == 2 and row["2"]["false_alarms"]["count"] == 1
-    assert row["calibrated"]["found"]["count"] == 1 and row["calibrated"]["false_alarms"]["count"] == 1  # 2.5 is above the other's 1.0
+    assert row["calibrated"]["thresholds"] == [2.1] and [row["calibrated"][key]["count"] for key in ("found", "right", "false_alarms")] == [2, 1, 1]
+    assert all_rows["auroc"] == pytest.approx((row["auroc"] + 1) / 2) and all_rows["calibrated"]["thresholds"] == [2.1, 30.0]
+    assert [all_rows["calibrated"][key]["count"] for key in ("found", "right", "false_alarms")] == [3, 2, 1] and all_rows["clean"] == 3
+    assert "calibrated" not in zoo.row_of([{"bad": zoo.judged(bad, zoo.LINEAR, zoo.SEEDS), "clean": zoo.judged(clean, zoo.LINEAR, zoo.SEEDS), "other": []}])
+
+
+def test_the_interval_of_an_auroc(monkeypatch):
+    """At its ends it is z standard errors from what was measured; of large samples it is Hanley and McNeil's; where every pair is right it is not empty."""
+    monkeypatch.syspath_prepend(ROOT / "results")
+    import defences as zoo
+
+    low, high = zoo.auroc_interval(0.8, 2000, 2000)
+    error = (0.8 * 0.2 * (1 + 1999 * (0.2 / 1.2 + 0.8 / 1.8)) / 4e6) ** 0.5
+    assert low == pytest.approx(0.8 - 1.96 * error, abs=2e-3) and high == pytest.approx(0.8 + 1.96 * error, abs=2e-3)
+    low, high = zoo.auroc_interval(1.0, 5, 5)
+    assert high == 1 and 0.4 < low < 0.75 and 1 - low == pytest.approx(1.96 * (low * (1 - low) * (1 + 4 * ((1 - low) / (2 - low) + low / (1 + low))) / 25) ** 0.5)
+    assert zoo.auroc_interval(1.0, 15, 15, 3)[0] > low and zoo.auroc_interval(0.3, 4, 6) == pytest.approx([1 - v for v in reversed(zoo.auroc_interval(0.7, 4, 6))])
 
 
 def test_gtsrb_at_the_size_asked_for(tmp_path):
