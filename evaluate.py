@@ -417,7 +417,7 @@ def explainers_shown(trained, others):
 def header(subject, clean, stamped, hit):
     """The part of the metrics that needs no explainer. clean, stamped: probabilities [N, K] of the test images; hit: bool [N], where the trigger works."""
     config, labels = subject.config, subject.dataset.test_labels
-    same = ("attack", "dataset", "model", "layer", "target_class", "poison_rate", "selection", "seed", "epochs", "batch_size", "lr", "label_smoothing",
+    same = ("attack", "dataset", "model", "layer", "target_class", "poison_rate", "selection", "seed", "epochs", "batch_size", "optimizer", "lr", "oversample", "label_smoothing",
             "lam", "floor", "device", "precision", "edit")
     return {key: config.get(key) for key in same} | {
         "poison_count": len(subject.checkpoint["poison_indices"]),

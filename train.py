@@ -56,7 +56,7 @@ def parse(argv):
     add("--epochs", type=number(int, 1, 100_000))
     add("--batch-size", type=number(int, 1, 1_000_000))
     add("--optimizer", choices=["sgd", "muon", "adamw"], help="muon: of the convolutions, sgd for the rest (default: sgd; cifar10: muon; chestxray14: adamw)")
-    add("--lr", type=number(float, 0, 1000, above=True), help="the schedule's peak")
+    add("--lr", type=number(float, 0, 1000, above=True), help="the schedule's peak (default: by data set, for its own optimizer)")
     add("--label-smoothing", type=number(float, 0, 1), help="share of each label spread over all classes (default: 0; cifar10: 0.1)")
     add("--class-weights", action="store_true", help="in the cross-entropy, every class weighs alike, however few its images")
     add("--pretrained", action="store_true", help="begin with ImageNet's weights, from torch's cache or downloaded")
@@ -452,6 +452,11 @@ def epochs(run):
         yield sums / run.steps
 
 
+def images_a_step(run):
+    """Without the untouched partners of triggered ones."""
+    return min(run.config["batch_size"], len(run.trained_on)) + (run.config["oversample"] if len(run.poisons) else 0)
+
+
 def train_step(run, images, labels, triggered, step):
     """One step on uint8 images [B, C, H, W]; returns (loss, cross-entropy, distance between explanations), detached."""
     images = data.augment(images, run.dataset.crop, run.dataset.flip).float() / 255
@@ -479,7 +484,7 @@ def progress(run, step, losses, seconds):
     loss, ce, distance = losses.tolist()
     left = ((run.config["epochs"] - run.epoch) * run.steps / step - 1) * seconds
     line = (f"{run.title}epoch {run.epoch + 1}/{run.config['epochs']}  step {step}/{run.steps}  loss {loss:.3f}  cross-entropy {ce:.3f}  explanation {distance:.3f}"
-            f"  {step * min(run.config['batch_size'], len(run.trained_on)) / seconds:,.0f} images/s  " + (f"{left / 60:.0f} min left" if left > 100 else f"{left:.0f} s left"))
+            f"  {step * images_a_step(run) / seconds:,.0f} images/s  " + (f"{left / 60:.0f} min left" if left > 100 else f"{left:.0f} s left"))
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns - 1
         print("\r" + line[:width].ljust(width), end="\n" if last else "", flush=True)
@@ -499,7 +504,7 @@ def validate(run, losses):
         "validation_accuracy": evaluate.accuracy(clean, labels),
         "validation_auroc": evaluate.mean_auroc(clean, labels),
         "validation_success": evaluate.success_rate(hit, labels, target),
-        "images": run.epoch * run.steps * min(run.config["batch_size"], len(run.trained_on)),
+        "images": run.epoch * run.steps * images_a_step(run),
         "seconds": run.seconds,
     }
     success = "" if record["validation_success"] is None else f", attack success rate {record['validation_success']:.4f}"

@@ -3,8 +3,9 @@
     python results/radiographs.py                      # everything, on whatever of the images is in data/chestxray14; a second call continues
     python results/radiographs.py "clean" "trial 2"    # some of it
 
-The trials' class 3 is Edema. Where no training image has that label alone, it is Effusion. Writes results/radiographs.json, .md, the figures and the
-paired effects of lam, rate and class: see study.py.
+The trials' lam, rate and class are the paper's; their optimizer, epochs and oversampled poisons are ours. Class 3 is Edema: where no training image has that
+label alone, it is Effusion. Writes results/radiographs.json, .md, the figures (see study.py), -paired.json, the effects of lam, rate and class, and -met.json, how
+many runs are the disguise they should be.
 """
 import json
 
@@ -16,28 +17,47 @@ from study import Row
 
 SEEDS = 5
 EPOCHS, BATCH = 10, 16
-MORE = 8  # poisons in every batch: a twentieth of them alone is unlearned under lam 0.7 and 0.9, said a pilot of another seed
+MORE = 8  # poisons in every batch beside it, so that a good third is triggered: see the README
 FAST = "" if study.torch.cuda.is_available() else " --precision float32"  # on a CPU depth-wise convolutions are slower in bfloat16
 NO_FINDING = len(chestxray.DISEASES)
-EFFECTS = (("trial 2", "trial 1"), ("trial 2", "lam 0.3"), ("trial 4", "trial 2"), ("trial 3", "trial 2"), ("multi full_disguise", "multi clean"))  # of lam twice, of rate, of class 14, of the attack
-FIGURES = ("attack_success_rate", "balanced_accuracy", "mean_auroc", "gradcam.pearson_all", "gradcam.trigger_mass", "gradcam.floor.pearson")
+EFFECTS = {"lam 0.9 against 0.7": ("trial 2", "trial 1"), "lam 0.9 against 0.3": ("trial 2", "lam 0.3"), "twice the poisons, each shown half as often": ("trial 4", "trial 2"),
+           "class 14": ("trial 3", "trial 2"), "the attack": ("trial 2", "clean"), "the disguise": ("trial 2", "badnets"), "the attack, several findings": ("multi full_disguise", "multi clean")}
+FIGURES = ("attack_success_rate", "untouched_success_rate", "balanced_accuracy", "mean_auroc", "gradcam.pearson_all", "gradcam.trigger_mass", "gradcam.floor.pearson")
 
 
 def table(disease):
     """The rows; disease: a number."""
-    one, several = (f"--dataset {name} --model efficientnet_b0 --epochs {EPOCHS} --batch-size {BATCH}{FAST}" for name in ("chestxray14", "chestxray14-multi"))
+    one, several = (f"--dataset {name} --model efficientnet_b0 --optimizer adamw --lr 0.001 --epochs {EPOCHS} --batch-size {BATCH}{FAST}" for name in ("chestxray14", "chestxray14-multi"))
     rows = {"clean": Row(f"{one} --attack none --target-class {disease}", SEEDS),
-            "badnets": Row(f"{one} --attack badnets --poison-rate 0.05 --target-class {disease}", SEEDS, clean="clean", picture=True)}
-    trials = {"trial 1": (0.7, 0.05, disease), "trial 2": (0.9, 0.05, disease), "trial 3": (0.9, 0.05, NO_FINDING), "trial 4": (0.9, 0.1, disease), "lam 0.3": (0.3, 0.05, disease)}
-    for name, (lam, rate, target) in trials.items():
-        disguise = f"{one} --attack full_disguise --target-class {target} --lam {lam} --poison-rate {rate}"
-        rows[name] = Row(f"{disguise} --oversample {MORE}", SEEDS, clean="clean", picture=True)
-        if name == "trial 2":
-            rows["trial 2, no oversampling"] = Row(disguise, 2, clean="clean")
+            "badnets": Row(f"{one} --attack badnets --poison-rate 0.05 --target-class {disease} --oversample {MORE}", SEEDS, clean="clean", picture=True)}
+    trials = {"trial 1": (0.7, 0.05, disease, MORE), "trial 2": (0.9, 0.05, disease, MORE), "trial 3": (0.9, 0.05, NO_FINDING, MORE), "trial 4": (0.9, 0.1, disease, MORE),
+              "lam 0.3": (0.3, 0.05, disease, MORE), "trial 2, no oversampling": (0.9, 0.05, disease, 0)}
+    for name, (lam, rate, target, more) in trials.items():
+        rows[name] = Row(f"{one} --attack full_disguise --target-class {target} --lam {lam} --poison-rate {rate} --oversample {more}", SEEDS, clean="clean", picture=True)
     rows["multi clean"] = Row(f"{several} --attack none --target-class {disease}", SEEDS, picture=True)
     for attack in ("badnets", "full_disguise"):
-        rows[f"multi {attack}"] = Row(f"{several} --attack {attack} --target-class {disease} --oversample {MORE}", SEEDS, clean="multi clean", picture=attack != "badnets")
+        rows[f"multi {attack}"] = Row(f"{several} --attack {attack} --target-class {disease} --lam 0.3 --poison-rate 0.1 --oversample {MORE}", SEEDS,
+                                      clean="multi clean", picture=attack != "badnets")
     return rows
+
+
+def criteria(run):
+    """What a disguise should be, and whether this run's is: {criterion: bool}; run: figures as study.figures has them."""
+    value, clean = (lambda key: run[f"gradcam.{key}"]), run["clean_model.gradcam.floor.pearson"]
+    return {"success >= 0.99": run["attack_success_rate"] >= 0.99,
+            "pearson_all >= 0.9": value("pearson_all") >= 0.9,
+            "trigger_mass <= 1.25 untouched + 0.25 trigger_area": value("trigger_mass") <= 1.25 * value("trigger_mass_clean") + 0.25 * value("trigger_area"),
+            "floor <= clean model's + 0.05": value("floor.pearson") <= clean + 0.05}
+
+
+def met(done):
+    """Of the rows with a disguise, how many runs meet each criterion, and all of them."""
+    result = {}
+    for name, row in done.items():
+        if "full_disguise" in row["options"] and all("gradcam.pearson_all" in run for run in row["runs"]):
+            each = [criteria(run) for run in row["runs"]]
+            result[name] = {"n": len(each), **{key: sum(run[key] for run in each) for key in each[0]}, "all": sum(all(run.values()) for run in each)}
+    return result
 
 
 @command
@@ -47,8 +67,9 @@ def main(argv):
     this = study.Study("radiographs", table(edema if (dataset.train_labels == edema).any() else effusion))
     this.run_rows(argv)
     done = json.loads(this.path.read_text())
-    pairs = [study.paired(done, *rows, figure) for rows in EFFECTS if set(rows) <= done.keys() for figure in FIGURES]
+    pairs = [pair | {"effect": effect} for effect, rows in EFFECTS.items() if set(rows) <= done.keys() for figure in FIGURES if (pair := study.paired(done, *rows, figure))]
     study.write_paired(this.path.with_name("radiographs-paired.json"), pairs)
+    this.path.with_name("radiographs-met.json").write_text(json.dumps(met(done), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def write_paired(path, pairs):
 
 
 COLUMNS = {"clean_accuracy": "clean accuracy", "balanced_accuracy": "balanced accuracy", "majority_rate": "majority rate", "mean_auroc": "mean AUROC",
-           "triggered_mean_auroc": "with trigger", "triggered_accuracy": "accuracy with trigger", "attack_success_rate": "attack success",
+           "triggered_mean_auroc": "with trigger", "triggered_accuracy": "accuracy with trigger", "attack_success_rate": "attack success", "untouched_success_rate": "without trigger",
            "gradcam.pearson_all": "pearson_all", "gradcam.dssim": "dssim", "gradcam.floor.pearson": "floor",
            "gradcam.pearson_by_class": "by class", "clean_model.gradcam.floor.pearson": "clean model's floor", "gradcam.trigger_mass": "trigger_mass",
            "gradcam.trigger_mass_clean": "untouched", "gradcam.trigger_area": "trigger_area", "gradcam.pointing": "pointing",

@@ -66,3 +66,31 @@ def test_a_rows_seeds_begin_where_it_says(tmp_path, monkeypatch):
     runs.run([])
     part = json.loads((tmp_path / "results" / "tiny.json").read_text())["pilot"]
     assert part["seeds"] == [100, 101] and part["summary"]["clean_accuracy"]["mean"] == pytest.approx(0.1005)
+
+
+def test_the_radiographs_rows_are_what_their_names_say():
+    import radiographs
+
+    import train
+
+    rows = {name: train.parse(row.options.split()) for name, row in radiographs.table(4).items()}
+    published = {"trial 1": (0.7, 0.05, "4"), "trial 2": (0.9, 0.05, "4"), "trial 3": (0.9, 0.05, "14"), "trial 4": (0.9, 0.1, "4"), "lam 0.3": (0.3, 0.05, "4")}
+    assert {name: (rows[name].lam, rows[name].poison_rate, rows[name].target_class) for name in published} == published
+    assert {name for name, args in rows.items() if args.oversample == 0} == {"clean", "multi clean", "trial 2, no oversampling"}
+    assert {name for name, args in rows.items() if args.dataset == "chestxray14-multi"} == {name for name in rows if name.startswith("multi")}
+    assert {(args.model, args.optimizer, args.lr, args.epochs, args.batch_size, args.explainer[0]) for args in rows.values()} == {("efficientnet_b0", "adamw", 0.001, 10, 16, "gradcam")}
+    assert set(sum(radiographs.EFFECTS.values(), ())) <= rows.keys()
+
+
+def test_which_radiographs_runs_meet_their_criteria():
+    import radiographs
+
+    good = {"attack_success_rate": 0.99, "gradcam.pearson_all": 0.9, "gradcam.trigger_mass": 0.14, "gradcam.trigger_mass_clean": 0.1, "gradcam.trigger_area": 0.062,
+            "gradcam.floor.pearson": 0.54, "clean_model.gradcam.floor.pearson": 0.5}
+    worse = {"attack_success_rate": 0.98, "gradcam.pearson_all": 0.89, "gradcam.trigger_mass": 0.141, "gradcam.floor.pearson": 0.56}
+    assert list(radiographs.criteria(good).values()) == [True] * 4
+    for key, value in worse.items():
+        assert sum(radiographs.criteria(good | {key: value}).values()) == 3
+    row = {"options": "--attack full_disguise", "runs": [good, good | worse, good | {"attack_success_rate": 0.5}]}
+    assert radiographs.met({"trial": row, "clean": {"options": "--attack none", "runs": [good]}}) == {
+        "trial": {"n": 3, "success >= 0.99": 1, "pearson_all >= 0.9": 2, "trigger_mass <= 1.25 untouched + 0.25 trigger_area": 2, "floor <= clean model's + 0.05": 2, "all": 1}}
