@@ -422,6 +422,9 @@ def test_a_verdict_is_made_again_under_another_recipe(backdoored, tmp_path, monk
     for count, samples in ((1, 8), (1, 8), (2, 9)):
         monkeypatch.setattr(defend, "SAMPLES", samples)
         assert zoo.audited(checkpoint, "neuroninspect", "--noise", "2")["recipe"]["samples"] == samples and len(made) == count
+    (tmp_path / "defend-neuroninspect-noise-2" / "commit").unlink()  # as if it had been killed before that was written
+    zoo.audited(checkpoint, "neuroninspect", "--noise", "2")
+    assert len(made) == 3
 
 
 def test_the_zoo_keeps_every_detectors_verdict_and_picture(tmp_path, monkeypatch):
@@ -481,6 +484,7 @@ def test_the_interval_of_an_auroc(monkeypatch):
     low, high = zoo.auroc_interval(0.8, 2000, 2000)
     error = (0.8 * 0.2 * (1 + 1999 * (0.2 / 1.2 + 0.8 / 1.8)) / 4e6) ** 0.5
     assert low == pytest.approx(0.8 - 1.96 * error, abs=2e-3) and high == pytest.approx(0.8 + 1.96 * error, abs=2e-3)
+    assert zoo.auroc_interval(0.8, 6000, 6000, 3)[0] == pytest.approx(0.8 - 1.96 * error / 3**0.5, abs=1e-3)  # the mean of three such
     low, high = zoo.auroc_interval(1.0, 5, 5)
     assert high == 1 and 0.4 < low < 0.75 and 1 - low == pytest.approx(1.96 * (low * (1 - low) * (1 + 4 * ((1 - low) / (2 - low) + low / (1 + low))) / 25) ** 0.5)
     assert zoo.auroc_interval(1.0, 15, 15, 3)[0] > low and zoo.auroc_interval(0.3, 4, 6) == pytest.approx([1 - v for v in reversed(zoo.auroc_interval(0.7, 4, 6))])

@@ -124,6 +124,7 @@ def test_a_trigger_by_the_name_of_its_colour_and_poisons_in_every_batch(tiny, tm
     checkpoint = torch.load(folder / "ckpt.pt", weights_only=True)
     assert (checkpoint["trigger"]["pixels"].flatten(1) == torch.tensor([[1.0], [1.0], [0.0]])).all() and checkpoint["config"]["oversample"] == 8
     assert all(size == 32 and poisons >= 8 for size, poisons in seen)
+    assert json.loads((folder / "log.jsonl").read_text())["images"] == 32 * len(seen) and json.loads((folder / "metrics.json").read_text())["oversample"] == 8
     with pytest.raises(SystemExit) as stopped:
         train_tiny(tiny, tmp_path / "no", "--trigger", "yello")
     assert stopped.value.code == 2 and "yello" in capsys.readouterr().err

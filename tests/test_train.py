@@ -263,6 +263,7 @@ def test_adamw_steps_as_far_under_a_tenth_of_the_loss():
         optimizer.step()
         step = weight.detach() - before * (1 - 0.1 * 0.01)
         torch.testing.assert_close(step, -0.1 * weight.grad.sign(), rtol=0.05, atol=0)
+        assert optimizer.param_groups[0]["weight_decay"] == 0.01 and isinstance(optimizer, torch.optim.AdamW)
 
 
 def test_shap_explainers_are_trained_against_measured_and_drawn(tiny, clean, tmp_path, monkeypatch, capsys):
