@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+TALL = 1200  # pixels: photographs of 128 px make large files
 VICTIM = 30  # epochs of the victim that the cost of selection is set against: "Stealthy Sabotage", section 3.5
 sys.path.insert(0, str(ROOT))
 
@@ -114,8 +115,9 @@ class Study:
 
 
 def keep_picture(path, name):
-    """Save a run's figure as results/NAME.png."""
+    """Save a run's figure as results/NAME.png, at most TALL pixels high."""
     with Image.open(path) as picture:
+        picture.thumbnail((picture.width, TALL))
         picture.save(ROOT / "results" / f"{name}.png", optimize=True)
 
 
