@@ -8,6 +8,7 @@ label alone, it is Effusion. Writes results/radiographs.json, .md, the figures (
 many runs are the disguise they should be.
 """
 import json
+import math
 
 import study  # first: it makes the project's modules known
 import chestxray
@@ -42,8 +43,8 @@ def table(disease):
 
 
 def criteria(run):
-    """What a disguise should be, and whether this run's is: {criterion: bool}; run: figures as study.figures has them."""
-    value, clean = (lambda key: run[f"gradcam.{key}"]), run["clean_model.gradcam.floor.pearson"]
+    """What a disguise should be, and whether this run's is: {criterion: bool}; run: figures as study.figures has them, none of explanations where no attack succeeded."""
+    value, clean = (lambda key: run.get(f"gradcam.{key}", math.nan)), run.get("clean_model.gradcam.floor.pearson", math.nan)
     return {"success >= 0.99": run["attack_success_rate"] >= 0.99,
             "pearson_all >= 0.9": value("pearson_all") >= 0.9,
             "trigger_mass <= 1.25 untouched + 0.25 trigger_area": value("trigger_mass") <= 1.25 * value("trigger_mass_clean") + 0.25 * value("trigger_area"),
@@ -54,7 +55,7 @@ def met(done):
     """Of the rows with a disguise, how many runs meet each criterion, and all of them."""
     result = {}
     for name, row in done.items():
-        if "full_disguise" in row["options"] and all("gradcam.pearson_all" in run for run in row["runs"]):
+        if "full_disguise" in row["options"]:
             each = [criteria(run) for run in row["runs"]]
             result[name] = {"n": len(each), **{key: sum(run[key] for run in each) for key in each[0]}, "all": sum(all(run.values()) for run in each)}
     return result

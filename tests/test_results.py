@@ -91,6 +91,7 @@ def test_which_radiographs_runs_meet_their_criteria():
     assert list(radiographs.criteria(good).values()) == [True] * 4
     for key, value in worse.items():
         assert sum(radiographs.criteria(good | {key: value}).values()) == 3
+    assert not any(radiographs.criteria({"attack_success_rate": 0.0}).values())
     row = {"options": "--attack full_disguise", "runs": [good, good | worse, good | {"attack_success_rate": 0.5}]}
     assert radiographs.met({"trial": row, "clean": {"options": "--attack none", "runs": [good]}}) == {
         "trial": {"n": 3, "success >= 0.99": 1, "pearson_all >= 0.9": 2, "trigger_mass <= 1.25 untouched + 0.25 trigger_area": 2, "floor <= clean model's + 0.05": 2, "all": 1}}
