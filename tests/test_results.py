@@ -95,3 +95,15 @@ def test_which_radiographs_runs_meet_their_criteria():
     row = {"options": "--attack full_disguise", "runs": [good, good | worse, good | {"attack_success_rate": 0.5}]}
     assert radiographs.met({"trial": row, "clean": {"options": "--attack none", "runs": [good]}}) == {
         "trial": {"n": 3, "success >= 0.99": 1, "pearson_all >= 0.9": 2, "trigger_mass <= 1.25 untouched + 0.25 trigger_area": 2, "floor <= clean model's + 0.05": 2, "all": 1}}
+
+
+def test_a_kept_picture_is_not_too_tall(tmp_path, monkeypatch):
+    import study
+    from PIL import Image
+
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    for size, kept in (((300, 2400), (150, 1200)), ((3000, 700), (3000, 700))):
+        Image.new("RGB", size).save(tmp_path / "figure.png")
+        study.keep_picture(tmp_path / "figure.png", "a")
+        assert Image.open(tmp_path / "results" / "a.png").size == kept
