@@ -107,7 +107,7 @@ def class_grid(title, classes, rows, footer):
     draw = ImageDraw.Draw(page)
     draw.text((GAP, GAP), title, INK, _font(16), spacing=6)
     for x, name in enumerate(classes):
-        draw.text((left + (x + 1.5) * step - 2, top - 4), name[:11], INK, _font(12), anchor="md")
+        draw.text((left + (x + 1.5) * step - 2, top - 4), name[: width // 6], INK, _font(12), anchor="md")
     for y, (image, caption, warn, box, maps) in enumerate(rows):
         corner, largest = top + y * step, float(np.abs(np.asarray(maps)).max())
         draw.text((left - 8, corner + width / 2), caption, RED if warn else INK, _font(12), anchor="rm", align="right")
