@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import copy
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ import models
 from cli import Parser, UserError, choose_device, choose_precision, command, number, replace_file
 
 PUBLISHED_THRESHOLD = 2.0  # of the anomaly index: Wang et al. 2019 and Huang et al. 2019
+CHANCE = " Of scores that are Gaussian one is, by chance, in a third of models with 10 classes and in two thirds of those with 43."
 
 
 def anomaly_index(values):
@@ -91,7 +91,7 @@ def neuroninspect(model, images, weights=None, *, noise=NOISE):
 
     weights: three numbers that the features are multiplied by before they are summed (the authors' are not published; ports of theirs have 0.1, 1, 1 or
     1e-6, 1e-6, 1); None: each feature in its own standard deviations (1.4826 MAD) from its median, all alike. A backdoor's target has the lowest sum.
-    noise: in standard deviations of the images; (0,) for the published heatmaps. Needs memory for L x K x N maps.
+    noise: in standard deviations of the images; (0,) for the published heatmaps. Needs memory for K x N maps.
     """
     features = torch.stack([torch.stack([heatmap_features(maps) for maps in heatmaps(model, images, level)]) for level in noise])
     if weights is None:
@@ -101,15 +101,15 @@ def neuroninspect(model, images, weights=None, *, noise=NOISE):
     return torch.stack([anomaly_index(part) for part in score]), features
 
 
-def heatmaps(model, images, noise=0.0):
-    """Saliency of every class's logit, float32 [K, N, H, W], each map scaled to [0, 1]; a constant one is 0.
+def heatmaps(model, images, noise=0.0, first=None):
+    """Saliency of every class's logit, float32 [K, N, H, W], each map scaled to [0, 1]; a constant one is 0. first: only of so many images.
 
     The largest magnitude over channels of the gradient, or under noise of its mean over SAMPLES draws, which are an image's own and the same for every
     class. Source: Simonyan et al. 2014; Smilkov et al. 2017 (SmoothGrad), which has a tenth of this noise.
     """
     scale, maps = noise * images.std((0, 2, 3), keepdim=True), []
     with torch.enable_grad(), explain.evaluating(model):
-        for rows in torch.arange(len(images)).split(explain.chunk_of(images)):
+        for rows in torch.arange(len(images))[:first].split(explain.chunk_of(images)):
             total = 0
             for draw in range(SAMPLES if noise else 1):
                 noisy = (images[rows] + scale * own_noise(rows, draw, images)).requires_grad_()
@@ -146,7 +146,7 @@ STALE = 25  # rounds without a smaller mask, after the weight has gone both up a
 START = 0.02  # every mask's first value. Published: random in [0, 1]; in a pilot such a search ended in scattered pixels, larger than the trigger
 LEAST = 0.1  # pixels: a smaller mask counts as this
 BATCH = 32  # images a step
-TOGETHER, TOGETHER_CPU = 8192, 512  # images times classes in one forward pass
+TOGETHER, TOGETHER_CPU = 8192, 512  # images of 32 x 32 pixels, times classes, in one forward pass
 
 
 @dataclass
@@ -196,7 +196,8 @@ def step(model, images, search, active, precision):
     """One step of Adam for the targets `active`: how many of the images each turned into its class, int64 [A]."""
     search.optimizer.zero_grad(set_to_none=False)
     hits = []
-    for part in active.split(max(1, (TOGETHER_CPU if images.device.type == "cpu" else TOGETHER) // len(images))):
+    together = (TOGETHER_CPU if images.device.type == "cpu" else TOGETHER) * 32 * 32 // images[:, 0].numel()
+    for part in active.split(max(1, together)):
         mask, pattern = search.stamp(part)
         stamped = (1 - mask[:, None]) * images + mask[:, None] * pattern[:, None]
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -388,7 +389,8 @@ class Finding:
 
 
 def inspect(model, images, plain=None):
-    """Findings about a network, by CHECKS. images: normalised, float [N, C, H, W], clean; plain: the state_dict of an untouched network of its name, or None."""
+    """Findings about a network with a .gradcam_layer, by CHECKS. images: normalised, float [N, C, H, W], clean; plain: the state_dict of an untouched network of
+    its name, or None."""
     findings = [*constant_kernels(model), *constant_columns(model), *suspicious_channels(model, images)]
     if plain is not None:
         own = model.state_dict()
@@ -431,7 +433,7 @@ def channel_statistics(model, images):
     """Over images, for each channel k of Grad-CAM's layer: largest magnitude [K]; least and greatest map [K, H, W]; mean share of
     sum |alpha_k A_k| [K]; mean |alpha_k| [K]."""
     extremes, shares, weights = [], [], []
-    with explain.evaluating(model):
+    with torch.enable_grad(), explain.evaluating(model):
         for chunk in images.split(explain.CHUNK_CPU):
             with explain.capture(model.gradcam_layer, detach=True) as captured:
                 logits = model(chunk)
@@ -491,7 +493,7 @@ class Audit:
 def recipe(args):
     """What decides a verdict beside the checkpoint: options and constants."""
     return {name: getattr(args, name) for name in ("clean_images", "seed", "weights", "noise", "rounds", "round_images", "explainers")} | {
-        "samples": SAMPLES, "adam": [RATE, *BETAS], "success": SUCCESS, "weight": [FIRST_WEIGHT, PATIENCE, FACTOR], "stale": STALE, "start": START, "batch": BATCH, "least": LEAST}
+        "precision": choose_precision("auto", choose_device(args.device)), "samples": SAMPLES, "adam": [RATE, *BETAS], "success": SUCCESS, "weight": [FIRST_WEIGHT, PATIENCE, FACTOR], "stale": STALE, "start": START, "batch": BATCH, "least": LEAST}
 
 
 def by_neuroninspect(audit):
@@ -499,7 +501,7 @@ def by_neuroninspect(audit):
     levels, features = neuroninspect(audit.subject.model, audit.inputs, audit.args.weights, noise=noise)
     index, best = levels.max(0)
     shown = index.argsort(descending=True)[:8].tolist()
-    maps = [heatmaps(audit.subject.model, audit.inputs[:3], level) for level in noise]
+    maps = [heatmaps(audit.subject.model, audit.inputs, level, first=3) for level in noise]
     rows = [[(figure.panel(plain, None), "", False)] + [(figure.panel(plain, maps[best[k]][k, n]), "", False) for k in shown] for n, plain in enumerate(audit.pixels[:3].cpu())]
     headers = ["image"] + [f"{audit.names[k][:18]}\nindex {index[k]:.1f}, noise {noise[best[k]]:g}" for k in shown]
     page = figure.sheet("NeuronInspect: saliency of each class, the most anomalous first", headers, rows,
@@ -517,9 +519,16 @@ def reverse(audit):
             print("\r" + line, end=end, file=sys.stderr, flush=True)
 
     found = neural_cleanse(audit.on_pixels, audit.pixels, rounds=audit.args.rounds, round_images=audit.args.round_images, seed=audit.args.seed,
-                           precision=choose_precision("auto", audit.subject.device), say=say)
+                           precision=recipe(audit.args)["precision"], say=say)
     say("", "\n")
     return found, mask_index(found.norms, found.qualified)
+
+
+def suspect_of(found, index):
+    """The most anomalous of the classes that a mask reached. Raises ValueError if there is none."""
+    if not found.qualified.any():
+        raise ValueError(f"no patch turned {SUCCESS:.0%} of images into one class; with more --rounds it may")
+    return int(index.masked_fill(~found.qualified, -torch.inf).argmax())
 
 
 def by_neural_cleanse(audit):
@@ -537,13 +546,20 @@ def by_neural_cleanse(audit):
     headers = [""] + [f"{audit.names[k][:18]}\nindex {index[k]:.1f}" for k in shown]
     page = figure.sheet("Neural Cleanse: the smallest patch that turns images into a class", headers, rows, "The most anomalous classes first.", scale=False)
     columns = {"|mask|_1": found.norms, "linear index": mask_index(found.norms, found.qualified, linear=True), "success": found.success, "qualified": found.qualified.double(), "rounds": found.rounds}
-    return audit.by_index(index, columns, page)
+    verdict, reached = audit.by_index(index, columns, page), int(found.qualified.sum())
+    if reached < 3:
+        verdict.rows.append(f"{reached} of {len(index)} classes were reached by a patch: no median to be far from, no verdict; with more --rounds there may be")
+        verdict.backdoored = None
+    return verdict
 
 
 def by_prune(audit):
     found, index = reverse(audit)
-    suspect, model = int(index.argmax()), audit.on_pixels
-    stamped = attacks.stamp(audit.pixels[audit.labels != suspect], found.trigger(suspect))
+    suspect, model = suspect_of(found, index), audit.on_pixels
+    others = audit.pixels[audit.labels != suspect]
+    if len(others) == 0:
+        raise ValueError(f"all {len(audit.pixels)} clean images are of the suspected class: it takes more --clean-images")
+    stamped = attacks.stamp(others, found.trigger(suspect))
     layer = audit.subject.model.gradcam_layer
     steps, curve, chosen = prune(model, audit.pixels, audit.labels, stamped, layer)
     keep = steps[chosen][1]
@@ -558,16 +574,20 @@ def by_prune(audit):
               (("clean accuracy, held-out", "clean_accuracy"), ("success of the recovered patch", "recovered_success"), ("success of the true trigger, test", "true_success"))}
     page = figure.curves("l-infinity pruning", "channels pruned", series, curve[chosen]["pruned"])
     repaired = models.keep_channels(copy.deepcopy(audit.subject.model), keep), {"technique": "prune", "channels": len(keep)}
-    more = {"suspect": suspect, "pruned": curve[chosen]["pruned"], "curve": curve}
-    return replace(audit.by_index(index, {}, page), rows=rows, more=more, repaired=repaired)
+    verdict = audit.by_index(index, {}, page)
+    return replace(verdict, rows=rows, more=verdict.more | {"suspect": suspect, "pruned": curve[chosen]["pruned"], "curve": curve}, repaired=repaired)
 
 
 def triggered_test(audit):
     """Test images with the true trigger and the class it leads to: for the score alone."""
     subject = audit.subject
     rows = evaluate.draw_images(subject, evaluate.EXPLAIN_IMAGES, audit.args.seed)
-    images = attacks.stamp(subject.dataset.test_images[rows].to(subject.device).float() / 255, subject.trigger)
-    return {"true_success": (images, subject.config["target_class"])}
+    return {"true_success": (attacks.stamp(pixels_of(subject, rows), subject.trigger), subject.config["target_class"])}
+
+
+def pixels_of(subject, rows):
+    """Test images float [R, C, H, W] in [0, 1]."""
+    return subject.dataset.test_images[rows].to(subject.device).float() / 255
 
 
 def score_curve(audit, curve, steps, sets):
@@ -585,27 +605,30 @@ def by_cfn(audit):
     return batch_norm_repair(audit, cfn(audit.subject.model), "cfn", "Batch-norm normalises by the batch at hand, without weight and bias: an answer depends on its batch.")
 
 
+SHOWN = ("clean_accuracy", "attack_success_rate", "pearson_all", "trigger_mass")
 REGIMES = {"a batch of one": (1, 1.0), "a tenth triggered": (100, 0.1), "all triggered": (100, 1.0)}  # images a batch, share that is looked at
 
 
 def batch_norm_repair(audit, model, technique, line):
     if not any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
         raise UserError(f"{audit.subject.config['model']} has no batch-norm: nothing for {technique} to repair")
-    figures = {title: {name: in_company(audit.subject, part, *regime) for name, part in (("before", audit.subject.model), ("after", model))}
+    figures = {title: {name: in_company(audit.subject, part, *regime, seed=audit.args.seed) for name, part in (("before", audit.subject.model), ("after", model))}
                for title, regime in REGIMES.items()}
-    rows = [line, "", f"{'':<20}" + "".join(f"{key:>24}" for key in ("clean_accuracy", "attack_success_rate", "pearson_all", "trigger_mass"))]
+    rows = [line, "", f"{'':<20}" + "".join(f"{key:>24}" for key in SHOWN)]
     for title, pair in figures.items():
-        cells = [f"{evaluate.show(pair['before'][key])} -> {evaluate.show(pair['after'][key])}" for key in ("clean_accuracy", "attack_success_rate", "pearson_all", "trigger_mass")]
+        cells = [f"{evaluate.show(pair['before'][key])} -> {evaluate.show(pair['after'][key])}" for key in SHOWN]
         rows.append(f"{title:<20}" + "".join(f"{cell:>24}" for cell in cells))
     return Verdict(None, rows, more={"regimes": figures}, repaired=(model, {"technique": technique}))
 
 
-def in_company(subject, model, size, share, count=200):
-    """Accuracy, success and Grad-CAM's figures of `count` test images without and with the trigger, in batches of `size` images of which `share` are
-    these, the rest other test images, untouched."""
-    drawn = evaluate.draw_images(subject, count + size, 0)
-    rows, guests = drawn[: min(count, len(drawn))], max(1, round(size * share))
-    images, company = (subject.dataset.test_images[part].to(subject.device).float() / 255 for part in (rows, drawn[len(rows) :][: size - guests]))
+def in_company(subject, model, size, share, count=200, seed=0):
+    """Accuracy, success and Grad-CAM's figures of `count` test images without and with the trigger, in batches of `size` images, or all there are, of which
+    `share` are these, the rest other test images, untouched."""
+    drawn = evaluate.draw_images(subject, count + size, seed)
+    size = min(size, len(drawn))
+    guests = max(1, round(size * share))
+    rows = drawn[: min(count, len(drawn) - size + guests)]
+    images, company = (pixels_of(subject, part) for part in (rows, drawn[len(rows) :][: size - guests]))
     answers, maps = [], []
     for stamped in (images, attacks.stamp(images, subject.trigger)):
         found = [gradcam_in_batch(model, data.normalise(torch.cat([chunk, company]), subject.checkpoint["mean"], subject.checkpoint["std"]), len(chunk))
@@ -615,12 +638,12 @@ def in_company(subject, model, size, share, count=200):
     figures = evaluate.explanation_metrics(maps[1], maps[0], subject.trigger.box, subject.config["image_size"], subject.checkpoint["target_map"])
     labels = subject.dataset.test_labels[rows]
     return {"clean_accuracy": evaluate.average((answers[0] == labels).float()), "attack_success_rate": evaluate.success_rate(answers[1] == subject.config["target_class"], labels, subject.config["target_class"]),
-            **{key: figures[key] for key in ("pearson_all", "trigger_mass", "trigger_mass_clean", "zero_maps")}}
+            **{key: figures[key] for key in (*SHOWN[2:], "trigger_mass_clean", "zero_maps")}}
 
 
 def gradcam_in_batch(model, inputs, count):
     """Classes int64 and Grad-CAM of the first `count` inputs, all in one batch, on the CPU."""
-    with explain.evaluating(model), explain.capture(model.gradcam_layer, detach=True) as captured:
+    with torch.enable_grad(), explain.evaluating(model), explain.capture(model.gradcam_layer, detach=True) as captured:
         logits = model(inputs)
         maps = explain.gradcam_map(captured[0], logits, logits.argmax(1))
     return logits.argmax(1)[:count].cpu(), maps[:count].detach().cpu()
@@ -630,15 +653,16 @@ def by_disagreement(audit):
     subject, names = audit.subject, audit.args.explainers
     usual = disagreement(subject.model, audit.inputs, names)
     rows = evaluate.draw_images(subject, len(usual), audit.args.seed)
-    plain = subject.dataset.test_images[rows].to(subject.device).float() / 255
-    values = {}
+    if len(rows) == 0:
+        raise ValueError("no test image can be triggered: all are of the target class")
+    plain, values = pixels_of(subject, rows), {}
     for title, images in (("clean", plain), ("triggered", attacks.stamp(plain, subject.trigger))):
         values[title] = disagreement(subject.model, data.normalise(images, subject.checkpoint["mean"], subject.checkpoint["std"]), names)
     limit, area = float(usual.quantile(0.95)), evaluate.auroc(values["triggered"], values["clean"])
     table = [f"1 - correlation of {' and '.join(names)}, on {len(usual)} held-out images: median {float(usual.median()):.3f}; one in twenty is above {limit:.3f}",
              f"test images above that: untouched {float((values['clean'] > limit).double().mean()):.3f}, with the trigger {float((values['triggered'] > limit).double().mean()):.3f}",
              f"AUROC of triggered against untouched images: {area:.3f}"]
-    series = {f"{title}: {len(v)} images, sorted": [(100 * k / (len(v) - 1), x) for k, x in enumerate(v.sort().values.tolist())] for title, v in ({"held-out": usual} | values).items()}
+    series = {f"{title}: {len(v)} images, sorted": [(100 * k / max(len(v) - 1, 1), x) for k, x in enumerate(v.sort().values.tolist())] for title, v in ({"held-out": usual} | values).items()}
     page = figure.curves(f"Disagreement of {' and '.join(names)}", "per cent of images", series)
     more = {"explainers": list(names), "limit": limit, "auroc": area, "disagreement": {title: v.tolist() for title, v in ({"held_out": usual} | values).items()}}
     return Verdict(None, table, more=more, picture=page)
@@ -705,7 +729,7 @@ def numbers(low, count=None):
 def opened(args):
     """An Audit. Raises UserError."""
     subject = evaluate.open_checkpoint(args.checkpoint, args.data_dir, choose_device(args.device))
-    if subject.multi_label:
+    if subject.multi_label and args.method != "inspect":
         raise UserError(f"{args.checkpoint}: these defences ask which one class an image is of, and here an image may show several")
     if args.method in BY_INDEX and len(subject.checkpoint["classes"]) < 3:
         raise UserError(f"{args.checkpoint}: of two classes none is an anomaly beside the other; {args.method} needs three")
@@ -721,13 +745,13 @@ def repair(audit, verdict, folder):
     model, edit = verdict.repaired
     subject = audit.subject
     able = [name for name in subject.config["explainer"] if can_explain(name, model, audit.inputs[:1])]
-    config = subject.config | {"edit": edit, "explainer": able or ["gradcam"]}
+    repaired = subject.checkpoint | {"config": subject.config | {"edit": edit, "explainer": able}, "model": model.state_dict(), "optimizer": [], "schedule": []}
     with tempfile.TemporaryDirectory() as scratch:  # nothing is written before all is measured
         path = Path(scratch) / "ckpt.pt"
-        models.save(path, subject.checkpoint | {"config": config, "model": model.state_dict(), "optimizer": [], "schedule": []})
+        models.save(path, repaired)
         results = [evaluate.evaluate(part, dataset=subject.dataset, device=subject.device, seed=audit.args.seed) for part in (audit.args.checkpoint, path)]
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "ckpt.pt", lambda target: shutil.copyfile(path, target))
+    folder.mkdir(parents=True, exist_ok=True)
+    models.save(folder / "ckpt.pt", repaired)
     verdict.rows.append("\nAll test images, by evaluate.py:")
     for key in ("clean_accuracy", "attack_success_rate", "triggered_accuracy"):
         verdict.rows.append(f"{key:<24}{evaluate.show(results[0].metrics[key]):>8} -> {evaluate.show(results[1].metrics[key]):>8}  {evaluate.DEFINITIONS[key]}")
@@ -746,6 +770,9 @@ def can_explain(name, model, image):
 @command
 def main(argv):
     args = parse(argv)
+    folder = Path(args.out) if args.out else Path(args.checkpoint).parent / f"defend-{args.method}"
+    if folder.resolve() == Path(args.checkpoint).resolve().parent:
+        raise UserError(f"--out {args.out} is where the checkpoint lies that is audited: its files would be lost")
     audit = opened(args)
     if audit.subject.config.get("edit") and args.method in models.REPAIRS:
         raise UserError(f"{args.checkpoint} has been edited since it was trained: defend.py {args.method} repairs what train.py wrote")
@@ -755,7 +782,6 @@ def main(argv):
     except ValueError as error:
         raise UserError(f"{args.method}: {error}") from None
     seconds = round(time.perf_counter() - began, 2)
-    folder = Path(args.out) if args.out else Path(args.checkpoint).parent / f"defend-{args.method}"
     before, after = repair(audit, verdict, folder) if verdict.repaired else (None, None)
     record = evaluate.finite({"method": args.method, "backdoored": verdict.backdoored, "flagged": verdict.flagged, "index": verdict.index, "before": before,
                               "after": after, "seconds": seconds, "clean_images": len(audit.labels), "recipe": recipe(args)} | verdict.more)
@@ -768,7 +794,8 @@ def main(argv):
         return
     print("\n".join(verdict.rows))
     if verdict.index:
-        print(f"\n{'Backdoored' if verdict.backdoored else 'No backdoor found'}: a class is flagged above {args.threshold:g}. By chance a clean model has one, too: of 10 classes in a third of models or more, of 43 in two thirds or more.")
+        answer = {True: "Backdoored", False: "No backdoor found", None: "No verdict"}[verdict.backdoored]
+        print(f"\n{answer}: a class is flagged above {args.threshold:g}.{CHANCE if args.threshold == PUBLISHED_THRESHOLD else ''}")
     print(f"\nWritten: {folder}")
 
 

@@ -16,7 +16,7 @@ import attacks
 import defend
 import evaluate
 import train
-from cli import UserError, command
+from cli import UserError, choose_device, choose_precision, command, replace_file
 from study import ROOT, torch
 
 RUNS = ROOT / "runs" / "defend"
@@ -82,6 +82,7 @@ def zoo(record, datasets):
                 part = record.setdefault("zoo", {}).setdefault(dataset, {}).setdefault(kind, {})
                 part[str(seed)] = {"target": target_of(dataset, seed), "hardware": study.hardware()} | trained_as(checkpoint) | {
                     name: {key: verdict[key] for key in ("index", "seconds", "commit")} for name, verdict in found.items()}
+                record["recipes"] = {name: verdict["recipe"] for name, verdict in found.items()}
                 keep(record)
                 if (kind, seed) == ("badnets", SEEDS[0]):
                     for method in ("neuroninspect", "neural_cleanse"):
@@ -98,7 +99,7 @@ def detection(record):
     """Rows of the table: what the anomaly index of the most anomalous class tells, for each data set, and all of them, each kind of backdoor and detector.
 
     The calibrated threshold is the largest such index of the clean models CALIBRATION of the same data set, which are in no count: of n of them, one clean
-    model in n + 1 is expected above it.
+    model in n + 1 is expected above it. Intervals take it as known; the same clean models are in every row of a data set.
     """
     rows = []
     for method in (*DETECTORS, LINEAR):
@@ -112,12 +113,12 @@ def detection(record):
 
 
 def judged(runs, method, seeds):
-    """Of each run its largest index, whether that class is the target, and the seconds it took."""
+    """Of each run its largest index, whether that class is the target, the seconds it took, and the backdoor's success."""
     result = []
     for run in (runs[str(seed)] for seed in seeds if str(seed) in runs):
-        index = {int(k): float("-inf") if v is None else v for k, v in run[method]["index"].items()}
+        index = {int(k): v for k, v in run[method]["index"].items()}
         suspect = max(index, key=index.get)
-        result.append({"top": index[suspect], "right": suspect == run["target"], "seconds": run[method]["seconds"]})
+        result.append({"top": index[suspect], "right": suspect == run["target"], "seconds": run[method]["seconds"], "success": run["attack_success_rate"]})
     return result
 
 
@@ -126,8 +127,8 @@ def row_of(parts, **names):
     bad, clean = (sum((part[key] for part in parts), []) for key in ("bad", "clean"))
     area = study.statistics.mean(evaluate.auroc(*(torch.tensor([run["top"] for run in part[key]]) for key in ("bad", "clean"))) for part in parts)
     row = names | {"n": len(bad), "clean": len(clean), "auroc": area, "auroc_interval": auroc_interval(area, len(bad), len(clean), len(parts)),
-                   "seconds": study.statistics.mean(run["seconds"] for run in bad)}
-    calibrated = all(part["other"] for part in parts)
+                   "seconds": study.statistics.mean(run["seconds"] for run in bad), "least_success": min(run["success"] for run in bad)}
+    calibrated = all(len(part["other"]) == len(CALIBRATION) for part in parts)
     for name in ("2", "calibrated") if calibrated else ("2",):
         limits = [2.0 if name == "2" else max(run["top"] for run in part["other"]) for part in parts]
         above = {key: [run for part, limit in zip(parts, limits) for run in part[key] if run["top"] > limit] for key in ("bad", "clean")}
@@ -169,6 +170,7 @@ def interval(count, n, z=1.96):
 # ---------------------------------------------------------------- Neural Cleanse's reference point, and its speed
 
 
+PRECISION = choose_precision("auto", choose_device("auto"))
 ROUND = 1000 if torch.cuda.is_available() else 64  # published: about 1,000; hours on a CPU
 GTSRB = "--dataset gtsrb --trigger-size 4 --target-class 33 --poison-rate 0.09"
 
@@ -189,12 +191,12 @@ def cleanse(record, _):
     model = defend.OnPixels(subject.model, subject.checkpoint["mean"], subject.checkpoint["std"])
     images = subject.dataset.test_images[:: len(subject.dataset.test_images) // 1000].to(subject.device).float() / 255
     record["cleanse"] = {"success": json.loads((checkpoint.parent / "metrics.json").read_text())["attack_success_rate"], "hardware": study.hardware(),
-                         "commit": study.commit(), "round_images": ROUND}
+                         "commit": study.commit(), "round_images": ROUND, "precision": PRECISION}
     for title, parts, search in (("at once", [None], defend.Search), ("one after another", torch.arange(43).split(1), defend.Search),
                                  ("at once, from random masks", [None], FromRandomMasks)):
         began = time.perf_counter()
         with mock.patch.object(defend, "Search", search):
-            found = [defend.neural_cleanse(model, images, part, round_images=ROUND) for part in parts]
+            found = [defend.neural_cleanse(model, images, part, round_images=ROUND, precision=PRECISION) for part in parts]
         norms, qualified = (torch.cat([getattr(part, name) for part in found]) for name in ("norms", "qualified"))
         index, linear = (defend.mask_index(norms, qualified, how) for how in (False, True))
         record["cleanse"][title] = {"seconds": time.perf_counter() - began, "norm_33": float(norms[33]), "median": float(norms.median()), "index_33": float(index[33]),
@@ -212,10 +214,10 @@ def prune(record, _):
     checkpoint = trained("gtsrb alexnet", f"{GTSRB} --model alexnet_small --lr 0.01 --epochs 10 --attack badnets", 0)
     audit = defend.opened(defend.parse(["prune", str(checkpoint), "--data-dir", str(ROOT / "data"), *SEARCH]))
     found, index = defend.reverse(audit)
-    suspect, layer = int(index.argmax()), audit.subject.model.gradcam_layer
+    suspect, layer = defend.suspect_of(found, index), audit.subject.model.gradcam_layer
     others = audit.pixels[audit.labels != suspect]
     test = audit.subject.dataset
-    sets = defend.triggered_test(audit) | {"test_accuracy": (test.test_images[::5].to(audit.subject.device).float() / 255, test.test_labels[::5].to(audit.subject.device))}
+    sets = defend.triggered_test(audit) | {"test_accuracy": (defend.pixels_of(audit.subject, slice(None, None, 5)), test.test_labels[::5].to(audit.subject.device))}
     rows = {}
     for known, trigger in (("recovered", found.trigger(suspect)), ("true", audit.subject.trigger)):
         stamped = attacks.stamp(others, trigger)
@@ -228,7 +230,7 @@ def prune(record, _):
         curve = [{"pruned": int((~kept).sum())} for _, kept in steps]
         defend.score_curve(audit, curve, steps, sets | {"clean_accuracy": (audit.pixels, audit.labels)})
         rows[f"random {seed}"] = {"chosen": curve[defend.operating_point([step["clean_accuracy"] for step in curve])], "curve": curve}
-    record["prune"] = evaluate.finite({"suspect": suspect, "index": float(index[suspect]), "clean_images": len(audit.labels), "rows": rows, "commit": study.commit()})
+    record["prune"] = evaluate.finite({"suspect": suspect, "index": float(index[suspect]), "clean_images": len(audit.labels), "rows": rows, "commit": study.commit(), "hardware": study.hardware()})
     keep(record)
 
 
@@ -239,7 +241,8 @@ def batchnorm(record, _):
             checkpoint = zoo_model("shapes", kind, seed)
             for method in ("rebn", "cfn"):
                 part = record.setdefault("batchnorm", {}).setdefault(kind, {}).setdefault(method, {})
-                part[str(seed)] = audited(checkpoint, method)["regimes"]
+                verdict = audited(checkpoint, method)
+                part[str(seed)] = {key: verdict[key] for key in ("regimes", "commit")}
                 keep(record)
 
 
@@ -249,7 +252,8 @@ def disagree(record, _):
         for seed in SEEDS[:3]:
             for pair in ("gradcam,gradient", "gradcam,deepshap", "gradient,deepshap"):
                 part = record.setdefault("disagree", {}).setdefault(kind, {}).setdefault(pair, {})
-                part[str(seed)] = audited(zoo_model("shapes", kind, seed), "disagreement", "--explainers", pair)["auroc"]
+                verdict = audited(zoo_model("shapes", kind, seed), "disagreement", "--explainers", pair)
+                part[str(seed)] = {key: verdict[key] for key in ("auroc", "commit")}
                 keep(record)
 
 
@@ -262,16 +266,16 @@ PATH = ROOT / "results" / "defences.json"
 def keep(record):
     if "zoo" in record:
         record["detection"] = detection(record)
-    PATH.write_text(json.dumps(record, indent=1) + "\n")
-    PATH.with_suffix(".md").write_text(markdown(record))
+    replace_file(PATH, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    replace_file(PATH.with_suffix(".md"), lambda path: path.write_text(markdown(record)))
 
 
 def markdown(record):
-    lines = ["| data | backdoor | detector | AUROC | found above 2 | of these the right class | false alarms | found, calibrated | right class | false alarms | seconds |", "| --- " * 11 + "|"]
+    lines = ["| data | backdoor | detector | AUROC | found above 2 | of these the right class | false alarms | found, calibrated | right class | false alarms | seconds | least success |", "| --- " * 12 + "|"]
     for row in record.get("detection", ()):
         cells = [counted(row[name][key]) if name in row else "-" for name in ("2", "calibrated") for key in ("found", "right", "false_alarms")]
         area = f"{row['auroc']:.2f} ({row['auroc_interval'][0]:.2f} to {row['auroc_interval'][1]:.2f})"
-        lines.append(f"| {row['data']} | {row['kind']} | {row['detector']} | {area} | " + " | ".join(cells) + f" | {row['seconds']:.0f} |")
+        lines.append(f"| {row['data']} | {row['kind']} | {row['detector']} | {area} | " + " | ".join(cells) + f" | {row['seconds']:.0f} | {row['least_success']:.3f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -183,6 +183,19 @@ def test_a_targets_search_is_the_same_alone_and_among_others(monkeypatch):
         torch.testing.assert_close(alone.masks[0], together.masks[k], atol=1e-3, rtol=0)
 
 
+def test_a_round_is_of_so_many_images_and_may_be_several_passes(monkeypatch):
+    images, seen = torch.rand(40, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1)), []
+    model = Planted(2)
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    whole = defend.neural_cleanse(model, images, rounds=3, round_images=24)
+    assert seen == [1] + [24 * CLASSES] * 3  # the first counts the classes
+    monkeypatch.setattr(defend, "TOGETHER_CPU", 10)  # of 32 x 32 pixels: two classes' worth of these
+    parts = defend.neural_cleanse(model, images, rounds=3, round_images=24)
+    assert seen[5:] == [24 * 2] * 9
+    torch.testing.assert_close(parts.masks, whole.masks, atol=1e-4, rtol=0)
+    assert torch.equal(parts.success, whole.success)
+
+
 def judged(successes, fixed=True):
     """A Search of one target after rounds of these successes; fixed: its mask stays as it is."""
     search = defend.Search(torch.tensor([0]), (1, 4, 4), torch.device("cpu"), 0)
@@ -255,6 +268,26 @@ def test_channel_scores_and_pruning_on_a_planted_channel():
         assert torch.equal(model(images), plain)
 
 
+def test_pruning_is_by_the_stamped_images():
+    """Each channel sees one corner and speaks for one class; what a patch in the last corner excites goes first, and clean images do without it."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 4, stride=4, bias=False), nn.Flatten(), nn.Linear(16, 3, bias=False)).eval()
+    model[0].weight.data.fill_(0)
+    for k, (row, col) in enumerate([(0, 0), (0, 1), (1, 0), (3, 3)]):
+        model[0].weight.data[k, 0, row, col] = 1
+    model[2].weight.data.fill_(0)
+    for k in range(4):
+        model[2].weight.data[min(k, 2), 4 * k : 4 * k + 4] = 1
+    labels = torch.arange(30) % 3
+    images = torch.zeros(30, 1, 8, 8)
+    for image, label in zip(images, labels):
+        image[0, [0, 0, 1][label] :: 4, [0, 1, 0][label] :: 4] = 0.5
+    stamped = images.clone()
+    stamped[:, :, 3::4, 3::4] = 9
+    steps, curve, chosen = defend.prune(model, images, labels, stamped, model[0])
+    assert steps[1][1].tolist() == [True, True, True, False] and [step["clean_accuracy"] for step in curve[:2]] == [1, 1]
+    assert chosen == 2 and curve[3]["clean_accuracy"] < 0.98  # of equal logits the first class is taken: the first channel is not missed
+
+
 def test_operating_point():
     assert defend.operating_point([0.9, 0.91, 0.89, 0.87, 0.885, 0.5]) == 4
     assert defend.operating_point([0.9, 0.5]) == 0 and defend.operating_point([0.9, 0.9 - 0.02]) == 1
@@ -295,6 +328,12 @@ def test_disagreement_and_auroc():
     same = defend.disagreement(linear(weights), images, ("gradient", "gradient"))
     torch.testing.assert_close(same, torch.zeros(9, dtype=torch.float64), atol=1e-12, rtol=0)
     assert (defend.disagreement(linear(weights), images, ("gradient", "deepshap")) > 0.01).all()
+    with_grid = nn.Sequential(nn.Conv2d(1, 1, 3, stride=3), nn.Flatten(), nn.Linear(16, 2, bias=False)).eval()
+    object.__setattr__(with_grid, "gradcam_layer", with_grid[0])  # as an attribute alone, not another layer of the sequence
+    classes = with_grid(images).argmax(1)
+    maps = explain.gradcam(with_grid, images, classes), F.avg_pool2d(explain.gradient(with_grid, images, classes)[:, None], 3)[:, 0]
+    expected = 1 - torch.stack([torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in zip(*maps)]).detach()
+    torch.testing.assert_close(defend.disagreement(with_grid, images).float(), expected, atol=1e-4, rtol=0)
     one, two = torch.tensor([1.0, 2, 3]), torch.tensor([0.0, 2])
     assert evaluate.auroc(one, two) == pytest.approx((1 + 1 + 1 + 0 + 0.5 + 1) / 6) and evaluate.auroc(two, two) == 0.5
 
@@ -305,7 +344,8 @@ def backdoored(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", defend.METHODS)
-def test_the_command_line(method, backdoored, tmp_path, capsys):
+def test_the_command_line(method, backdoored, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(defend, "SUCCESS", 0.2)  # of six rounds of 16 images
     before = {path: path.read_bytes() for path in backdoored.iterdir() if path.is_file()}
     out = tmp_path / "out"
     options = ["--device", "cpu", "--rounds", "6", "--round-images", "16", "--out", str(out)]
@@ -315,7 +355,9 @@ def test_the_command_line(method, backdoored, tmp_path, capsys):
     assert {"backdoored", "flagged", "index", "before", "after"} <= printed.keys() and printed["clean_images"] == 24
     assert (out / "figure.png").exists() == (method != "inspect")
     if method in ("neuroninspect", "neural_cleanse", "prune"):
-        assert set(printed["index"]) == {"0", "1", "2"} and printed["backdoored"] == bool(printed["flagged"]) and printed["recipe"]["rounds"] == 6
+        assert set(printed["index"]) == {"0", "1", "2"} and printed["recipe"]["rounds"] == 6
+        reached = sum(printed["scores"].get("qualified", [1] * 3))
+        assert printed["backdoored"] == (bool(printed["flagged"]) if reached == 3 else None)
     if method == "neuroninspect":
         levels = [printed["scores"][f"noise {level:g}"] for level in defend.NOISE]
         assert list(printed["index"].values()) == np.max(levels, 0).tolist() and len(printed["features"]["6"]["smooth"]) == 3
@@ -334,6 +376,107 @@ def test_the_command_line(method, backdoored, tmp_path, capsys):
     assert before == {path: path.read_bytes() for path in backdoored.iterdir() if path.is_file()}
     defend.main([method, str(backdoored / "ckpt.pt"), *options])
     assert str(out) in capsys.readouterr().out
+
+
+def audit_of(folder, method, *options):
+    return defend.opened(defend.parse([method, str(folder / "ckpt.pt"), "--device", "cpu", *options]))
+
+
+def test_the_threshold_decides(backdoored, tmp_path, capsys):
+    for threshold, flagged, answer in (("-1e9", 3, "Backdoored: a class is flagged above -1e+09.\n"), ("1e9", 0, "No backdoor found: a class is flagged above 1e+09.\n"),
+                                       ("2", None, defend.CHANCE)):
+        defend.main(["neuroninspect", str(backdoored / "ckpt.pt"), "--device", "cpu", f"--threshold={threshold}", "--clean-images", "6", "--out", str(tmp_path)])
+        said = capsys.readouterr().out
+        assert answer in said and (flagged is None or said.count("FLAGGED") == flagged)
+    assert json.loads((tmp_path / "verdict.json").read_text())["threshold"] == 2 and json.loads((tmp_path / "verdict.json").read_text())["clean_images"] == 6
+
+
+def test_the_auditors_images_are_held_out(backdoored):
+    audit = audit_of(backdoored, "prune", "--clean-images", "7")
+    held_out, images = audit.subject.held_out(), audit.subject.dataset.train_images.float() / 255
+    rows = [(images == image).flatten(1).all(1).nonzero().item() for image in audit.pixels]
+    assert len(set(rows)) == 7 and set(rows) <= set(held_out.tolist()) and audit.labels.tolist() == audit.subject.dataset.train_labels[rows].tolist()
+
+
+def found(norms, qualified):
+    """A Reversed of white patches in 16 x 16 RGB images."""
+    masks = torch.zeros(3, 1, 16, 16)
+    masks[:, :, :3, :3] = 1
+    return defend.Reversed(masks, torch.ones(3, 3, 16, 16), torch.tensor(norms).double(), torch.ones(3).double(), torch.tensor(qualified), torch.ones(3, dtype=torch.int64))
+
+
+def test_what_is_pruned_is_what_the_suspects_patch_excites(backdoored, monkeypatch):
+    """On images of other classes."""
+    given = {}
+    prune = defend.prune
+    monkeypatch.setattr(defend, "neural_cleanse", lambda *args, **options: found([9.0, 8.0, 0.2], [True] * 3))
+    monkeypatch.setattr(defend, "prune", lambda model, images, labels, stamped, layer: given.update(stamped=stamped) or prune(model, images, labels, stamped, layer))
+    audit = audit_of(backdoored, "prune")
+    verdict = defend.by_prune(audit)
+    others = audit.pixels[audit.labels != 2].clone()
+    others[:, :, :3, :3] = 1
+    assert verdict.more["suspect"] == 2 and torch.equal(given["stamped"], others) and verdict.more["threshold"] == 2
+
+
+def test_no_verdict_by_too_few_patches(backdoored, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(defend, "neural_cleanse", lambda *args, **options: found([9.0, 8.0, 0.2], [False, True, False]))
+    defend.main(["neural_cleanse", str(backdoored / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)])
+    assert "1 of 3 classes" in (said := capsys.readouterr().out) and "No verdict" in said and json.loads((tmp_path / "verdict.json").read_text())["backdoored"] is None
+    assert defend.by_prune(audit_of(backdoored, "prune")).more["suspect"] == 1  # what was reached, not class 0
+    monkeypatch.setattr(defend, "neural_cleanse", lambda *args, **options: found([9.0, 8.0, 0.2], [False] * 3))
+    with pytest.raises(SystemExit) as stopped:
+        defend.main(["prune", str(backdoored / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path / "none")])
+    assert stopped.value.code == 2 and "--rounds" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_all_clean_images_of_the_suspect(backdoored, monkeypatch):
+    monkeypatch.setattr(defend, "neural_cleanse", lambda *args, **options: found([9.0, 8.0, 0.2], [True] * 3))
+    audit = audit_of(backdoored, "prune")
+    audit.pixels, audit.labels = audit.pixels[audit.labels == 2], audit.labels[audit.labels == 2]
+    with pytest.raises(ValueError, match="suspected class"):
+        defend.by_prune(audit)
+
+
+def test_batch_norm_is_estimated_on_the_clean_images(backdoored, tmp_path):
+    defend.main(["rebn", str(backdoored / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)])
+    audit = audit_of(backdoored, "rebn")
+    expected = defend.rebn(audit.subject.model, audit.inputs).state_dict()
+    for name, value in models.read(tmp_path / "ckpt.pt")["model"].items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_an_image_is_given_its_batch(backdoored, monkeypatch):
+    """A tenth of it looked at, whatever the size of the test set, the rest untouched and the same."""
+    subject, batches = evaluate.open_checkpoint(backdoored / "ckpt.pt", device=torch.device("cpu")), []
+    gradcam = defend.gradcam_in_batch
+    monkeypatch.setattr(defend, "gradcam_in_batch", lambda model, inputs, count: batches.append((count, inputs[count:])) or gradcam(model, inputs, count))
+    model = defend.cfn(subject.model)
+    tenth, everyone = (defend.in_company(subject, model, 20, part, count=8) for part in (0.1, 1.0))
+    assert [count for count, _ in batches] == [2] * 8 + [8] * 2 and all(len(rest) == 18 and torch.equal(rest, batches[0][1]) for _, rest in batches[:8])
+    assert tenth["pearson_all"] != everyone["pearson_all"]
+    batches.clear()
+    defend.in_company(subject, model, 100, 0.1)  # of the 40 test images without the target class
+    assert [(count, len(rest)) for count, rest in batches] == [(4, 36)] * 2
+
+
+def test_what_the_disagreement_is_scored_by(disguised, tmp_path):
+    defend.main(["disagreement", str(disguised / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)])
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    subject = evaluate.open_checkpoint(disguised / "ckpt.pt", device=torch.device("cpu"))
+    plain = defend.pixels_of(subject, evaluate.draw_images(subject, 24, 0))
+    inputs = [data.normalise(images, subject.checkpoint["mean"], subject.checkpoint["std"]) for images in (plain, attacks.stamp(plain, subject.trigger))]
+    clean, triggered = (defend.disagreement(subject.model, part) for part in inputs)
+    assert verdict["disagreement"]["clean"] == pytest.approx(clean.tolist(), abs=1e-5) and verdict["disagreement"]["triggered"] == pytest.approx(triggered.tolist(), abs=1e-5)
+    assert verdict["auroc"] == pytest.approx(evaluate.auroc(triggered, clean), abs=1e-3) and not torch.allclose(clean, triggered)
+    assert verdict["limit"] == pytest.approx(np.quantile(verdict["disagreement"]["held_out"], 0.95), abs=1e-6)
+
+
+def test_inspect_needs_no_labels_and_no_gradients(backdoored, monkeypatch):
+    audit = audit_of(backdoored, "inspect")
+    audit.subject.config["multi_label"] = True
+    monkeypatch.setattr(evaluate, "open_checkpoint", lambda *args: audit.subject)
+    with torch.no_grad():
+        assert defend.by_inspect(audit_of(backdoored, "inspect")).backdoored is False
 
 
 def test_a_pruned_network_is_saved_with_what_was_pruned(backdoored, tmp_path):
@@ -367,10 +510,15 @@ def test_mistakes(disguised, tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             defend.main([*options, "--out", str(tmp_path / "out")])
         assert stopped.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "out").exists()
+    before = {path: path.read_bytes() for path in disguised.iterdir() if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        defend.main(["rebn", ckpt, "--device", "cpu", "--out", f"{disguised}/."])
+    assert stopped.value.code == 2 and "would be lost" in capsys.readouterr().err and before == {path: path.read_bytes() for path in disguised.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize("method", ["neuroninspect", "neural_cleanse", "prune", "rebn"])
-def test_no_defence_knows_the_trigger(method, backdoored, tmp_path, capsys):
+@pytest.mark.parametrize("method", ["neuroninspect", "neural_cleanse", "prune", "rebn", "disagreement"])
+def test_no_defence_knows_the_trigger(method, backdoored, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(defend, "SUCCESS", 0.2)
     checkpoint = models.read(backdoored / "ckpt.pt")
     trigger = {"pixels": torch.zeros(3, 4, 4), "alpha": torch.ones(1, 4, 4), "row": 2, "col": 2}
     models.save(tmp_path / "ckpt.pt", checkpoint | {"trigger": trigger, "config": checkpoint["config"] | {"target_class": 0}})
@@ -380,7 +528,8 @@ def test_no_defence_knows_the_trigger(method, backdoored, tmp_path, capsys):
         defend.main([method, str(path), "--device", "cpu", "--rounds", "5", "--out", str(out), "--json"])
         verdict = json.loads(capsys.readouterr().out)
         weights = models.read(out / "ckpt.pt")["model"] if verdict["after"] else {}
-        seen.append(([verdict.get(key) for key in ("index", "flagged", "suspect", "pruned")], {name: value.tolist() for name, value in weights.items()}))
+        usual = (verdict.get("limit"), verdict.get("disagreement", {}).get("held_out"))
+        seen.append(([verdict.get(key) for key in ("index", "flagged", "suspect", "pruned")], usual, {name: value.tolist() for name, value in weights.items()}))
     assert seen[0] == seen[1]
 
 
@@ -390,14 +539,15 @@ def test_a_deepshap_disguise_can_be_repaired_too(tiny, tmp_path, capsys):
     capsys.readouterr()
     defend.main(["cfn", str(folder / "ckpt.pt"), "--device", "cpu", "--json"])
     verdict = json.loads(capsys.readouterr().out)
-    assert "deepshap" in verdict["before"]["explanations"] and "gradcam" in verdict["after"]["explanations"]
+    assert verdict["before"]["explanations"]["deepshap"]["trained_against"] and not verdict["after"]["explanations"]["gradcam"]["trained_against"]
+    assert "deepshap" not in verdict["after"]["explanations"]
     assert set(verdict["regimes"]) == set(defend.REGIMES) and (folder / "defend-cfn" / "ckpt.pt").exists()
 
 
 def test_a_batch_of_one_is_one_image(disguised):
     """Before the repair no answer depends on the batch; after it, one does."""
     subject = evaluate.open_checkpoint(disguised / "ckpt.pt", device=torch.device("cpu"))
-    alone, tenth, everyone = (defend.in_company(subject, subject.model, *regime, count=20) for regime in defend.REGIMES.values())
+    alone, tenth, everyone = (defend.in_company(subject, subject.model, *regime, count=20) for regime in ((1, 1.0), (20, 0.1), (20, 1.0)))
     assert alone == pytest.approx(tenth, rel=1e-4, nan_ok=True) and alone == pytest.approx(everyone, rel=1e-4, nan_ok=True)
     model = defend.cfn(subject.model)
     inputs = torch.randn(5, 3, 16, 16)
@@ -439,13 +589,14 @@ def test_the_zoo_keeps_every_detectors_verdict_and_picture(tmp_path, monkeypatch
 
     marks = {how: 1.0 + k for k, how in enumerate(zoo.DETECTORS.values())}
     monkeypatch.setattr(zoo, "zoo_model", model)
-    monkeypatch.setattr(zoo, "audited", lambda checkpoint, *how: {"index": {"0": marks[how], "1": 0.0}, "scores": {"linear index": [9.0, -1.0]}, "seconds": 1.0, "commit": "abc"})
+    monkeypatch.setattr(zoo, "audited", lambda checkpoint, *how: {"index": {"0": marks[how], "1": 0.0}, "scores": {"linear index": [9.0, -1.0]}, "seconds": 1.0, "commit": "abc", "recipe": {"how": list(how)}})
     pictures = {}
     monkeypatch.setattr(zoo.study, "keep_picture", lambda path, name: pictures.update({name: path.parent.relative_to(tmp_path).as_posix()}))
     monkeypatch.setattr(zoo, "PATH", tmp_path / "defences.json")
     monkeypatch.setattr(zoo, "ZOO", {"gtsrb": ("none", "badnets")})
     zoo.zoo({}, ["gtsrb"])
     kept = json.loads(zoo.PATH.read_text())["zoo"]["gtsrb"]
+    assert json.loads(zoo.PATH.read_text())["recipes"]["neuroninspect"] == {"how": ["neuroninspect", "--clean-images", "100"]}
     assert [len(kept[kind]) for kind in ("none", "badnets")] == [10, 5] and not set(kept["none"]) & {"0", *map(str, range(100, 104))}
     assert pictures == {"defences-gtsrb-neuroninspect": "gtsrb-badnets-1/defend-neuroninspect-clean-images-100",
                         "defences-gtsrb-neural_cleanse": "gtsrb-badnets-1/defend-neural_cleanse-round-images-64"}
@@ -461,11 +612,12 @@ def test_what_the_zoo_tells(monkeypatch):
     assert zoo.interval(0, 5)["interval"] == [0.0, pytest.approx(0.4345, abs=1e-3)] and zoo.interval(5, 10)["interval"] == pytest.approx([0.2366, 0.7634], abs=1e-3)
 
     def run(target, *index):
-        return {"target": target} | {name: {"index": {str(k): v for k, v in enumerate(index)}, "seconds": 1.0} for name in (*zoo.DETECTORS, zoo.LINEAR)}
+        return {"target": target, "attack_success_rate": 0.9} | {name: {"index": {str(k): v for k, v in enumerate(index)}, "seconds": 1.0} for name in (*zoo.DETECTORS, zoo.LINEAR)}
 
+    monkeypatch.setattr(zoo, "CALIBRATION", range(6, 8))
     clean = {"1": run(0, 1.0, 0.5), "2": run(0, 2.5, 0.0), "6": run(0, 2.1, 0.0), "7": run(0, 0.3, 1.5)}  # 6 and 7 calibrate
     bad = {"1": run(1, 0.1, 9.0), "2": run(0, 0.2, 2.2), "3": run(0, 1.0, 0.2)}
-    other = {"none": {"1": run(0, 20.0, 0.0), "6": run(0, 30.0, 0.0)}, "badnets": {"1": run(0, 40.0, 0.0)}}  # of another scale
+    other = {"none": {"1": run(0, 20.0, 0.0), "6": run(0, 30.0, 0.0), "7": run(0, 25.0, 0.0)}, "badnets": {"1": run(0, 40.0, 0.0)}}  # of another scale
     rows = {row["data"]: row for row in zoo.detection({"zoo": {"shapes": {"none": clean, "badnets": bad}, "gtsrb": other}}) if row["detector"] == "neuroninspect"}
     row, all_rows = rows["shapes"], rows["all"]
     assert row["auroc"] == pytest.approx((1 + 1 + 0 + 1 + 0 + 0.5) / 6)
@@ -474,6 +626,8 @@ def test_what_the_zoo_tells(monkeypatch):
     assert all_rows["auroc"] == pytest.approx((row["auroc"] + 1) / 2) and all_rows["calibrated"]["thresholds"] == [2.1, 30.0]
     assert [all_rows["calibrated"][key]["count"] for key in ("found", "right", "false_alarms")] == [3, 2, 1] and all_rows["clean"] == 3
     assert "calibrated" not in zoo.row_of([{"bad": zoo.judged(bad, zoo.LINEAR, zoo.SEEDS), "clean": zoo.judged(clean, zoo.LINEAR, zoo.SEEDS), "other": []}])
+    del clean["7"]  # not all of those that calibrate are there
+    assert "calibrated" not in zoo.detection({"zoo": {"shapes": {"none": clean, "badnets": bad}}})[0] and row["least_success"] == 0.9
 
 
 def test_the_interval_of_an_auroc(monkeypatch):
