@@ -145,7 +145,7 @@ FIRST_WEIGHT, PATIENCE, FACTOR = 1e-3, 5, 2.0  # of |mask|_1 in the loss: its fi
 STALE = 25  # rounds without a smaller mask, after the weight has gone both up and down, before a class is done
 START = 0.02  # every mask's first value. Published: random in [0, 1]; in a pilot such a search ended in scattered pixels, larger than the trigger
 LEAST = 0.1  # pixels: a smaller mask counts as this
-BATCH = 32  # images a step
+BATCH = 8  # images a step. Published: 32, in rounds of about 1,000 images; rounds are shorter here, and more steps of fewer images find smaller masks in the same time
 TOGETHER, TOGETHER_CPU = 8192, 512  # images of 32 x 32 pixels, times classes, in one forward pass
 
 

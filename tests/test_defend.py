@@ -188,10 +188,10 @@ def test_a_round_is_of_so_many_images_and_may_be_several_passes(monkeypatch):
     model = Planted(2)
     model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     whole = defend.neural_cleanse(model, images, rounds=3, round_images=24)
-    assert seen == [1] + [24 * CLASSES] * 3  # the first counts the classes
-    monkeypatch.setattr(defend, "TOGETHER_CPU", 10)  # of 32 x 32 pixels: two classes' worth of these
+    assert seen == [1] + [8 * CLASSES] * 9  # the first counts the classes; steps of BATCH images
+    monkeypatch.setattr(defend, "TOGETHER_CPU", 3)  # of 32 x 32 pixels: two classes' worth of these
     parts = defend.neural_cleanse(model, images, rounds=3, round_images=24)
-    assert seen[5:] == [24 * 2] * 9
+    assert seen[11:] == [8 * 2] * 27
     torch.testing.assert_close(parts.masks, whole.masks, atol=1e-4, rtol=0)
     assert torch.equal(parts.success, whole.success)
 
