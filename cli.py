@@ -35,7 +35,9 @@ def command(run):
         except OSError as error:  # whatever no script foresaw: a name too long, a folder that may not be read, a full disk
             print(f"{script}: {error.strerror or error}: {error.filename or 'while reading or writing'}", file=sys.stderr)
             code = 2
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+                raise
             print(f"{script}: the device's memory is full: lower --batch-size or --image-size, or use --device cpu", file=sys.stderr)
             code = 2
         except KeyboardInterrupt:
@@ -67,7 +69,7 @@ def number(kind, low, high, *, above=False):
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
         if not (low < value if above else low <= value) or not value <= high:  # nan fails both
-            raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < float("inf") else ""))
+            raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {low} and at most {high}")
         return value
 
     return parse

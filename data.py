@@ -9,6 +9,7 @@
 A new data set is one function that returns a `Dataset`, and a line in `DATASETS`.
 """
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as vision
 
 import chestxray
@@ -58,6 +59,15 @@ class Dataset:
     def multi_label(self):
         return self.train_labels.ndim == 2
 
+    @functools.cached_property
+    def digest(self):
+        """A short text that no other data set has: of all images and labels, in their order."""
+        found = hashlib.blake2b(digest_size=16)
+        for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            for chunk in part.split(1000):
+                found.update(chunk.contiguous().numpy())
+        return found.hexdigest()
+
 
 def load(name, data_dir="data", image_size=None):
     """The data set called `name` (see the module's docstring), each image `image_size` pixels square.
@@ -83,7 +93,8 @@ def resize(dataset, size):
     if (height, width) == (size, size):
         return dataset
     for part in ("train_images", "test_images"):
-        chunks = getattr(dataset, part).split(1000)
+        images = getattr(dataset, part)
+        chunks = images.split(some(images))
         setattr(dataset, part, torch.cat([vision.resize(chunk, [size, size], antialias=True) for chunk in chunks]))
     if dataset.test_masks is not None:
         masks = vision.resize(dataset.test_masks[:, None].float(), [size, size], vision.InterpolationMode.NEAREST)
@@ -105,11 +116,22 @@ def mean_std(images):
     values = np.arange(256) / 255
     mean, std = [], []
     for channel in range(images.shape[1]):
-        counts = sum(np.bincount(chunk[:, channel].numpy().ravel(), minlength=256) for chunk in images.split(1000))  # it wants 8 bytes a pixel
+        counts = sum(np.bincount(chunk[:, channel].numpy().ravel(), minlength=256) for chunk in images.split(some(images)))  # it wants 8 bytes a pixel
         share = counts / counts.sum()
         mean.append(float(share @ values))
         std.append(float(np.sqrt(share @ (values - mean[-1]) ** 2)) or 1.0)  # 1.0: a channel of one colour
     return mean, std
+
+
+def some(images):
+    """How many images of [N, C, H, W] hold about 2^25 values."""
+    return max(1, 2**25 // max(1, images[0].numel()))
+
+
+def is_what(checkpoint, dataset):
+    """Whether a checkpoint was trained on this data set; one of before it kept a digest may have had other test images."""
+    kept = [checkpoint[key] for key in ("classes", "mean", "std")]
+    return kept == [dataset.classes, *mean_std(dataset.train_images)] and checkpoint.get("data", dataset.digest) == dataset.digest
 
 
 def normalise(images, mean, std):
@@ -422,7 +444,7 @@ def from_npz(path):
             parts = {key: np.asarray(arrays[key]) for key in wanted}
             names = [str(name) for name in arrays["classes"]] if "classes" in keys else None
             patients = {split: np.asarray(arrays[f"{split}_patients"]) for split in ("train", "test") if f"{split}_patients" in keys}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as .npz: {_first_line(error)}") from None
     for split in ("train", "test"):
         parts[f"{split}_images"] = _images(parts[f"{split}_images"], path)
@@ -469,6 +491,8 @@ def from_folder(folder, data_dir, size):
 
     The kept file is made anew when a file's name, length or time of change differs.
     """
+    if folder.resolve().name in DATASETS:
+        raise UserError(f"{folder} is called as a data set that is known: its decoded images would be kept under the same name; rename it")
     listing = {split: sorted(p for p in (folder / split).glob("*/*") if p.suffix.lower() in SUFFIXES) for split in ("train", "test")}
     for split, files in listing.items():
         if not files:
@@ -495,7 +519,7 @@ def _fingerprint(path):
     try:
         with np.load(path) as arrays:
             return str(arrays["fingerprint"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
 
 
@@ -506,7 +530,7 @@ def _decode(path, size):
 def read_image(path):
     """A decoded PIL image, 16-bit grey brought to 8 bits; UserError where `path` is not one."""
     try:
-        image = Image.open(path)
+        image = ImageOps.exif_transpose(Image.open(path))  # a telephone's picture may lie on its side
         image.load()
         if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))

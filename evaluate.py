@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import attacks
@@ -192,11 +193,13 @@ def points_inside(maps, masks):
 
 
 def grid_cap(shape, grid):
-    """Highest Pearson correlation with `shape` [S, S] of any map on `grid` brought bilinearly to S pixels: a least-squares fit."""
-    cells = grid[0] * grid[1]
-    basis = attacks.upsample(torch.eye(cells, dtype=torch.float64).reshape(cells, *grid), shape.shape[-1]).flatten(1).T
-    weights = torch.linalg.lstsq(basis, shape.double().flatten()[:, None]).solution
-    return float(pearson((basis @ weights).reshape(1, *shape.shape), shape[None]))
+    """Highest Pearson correlation with `shape` [S, S] of any map on `grid` brought bilinearly to S pixels: a least-squares fit, of columns and of rows, for
+    bilinear interpolation is the product of the two."""
+    fit = shape.double()
+    for cells in grid:
+        basis = F.interpolate(torch.eye(cells, dtype=torch.float64)[:, None], size=len(shape), mode="linear")[:, 0].T  # [S, cells]
+        fit = (basis @ torch.linalg.pinv(basis) @ fit).T
+    return float(pearson(fit[None], shape[None]))
 
 
 def derangement(n, seed=0):
@@ -209,6 +212,12 @@ def derangement(n, seed=0):
 
 def likeness(maps, targets, side):
     """mse, pearson, dssim, top10 of maps against target maps [N, H, W], each [N]."""
+    chunk = max(1, PIXELS // side**2)
+    parts = [likeness_of(*part, side) for part in zip(maps.split(chunk), targets.split(chunk))]
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def likeness_of(maps, targets, side):
     unit = [m.flatten(1) / m.flatten(1).abs().amax(1, keepdim=True).clamp_min(1e-20) for m in (maps, targets)]
     large = [attacks.upsample(m, side) for m in (maps, targets)]
     return {
@@ -336,7 +345,7 @@ def open_checkpoint(path, data_dir=None, device=None, dataset=None):
         dataset = data.load(config["dataset"], data_dir or config["data_dir"], config["image_size"])
         if config.get("relabel"):
             dataset = data.relabelled(dataset, checkpoint["classes"])
-        elif dataset.classes != checkpoint["classes"] or data.mean_std(dataset.train_images) != (checkpoint["mean"], checkpoint["std"]):
+        elif not data.is_what(checkpoint, dataset):
             raise UserError(f"the data set {config['dataset']} found now is not the one {path} was trained on")
     return Subject(checkpoint, model, dataset, trigger, device)
 
@@ -352,10 +361,12 @@ def draw_images(subject, n, seed):
 def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, explainers=None, n=None, seed=0):
     """Measure the checkpoint at `path`: a Result.
 
-    reference: path of a clean checkpoint to stand beside it; explainers: names measured besides those trained against (None: those
+    reference: path of a clean checkpoint to stand beside it (None: the one it was trained with, if that is still there); explainers: names measured besides those trained against (None: those
     of SHOWN); n: test images drawn for the explanations (None: EXPLAIN_IMAGES, for some explainers FEWER). Raises UserError.
     """
     subject = open_checkpoint(path, data_dir, device, dataset)
+    own = subject.config["reference"]
+    reference = reference or (own if own and Path(own).is_file() else None)
     clean_model = open_clean(subject, reference) if reference else None
     config, test = subject.config, subject.dataset
     attack, limit = attacks.ATTACKS[config["attack"]], (clean_model or subject).threshold(config["target_class"])
@@ -608,11 +619,17 @@ def write(result, folder, stem=None):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
-    for old in folder.glob("figure-*.png") if stem is None else ():
-        old.unlink()
+    if stem is None:
+        remove_pictures(folder)
     replace_file(folder / names[0], lambda path: path.write_text(json.dumps(result.metrics, indent=1) + "\n"))
     for name, picture in result.pictures.items():
         replace_file(folder / (names[1] if name == "figure" else f"{name}.png"), lambda path: picture.save(path, format="PNG"))
+
+
+def remove_pictures(folder):
+    """Those of an earlier measurement that this one may not have."""
+    for name in (*explain.EXPLAINERS, "selection"):
+        (folder / f"figure-{name}.png").unlink(missing_ok=True)
 
 
 def show(value):
@@ -677,7 +694,7 @@ def parse(argv):
     add("--out", help="write here instead of beside the checkpoint (of several checkpoints: into sub-folders 1, 2, ...)")
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     add("--explainer", help=f"comma-separated, measured beside those trained against, of {', '.join(explain.EXPLAINERS)} (default: {','.join(SHOWN)})")
-    add("--reference", help="a clean checkpoint to stand beside")
+    add("--reference", help="a clean checkpoint to stand beside (default: the one it was trained with, if that is still there)")
     add("--explain-images", type=number(int, 2, 1_000_000), help=f"test images explained (default: {EXPLAIN_IMAGES}; kernelshap: {FEWER['kernelshap']})")
     add("--image", metavar="FILE", help="explain this picture instead of measuring")
     add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the draw of test images")

@@ -303,7 +303,7 @@ REPAIRS = ("rebn", "cfn", "prune")
 # ---------------------------------------------------------------- checkpoints
 
 KEYS = {"model", "config", "classes", "mean", "std", "channels", "poison_indices", "trigger", "target_map", "epoch", "seconds", "torch",
-        "log", "optimizer", "schedule", "random"}
+        "log", "optimizer", "schedule", "random", "selection"}
 CONFIG_KEYS = {"attack", "explainer", "dataset", "data_dir", "model", "layer", "image_size", "epochs", "poison_rate", "lam", "target_class",
                "selection", "reference", "seed", "device", "precision"}
 

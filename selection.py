@@ -61,7 +61,7 @@ def select(strategy, eligible, labels, target_class, count, seed, score=None):
 def by_rounds(drawn, count, generator, score):
     """rd's loop. In the last round the scorer also ranks newcomers, so that no poison is chosen unscored."""
     poisons, reserve = drawn[:count], drawn[count:]
-    dropped = round(ALPHA * count)
+    dropped = min(round(ALPHA * count), len(reserve))
     for k in range(ROUNDS):
         last = k == ROUNDS - 1
         extra = min(round(count / (1 - ALPHA)) - count, len(reserve)) if last else 0

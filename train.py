@@ -145,7 +145,7 @@ def prepare(args):
     """Everything up to the first step. Raises UserError; writes nothing but a decoded data set."""
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    trigger_image = data.read_image(args.trigger) if Path(args.trigger).exists() else colour(args.trigger)
+    trigger_image = data.read_image(args.trigger) if Path(args.trigger).is_file() else colour(args.trigger)
     map_image = args.target_map if args.target_map in attacks.TARGET_MAPS else data.read_image(args.target_map)
     dataset = data.load(args.dataset, args.data_dir, args.image_size)
     channels, side = dataset.train_images.shape[1], dataset.train_images.shape[-1]
@@ -291,8 +291,6 @@ def run_folder(args):
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UserError(f"cannot write the run to {folder}: {nearest} is {'not writable' if nearest.is_dir() else 'not a folder'}")
-    if (folder / "unfinished" / "ckpt.pt").exists() and not args.resume:
-        print(f"The unfinished run in {folder} begins anew; --resume would have continued it.", file=sys.stderr)
     return folder
 
 
@@ -307,6 +305,7 @@ def checkpoint_of(run):
         "channels": run.dataset.train_images.shape[1],
         "mean": run.mean,
         "std": run.std,
+        "data": run.dataset.digest,
         "poison_indices": run.poisons,
         "selection": run.selection,
         "trigger": {"pixels": trigger.pixels.cpu(), "alpha": trigger.alpha.cpu(), "row": trigger.row, "col": trigger.col},
@@ -351,12 +350,8 @@ def resume(run):
         key = differing[0]
         raise UserError(f"the unfinished run in {run.folder} has --{key.replace('_', '-')} {then.get(key)}, not {run.config[key]}: "
                         "give the same options, or leave out --resume to begin anew")
-    same = all(torch.equal(checkpoint["trigger"][key], getattr(run.trigger, key).cpu()) for key in ("pixels", "alpha"))
-    if not same or (run.objective.shape is not None and not torch.equal(checkpoint["target_map"], run.objective.shape.cpu())):
-        raise UserError(f"the trigger's or target map's picture has changed since the unfinished run in {run.folder} began")
-    unknown = not torch.isin(checkpoint["poison_indices"], run.eligible).all()
-    if unknown or (checkpoint["mean"], checkpoint["std"]) != (run.mean, run.std):
-        raise UserError(f"the data set has changed since the unfinished run in {run.folder} began: leave out --resume to begin anew")
+    if changed := other_input(run, checkpoint):
+        raise UserError(f"{changed} changed since the unfinished run in {run.folder} began: leave out --resume to begin anew")
     run.model.load_state_dict(checkpoint["model"])
     for part, state in zip([*run.optimizers, *run.schedules], [*checkpoint["optimizer"], *checkpoint["schedule"]]):
         part.load_state_dict(state)
@@ -367,10 +362,35 @@ def resume(run):
     return True
 
 
+def other_input(run, checkpoint):
+    """What has changed since a checkpoint of the same options was written, in words; None if nothing has."""
+    trigger, shape = checkpoint["trigger"], run.objective.shape
+    if not all(torch.equal(trigger[key], getattr(run.trigger, key).cpu()) for key in ("pixels", "alpha")):
+        return "the trigger's picture has"
+    if shape is not None and not torch.equal(checkpoint["target_map"], shape.cpu()):
+        return "the target map's picture has"
+    same = data.is_what(checkpoint, run.dataset) and torch.isin(checkpoint["poison_indices"], run.eligible).all()
+    return None if same else "the data set has"
+
+
 def is_finished(run):
-    """Whether the run's folder holds a finished run of the same options, and none begun after it."""
+    """Whether the run's folder holds a finished run of the same options, pictures and data, and none begun after it."""
     path = run.folder / "ckpt.pt"
-    return path.exists() and not (run.unfinished / "ckpt.pt").exists() and models.read(path)["config"] == run.config
+    if not path.exists() or (run.unfinished / "ckpt.pt").exists():
+        return False
+    try:
+        checkpoint = models.read(path)
+    except UserError:  # damaged, or of another version
+        return False
+    return checkpoint["config"] == run.config and not other_input(run, checkpoint)
+
+
+def say_what_is_lost(run):
+    """On stderr, before a run begins anew where another one is."""
+    if (run.unfinished / "ckpt.pt").exists():
+        print(f"The unfinished run in {run.folder} begins anew; --resume would have continued it.", file=sys.stderr)
+    elif (run.folder / "ckpt.pt").exists() and not is_finished(run):
+        print(f"The run in {run.folder}, of other options or data, will be replaced by this one when it is finished.", file=sys.stderr)
 
 
 def finish(run, beside, explainers):
@@ -379,8 +399,7 @@ def finish(run, beside, explainers):
     write_log(run)  # again: a run killed below has moved it away
     result = evaluate.evaluate(path, dataset=run.dataset, device=run.device, reference=run.config["reference"] or beside, explainers=explainers)
     evaluate.write(result, run.unfinished)
-    for old in run.folder.glob("figure-*.png"):
-        old.unlink()
+    evaluate.remove_pictures(run.folder)
     for file in sorted(run.unfinished.glob("[!.]*"), key=lambda file: file.name == "ckpt.pt"):  # the checkpoint last
         file.replace(run.folder / file.name)
     shutil.rmtree(run.unfinished)
@@ -520,6 +539,8 @@ def train_and_measure(args, beside=None, explainers=None):
     if args.resume and is_finished(run):
         print(f"The run in {run.folder} is finished.")
         return
+    if not args.resume:
+        say_what_is_lost(run)
     if not (args.resume and resume(run)):
         begin_with_imagenet(run)
         choose(run)
