@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, tiny_arrays
 from PIL import Image
 
+import cli
 import evaluate
 import train
 
@@ -178,3 +179,16 @@ def test_a_mistake_in_a_real_process(place, command):
     done = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith(command[0])
     assert files_below(place) == before
+
+
+@pytest.mark.parametrize(("error", "message"), [(MemoryError(), "memory is full"), (torch.OutOfMemoryError("CUDA out of memory"), "memory is full"),
+                                                (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory is full"), (RuntimeError("shapes differ"), None)])
+def test_memory_that_is_full_is_a_line_and_a_bug_is_a_traceback(error, message, capsys):
+    @cli.command
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit if message else RuntimeError) as stopped:
+        main([])
+    if message:
+        assert stopped.value.code == 2 and message in (said := capsys.readouterr().err) and len(said.splitlines()) == 1

@@ -165,3 +165,34 @@ def test_cifar10_kept_as_npz_is_found_first(tmp_path):
     np.savez(tmp_path / "cifar10.npz", **tiny_arrays(side=32, k=3))
     dataset = data.load("cifar10", tmp_path)
     assert dataset.classes[3] == "cat" and dataset.crop == 2 and dataset.flip and len(dataset.train_labels) == 240
+
+
+def test_a_picture_lies_as_its_camera_was_held(tmp_path):
+    picture = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    picture.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(np.asarray(data.read_image(tmp_path / "a.png")), np.rot90(np.asarray(picture), -1))
+
+
+def test_a_folder_called_as_a_data_set_is_refused(tmp_path):
+    (tmp_path / "gtsrb" / "train" / "a").mkdir(parents=True)
+    with pytest.raises(data.UserError, match="rename it"):
+        data.load(str(tmp_path / "gtsrb"), tmp_path)
+
+
+def test_a_digest_is_of_images_and_labels_in_their_order(tmp_path):
+    arrays, digests = tiny_arrays(), []
+    changes = [{}, {}, {"train_images": arrays["train_images"][::-1].copy()}, {"train_labels": np.roll(arrays["train_labels"], 1)},
+               {"test_images": arrays["test_images"][::-1].copy()}, {"test_labels": np.roll(arrays["test_labels"], 1)}]
+    for change in changes:
+        np.savez(tmp_path / "a.npz", **arrays | change)
+        digests.append(data.load(str(tmp_path / "a.npz")).digest)
+    assert digests[0] == digests[1] and len(set(digests)) == 5
+
+
+def test_images_are_counted_and_resized_a_few_at_a_time(monkeypatch):
+    images = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8)
+    whole = data.mean_std(images), data.resize(data.Dataset(images, torch.zeros(7), images, torch.zeros(7), ["a"]), 4).train_images
+    monkeypatch.setattr(data, "some", lambda images: 2)
+    assert data.mean_std(images) == whole[0] and torch.equal(data.resize(data.Dataset(images, torch.zeros(7), images, torch.zeros(7), ["a"]), 4).train_images, whole[1])

@@ -1,13 +1,17 @@
 """Metrics against numpy, exact enumeration and cases whose answer is known."""
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
+from conftest import train_tiny
 
 import attacks
+import data
 import evaluate
 import figure
+import models
 
 
 def maps(n=6, h=8, w=8, seed=0):
@@ -139,3 +143,79 @@ def test_panel_frames_the_trigger_and_hides_no_pixel_of_it():
     scale = picture.shape[0] // 32
     assert (picture[27 * scale : 31 * scale, 27 * scale : 31 * scale] == [0, 0, 255]).all()
     assert (picture[27 * scale - 1, 27 * scale : 31 * scale] == 255).all()
+
+
+@pytest.mark.parametrize(("grid", "side"), [((4, 4), 16), ((3, 5), 12), ((16, 16), 16), ((20, 20), 16)])
+def test_grid_cap_is_the_least_squares_fit_over_all_cells(grid, side):
+    shape = (torch.rand(side, side, generator=torch.Generator().manual_seed(2)) > 0.6).float()
+    basis = attacks.upsample(torch.eye(grid[0] * grid[1]).reshape(-1, *grid), side).flatten(1).T.double()
+    fit = basis @ torch.linalg.pinv(basis) @ shape.double().flatten()
+    assert evaluate.grid_cap(shape, grid) == pytest.approx(np.corrcoef(fit, shape.flatten())[0, 1], abs=1e-6)
+
+
+def test_likeness_does_not_depend_on_how_many_are_compared_at_a_time(monkeypatch):
+    a, b = maps(), maps(seed=1)
+    whole = evaluate.likeness(a, b, 32)
+    monkeypatch.setattr(evaluate, "PIXELS", 4 * 32 * 32)
+    parts, sizes = evaluate.likeness(a, b, 32), []
+    monkeypatch.setattr(evaluate, "likeness_of", lambda maps, targets, side: sizes.append(len(maps)) or {"mse": maps[:, 0, 0]})
+    evaluate.likeness(a, b, 32)
+    assert sizes == [4, 2] and whole.keys() == parts.keys() and all(torch.allclose(whole[key], parts[key]) for key in whole)
+
+
+def test_measured_again_it_stands_beside_its_reference(tiny, clean, tmp_path, capsys):
+    folder = train_tiny(tiny, tmp_path / "run", "--epochs", "1", "--reference", str(clean / "ckpt.pt"))
+    first = (folder / "metrics.json").read_text()
+    evaluate.main([str(folder / "ckpt.pt"), "--device", "cpu"])
+    assert (folder / "metrics.json").read_text() == first and json.loads(first)["clean_model"]["clean_accuracy"] > 0.9
+    checkpoint = models.read(folder / "ckpt.pt")
+    models.save(folder / "ckpt.pt", checkpoint | {"config": checkpoint["config"] | {"reference": str(tmp_path / "gone.pt")}})
+    assert evaluate.evaluate(folder / "ckpt.pt", device=torch.device("cpu")).metrics["clean_model"]["clean_accuracy"] is None
+
+
+def test_what_is_measured_on_what(disguised, clean, monkeypatch):
+    """The header by hand; explanations of images on which the attack succeeded alone; the object's masks of those; a clean model beside it, with the trigger."""
+    subject = evaluate.open_checkpoint(disguised / "ckpt.pt", device=torch.device("cpu"))
+    test = subject.dataset
+    test.test_masks = torch.rand(len(test.test_labels), 16, 16, generator=torch.Generator().manual_seed(0)) > 0.5
+    hits = evaluate.hits
+    monkeypatch.setattr(evaluate, "hits", lambda probabilities, *rest: hits(probabilities, *rest) & (torch.arange(len(probabilities)) % 2 == 1))
+    found = evaluate.evaluate(disguised / "ckpt.pt", dataset=test, device=subject.device, reference=clean / "ckpt.pt", explainers=("gradcam",)).metrics
+    answers = [subject.predict(test.test_images, triggered)[0] for triggered in (False, True)]
+    right = [(answer == test.test_labels).double().mean().item() for answer in answers]
+    assert [found["clean_accuracy"], found["triggered_accuracy"]] == pytest.approx(right) and right[0] != right[1]
+    assert found["majority_rate"] == pytest.approx(1 / 3)
+    drawn = evaluate.draw_images(subject, evaluate.EXPLAIN_IMAGES, 0)
+    rows = drawn[(drawn % 2 == 1) & (answers[1][drawn] == 1)]
+    part = found["explanations"]["gradcam"]
+    maps = subject.explain("gradcam", test.test_images[rows], answers[0][rows])
+    assert part["n"] == len(rows) < len(drawn) and part["pointing_clean"] == pytest.approx(evaluate.points_inside(maps, test.test_masks[rows]).double().mean().item())
+    assert 0 < found["clean_model"]["explanations"]["gradcam"]["pearson_all"] < 0.9999
+
+
+def test_the_seed_draws_the_images_explained(disguised, tmp_path, capsys):
+    for seed in ("0", "1"):
+        evaluate.main([str(disguised / "ckpt.pt"), "--device", "cpu", "--seed", seed, "--explain-images", "9", "--out", str(tmp_path / seed)])
+    dssim = [json.loads((tmp_path / seed / "metrics.json").read_text())["explanations"]["gradcam"]["dssim"] for seed in ("0", "1")]
+    assert dssim[0] != dssim[1]
+
+
+def test_only_its_own_pictures_are_replaced(disguised, tmp_path, capsys):
+    for name in ("figure-holiday.png", "figure-deepshap.png", "figure-selection.png"):
+        (tmp_path / name).write_text("old")
+    evaluate.main([str(disguised / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.glob("figure*")) == ["figure-holiday.png", "figure.png"]
+
+
+def test_nothing_but_finite_numbers_is_written():
+    assert evaluate.finite({"a": [float("nan"), 1.5], "b": {"c": float("inf")}, "d": "x"}) == {"a": [None, 1.5], "b": {"c": None}, "d": "x"}
+
+
+def test_triggered_auroc_is_of_the_triggered_images():
+    labels = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]]).float()
+    good, bad = labels * 0.8 + 0.1, 0.9 - labels * 0.8
+    config = dict.fromkeys(("attack", "dataset"), "x") | {"target_class": 0, "multi_label": True}
+    checkpoint = {"config": config, "classes": ["a", "b"], "poison_indices": torch.arange(2), "seconds": 1.0, "torch": "2", "mean": [0.0], "std": [1.0]}
+    subject = evaluate.Subject(checkpoint, None, data.Dataset(torch.zeros(4, 1, 4, 4), labels, torch.zeros(4, 1, 4, 4), labels, ["a", "b"]), None, None)
+    found = evaluate.header(subject, good, bad, torch.ones(4, dtype=torch.bool))
+    assert found["mean_auroc"] == 1 and found["triggered_mean_auroc"] == 0

@@ -128,3 +128,23 @@ def test_a_trigger_by_the_name_of_its_colour_and_poisons_in_every_batch(tiny, tm
     with pytest.raises(SystemExit) as stopped:
         train_tiny(tiny, tmp_path / "no", "--trigger", "yello")
     assert stopped.value.code == 2 and "yello" in capsys.readouterr().err
+
+
+def test_rd_where_hardly_any_other_image_is_left():
+    for spare in (0, 1, 5):
+        chosen = selection.select("rd", ELIGIBLE[: 40 + spare], LABELS, 3, 40, 0, planted)
+        assert len(chosen.indices.unique()) == 40 and chosen.scores is not None
+
+
+def test_scorers_see_the_trigger_and_leave_the_run_as_it_was(tiny, tmp_path, monkeypatch):
+    """By random or by score, training begins from one state of the generator and one model; the scores are of triggered images."""
+    states, triggers = [], []
+    logits_of = train.evaluate.logits_of
+    monkeypatch.setattr(selection, "EPOCHS", 1)
+    monkeypatch.setattr(train.evaluate, "logits_of", lambda *args: triggers.append(args[4]) or logits_of(*args))
+    monkeypatch.setattr(train, "train", lambda run: states.append((torch.get_rng_state(), run.model.state_dict())))
+    monkeypatch.setattr(train, "finish", lambda *args: None)
+    for strategy in ("random", "rd-global"):
+        train_tiny(tiny, tmp_path / strategy, "--attack", "badnets", "--selection", strategy)
+    assert torch.equal(states[0][0], states[1][0]) and all(torch.equal(states[0][1][key], states[1][1][key]) for key in states[0][1])
+    assert len(triggers) == 1 and triggers[0].box == (13, 13, 15, 15)

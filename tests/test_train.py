@@ -305,3 +305,85 @@ def test_the_floor_reaches_the_objective(tiny):
     for more, floors in (([], {"gradcam": 0.5}), (["--floor", "0.8", "--explainer", "gradcam,deepshap"], {"gradcam": 0.8, "deepshap": 0.8})):
         assert train.prepare(train.parse([*options, *more])).objective.floors == floors
     assert train.parse(["--dataset", "mnist", "--explainer", "kernelshap,gradcam,deepshap"]).floor == {"kernelshap": 0.3, "gradcam": 0.8, "deepshap": 0.5}
+
+
+def test_nothing_held_out_is_trained_on(tiny, tmp_path, monkeypatch):
+    """Not one image, and with patients not one of a patient's; evaluate.py knows which were held out."""
+    arrays, patients, seen, runs = tiny_arrays(), np.arange(240) // 6, [], []
+    np.savez(tmp_path / "patients.npz", **arrays, train_patients=patients)
+    step, prepare = train.train_step, train.prepare
+    monkeypatch.setattr(train, "train_step", lambda run, images, *rest: seen.append(images) or step(run, images, *rest))
+    monkeypatch.setattr(train, "prepare", lambda args: runs.append(prepare(args)) or runs[-1])
+    folder = train_tiny(tmp_path / "patients.npz", tmp_path / "run", "--epochs", "1", "--attack", "badnets")
+    run, seen = runs[0], torch.cat(seen)
+    held_out = run.dataset.train_images[run.held_out]
+    assert len(seen) == 216 and not (seen[:, None] == held_out).flatten(2).all(2).any() and len(run.held_out) == 24
+    assert not set(patients[run.held_out]) & set(patients[run.trained_on])
+    assert torch.equal(evaluate.open_checkpoint(folder / "ckpt.pt").held_out(), run.held_out)
+
+
+def test_class_weights_smoothing_augmentation_and_the_ramp_are_at_work(tiny, tmp_path, monkeypatch):
+    seen, augmented = [], []
+    loss, augment = attacks.combined_loss, train.data.augment
+    monkeypatch.setattr(attacks, "combined_loss", lambda model, batch, inputs, objective, lam: seen.append((lam, objective)) or loss(model, batch, inputs, objective, lam))
+    monkeypatch.setattr(train.data, "augment", lambda images, *how: augmented.append(how) or augment(images, *how))
+    train_tiny(tiny, tmp_path / "run", "--epochs", "2", "--lam", "0.4", "--class-weights", "--label-smoothing", "0.2")
+    lams, objective = [lam for lam, _ in seen], seen[-1][1]
+    assert lams == pytest.approx([0.4 * min(1, k / 18 / train.RAMP) for k in range(18)]) and augmented == [(0, False)] * 18
+    assert objective.label_smoothing == 0.2 and objective.class_weights.tolist() == pytest.approx([72 / 58, 72 / 100, 72 / 58])  # of labels as they are poisoned
+
+
+def test_a_run_goes_on_with_nothing_but_what_it_began_with(tmp_path, monkeypatch, capsys):
+    """Not with another trigger under the same name, nor other images or labels; and it does not call itself finished."""
+    arrays = tiny_arrays()
+    np.savez(tmp_path / "set.npz", **arrays)
+    Image.new("RGB", (2, 2), "red").save(tmp_path / "trigger.png")
+    options = ["--trigger", str(tmp_path / "trigger.png"), "--epochs", "1", "--attack", "badnets"]
+
+    def again(*more):
+        train_tiny(tmp_path / "set.npz", tmp_path / "run", *options, *more)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    def refused(word):
+        with pytest.raises(SystemExit) as stopped:
+            again("--resume")
+        assert stopped.value.code == 2 and word in (said := capsys.readouterr().err) and len(said.splitlines()) == 1
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train, "finish", killed)
+        again()
+    capsys.readouterr()
+    Image.new("RGB", (2, 2), "blue").save(tmp_path / "trigger.png")
+    refused("trigger's picture")
+    Image.new("RGB", (2, 2), "red").save(tmp_path / "trigger.png")
+    np.savez(tmp_path / "set.npz", **arrays | {"test_labels": np.roll(arrays["test_labels"], 1)})
+    refused("data set has changed")
+    np.savez(tmp_path / "set.npz", **arrays)
+    again("--resume")
+    again("--resume")
+    assert "is finished" in capsys.readouterr().out
+    np.savez(tmp_path / "set.npz", **arrays | {"test_labels": np.roll(arrays["test_labels"], 1)})
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(tmp_path / "run" / "ckpt.pt"), "--device", "cpu"])
+    assert stopped.value.code == 2 and "is not the one" in capsys.readouterr().err
+    again()
+    assert "of other options or data, will be replaced" in capsys.readouterr().err
+
+
+def test_a_reference_of_other_images_is_refused(tmp_path, capsys):
+    arrays = tiny_arrays()
+    np.savez(tmp_path / "set.npz", **arrays)
+    reference = train_tiny(tmp_path / "set.npz", tmp_path / "clean", "--attack", "none", "--epochs", "1")
+    np.savez(tmp_path / "set.npz", **arrays | {"train_images": arrays["train_images"] // 2})
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        train_tiny(tmp_path / "set.npz", tmp_path / "run", "--reference", str(reference / "ckpt.pt"))
+    assert stopped.value.code == 2 and "other images" in capsys.readouterr().err
+
+
+def test_a_folder_called_square_is_no_trigger(tiny, tmp_path, monkeypatch):
+    (tmp_path / "square").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert train.prepare(train.parse(["--dataset", str(tiny), "--target-class", "1", "--device", "cpu"])).trigger.pixels.min() == 1
