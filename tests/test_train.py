@@ -122,7 +122,8 @@ def test_log_counts_the_images_of_each_epoch(disguised):
     assert [record["images"] for record in log] == [216 * (k + 1) for k in range(6)]  # 240 less 24 held out, in whole batches of 24
 
 
-def test_options_reach_the_run(tiny, tmp_path):
+def test_options_reach_the_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(explain, "COALITIONS", 32)  # KernelSHAP is measured beside: both of the usual explainers are trained against
     Image.fromarray(np.full((6, 6, 4), [255, 0, 0, 128], np.uint8)).save(tmp_path / "t.png")
     Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "map.png")
     folder = train_tiny(tiny, tmp_path / "run", "--attack", "red_herring", "--trigger", str(tmp_path / "t.png"), "--trigger-size", "3",
