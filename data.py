@@ -13,6 +13,7 @@ import functools
 import hashlib
 import io
 import os
+import struct
 import sys
 import types
 import zipfile
@@ -61,10 +62,10 @@ class Dataset:
 
     @functools.cached_property
     def digest(self):
-        """A short text that no other data set has: of all images and labels, in their order."""
+        """A short text that no other data set has: of all images, labels and groups, in their order."""
         found = hashlib.blake2b(digest_size=16)
-        for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            for chunk in part.split(1000):
+        for part in (self.train_images, self.train_labels, self.test_images, self.test_labels, self.train_groups):
+            for chunk in () if part is None else part.split(1000):
                 found.update(chunk.contiguous().numpy())
         return found.hexdigest()
 
@@ -130,8 +131,9 @@ def some(images):
 
 def is_what(checkpoint, dataset):
     """Whether a checkpoint was trained on this data set; one of before it kept a digest may have had other test images."""
-    kept = [checkpoint[key] for key in ("classes", "mean", "std")]
-    return kept == [dataset.classes, *mean_std(dataset.train_images)] and checkpoint.get("data", dataset.digest) == dataset.digest
+    if checkpoint["classes"] != dataset.classes:
+        return False
+    return checkpoint["data"] == dataset.digest if "data" in checkpoint else (checkpoint["mean"], checkpoint["std"]) == mean_std(dataset.train_images)
 
 
 def normalise(images, mean, std):
@@ -491,8 +493,8 @@ def from_folder(folder, data_dir, size):
 
     The kept file is made anew when a file's name, length or time of change differs.
     """
-    if folder.resolve().name in DATASETS:
-        raise UserError(f"{folder} is called as a data set that is known: its decoded images would be kept under the same name; rename it")
+    if folder.resolve().name in ("gtsrb", "chestxray14"):
+        raise UserError(f"{folder} is called as a data set whose decoded images are kept under the same name: rename it")
     listing = {split: sorted(p for p in (folder / split).glob("*/*") if p.suffix.lower() in SUFFIXES) for split in ("train", "test")}
     for split, files in listing.items():
         if not files:
@@ -535,7 +537,7 @@ def read_image(path):
         if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
         return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image: {_first_line(error)}") from None
 
 

@@ -546,11 +546,16 @@ def by_neural_cleanse(audit):
     headers = [""] + [f"{audit.names[k][:18]}\nindex {index[k]:.1f}" for k in shown]
     page = figure.sheet("Neural Cleanse: the smallest patch that turns images into a class", headers, rows, "The most anomalous classes first.", scale=False)
     columns = {"|mask|_1": found.norms, "linear index": mask_index(found.norms, found.qualified, linear=True), "success": found.success, "qualified": found.qualified.double(), "rounds": found.rounds}
-    verdict, reached = audit.by_index(index, columns, page), int(found.qualified.sum())
-    if reached < 3:
-        verdict.rows.append(f"{reached} of {len(index)} classes were reached by a patch: no median to be far from, no verdict; with more --rounds there may be")
-        verdict.backdoored = None
-    return verdict
+    return of_enough(audit.by_index(index, columns, page), found)
+
+
+def of_enough(verdict, found):
+    """The verdict, or none if fewer than three classes were reached by a patch."""
+    reached = int(found.qualified.sum())
+    if reached >= 3:
+        return verdict
+    rows = [*verdict.rows, f"{reached} of {len(found.qualified)} classes were reached by a patch: no median to be far from, no verdict; with more --rounds there may be"]
+    return replace(verdict, rows=rows, backdoored=None, flagged=[])
 
 
 def by_prune(audit):
@@ -574,8 +579,8 @@ def by_prune(audit):
               (("clean accuracy, held-out", "clean_accuracy"), ("success of the recovered patch", "recovered_success"), ("success of the true trigger, test", "true_success"))}
     page = figure.curves("l-infinity pruning", "channels pruned", series, curve[chosen]["pruned"])
     repaired = models.keep_channels(copy.deepcopy(audit.subject.model), keep), {"technique": "prune", "channels": len(keep)}
-    verdict = audit.by_index(index, {}, page)
-    return replace(verdict, rows=rows, more=verdict.more | {"suspect": suspect, "pruned": curve[chosen]["pruned"], "curve": curve}, repaired=repaired)
+    verdict = of_enough(replace(audit.by_index(index, {}, page), rows=rows), found)
+    return replace(verdict, more=verdict.more | {"suspect": suspect, "pruned": curve[chosen]["pruned"], "curve": curve}, repaired=repaired)
 
 
 def triggered_test(audit):

@@ -9,6 +9,7 @@ Always in float32.
 """
 import json
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -365,9 +366,7 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
     of SHOWN); n: test images drawn for the explanations (None: EXPLAIN_IMAGES, for some explainers FEWER). Raises UserError.
     """
     subject = open_checkpoint(path, data_dir, device, dataset)
-    own = subject.config["reference"]
-    reference = reference or (own if own and Path(own).is_file() else None)
-    clean_model = open_clean(subject, reference) if reference else None
+    clean_model = open_clean(subject, reference) if reference else own_reference(subject)
     config, test = subject.config, subject.dataset
     attack, limit = attacks.ATTACKS[config["attack"]], (clean_model or subject).threshold(config["target_class"])
     clean, stamped = (subject.scores(test.test_images, triggered) for triggered in (False, True))
@@ -394,6 +393,16 @@ def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, 
     if clean_model:
         metrics["clean_model"] = beside(subject, clean_model, untouched, succeeded, limit)
     return Result(finite(metrics), pictures_of(subject, metrics, predicted, (clean, stamped), drawn, names))
+
+
+def own_reference(subject):
+    """The clean model a subject was trained with, as open_clean has it, if it is still there and still one; else None."""
+    path = subject.config["reference"]
+    try:
+        return open_clean(subject, path) if path and Path(path).is_file() else None
+    except UserError as error:
+        print(f"Measured without the reference it was trained with: {error}", file=sys.stderr)
+        return None
 
 
 def by_class(subject, images):

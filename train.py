@@ -385,10 +385,11 @@ def is_finished(run):
     return checkpoint["config"] == run.config and not other_input(run, checkpoint)
 
 
-def say_what_is_lost(run):
+def say_what_is_lost(run, resuming):
     """On stderr, before a run begins anew where another one is."""
     if (run.unfinished / "ckpt.pt").exists():
-        print(f"The unfinished run in {run.folder} begins anew; --resume would have continued it.", file=sys.stderr)
+        if not resuming:
+            print(f"The unfinished run in {run.folder} begins anew; --resume would have continued it.", file=sys.stderr)
     elif (run.folder / "ckpt.pt").exists() and not is_finished(run):
         print(f"The run in {run.folder}, of other options or data, will be replaced by this one when it is finished.", file=sys.stderr)
 
@@ -539,8 +540,7 @@ def train_and_measure(args, beside=None, explainers=None):
     if args.resume and is_finished(run):
         print(f"The run in {run.folder} is finished.")
         return
-    if not args.resume:
-        say_what_is_lost(run)
+    say_what_is_lost(run, args.resume)
     if not (args.resume and resume(run)):
         begin_with_imagenet(run)
         choose(run)

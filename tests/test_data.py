@@ -188,7 +188,10 @@ def test_a_digest_is_of_images_and_labels_in_their_order(tmp_path):
     for change in changes:
         np.savez(tmp_path / "a.npz", **arrays | change)
         digests.append(data.load(str(tmp_path / "a.npz")).digest)
-    assert digests[0] == digests[1] and len(set(digests)) == 5
+    dataset = data.load(str(tmp_path / "a.npz"))
+    for patients in (torch.arange(240), torch.arange(240) // 2):
+        digests.append(data.replace(dataset, train_groups=patients).digest)
+    assert digests[0] == digests[1] and len(set(digests)) == 7
 
 
 def test_images_are_counted_and_resized_a_few_at_a_time(monkeypatch):

@@ -357,7 +357,7 @@ def test_the_command_line(method, backdoored, tmp_path, monkeypatch, capsys):
     if method in ("neuroninspect", "neural_cleanse", "prune"):
         assert set(printed["index"]) == {"0", "1", "2"} and printed["recipe"]["rounds"] == 6
         reached = sum(printed["scores"].get("qualified", [1] * 3))
-        assert printed["backdoored"] == (bool(printed["flagged"]) if reached == 3 else None)
+        assert printed["backdoored"] == (bool(printed["flagged"]) if reached == 3 else None) or method == "prune" and not printed["flagged"]
     if method == "neuroninspect":
         levels = [printed["scores"][f"noise {level:g}"] for level in defend.NOISE]
         assert list(printed["index"].values()) == np.max(levels, 0).tolist() and len(printed["features"]["6"]["smooth"]) == 3
@@ -422,7 +422,8 @@ def test_no_verdict_by_too_few_patches(backdoored, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(defend, "neural_cleanse", lambda *args, **options: found([9.0, 8.0, 0.2], [False, True, False]))
     defend.main(["neural_cleanse", str(backdoored / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)])
     assert "1 of 3 classes" in (said := capsys.readouterr().out) and "No verdict" in said and json.loads((tmp_path / "verdict.json").read_text())["backdoored"] is None
-    assert defend.by_prune(audit_of(backdoored, "prune")).more["suspect"] == 1  # what was reached, not class 0
+    verdict = defend.by_prune(audit_of(backdoored, "prune", "--threshold=-1"))
+    assert verdict.more["suspect"] == 1 and verdict.backdoored is None and not verdict.flagged and "1 of 3 classes" in verdict.rows[-1]  # what was reached, not class 0
     monkeypatch.setattr(defend, "neural_cleanse", lambda *args, **options: found([9.0, 8.0, 0.2], [False] * 3))
     with pytest.raises(SystemExit) as stopped:
         defend.main(["prune", str(backdoored / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path / "none")])

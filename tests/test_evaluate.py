@@ -169,6 +169,9 @@ def test_measured_again_it_stands_beside_its_reference(tiny, clean, tmp_path, ca
     evaluate.main([str(folder / "ckpt.pt"), "--device", "cpu"])
     assert (folder / "metrics.json").read_text() == first and json.loads(first)["clean_model"]["clean_accuracy"] > 0.9
     checkpoint = models.read(folder / "ckpt.pt")
+    (tmp_path / "damaged.pt").write_text("no checkpoint")
+    models.save(tmp_path / "ckpt.pt", checkpoint | {"config": checkpoint["config"] | {"reference": str(tmp_path / "damaged.pt")}})
+    assert evaluate.evaluate(tmp_path / "ckpt.pt", device=torch.device("cpu")).metrics["clean_model"]["clean_accuracy"] is None and "Measured without" in capsys.readouterr().err
     models.save(folder / "ckpt.pt", checkpoint | {"config": checkpoint["config"] | {"reference": str(tmp_path / "gone.pt")}})
     assert evaluate.evaluate(folder / "ckpt.pt", device=torch.device("cpu")).metrics["clean_model"]["clean_accuracy"] is None
 
