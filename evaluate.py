@@ -219,6 +219,7 @@ def likeness(maps, targets, side):
 
 
 def likeness_of(maps, targets, side):
+    """The same, of all maps at once."""
     unit = [m.flatten(1) / m.flatten(1).abs().amax(1, keepdim=True).clamp_min(1e-20) for m in (maps, targets)]
     large = [attacks.upsample(m, side) for m in (maps, targets)]
     return {
@@ -362,8 +363,8 @@ def draw_images(subject, n, seed):
 def evaluate(path, *, dataset=None, data_dir=None, device=None, reference=None, explainers=None, n=None, seed=0):
     """Measure the checkpoint at `path`: a Result.
 
-    reference: path of a clean checkpoint to stand beside it (None: the one it was trained with, if that is still there); explainers: names measured besides those trained against (None: those
-    of SHOWN); n: test images drawn for the explanations (None: EXPLAIN_IMAGES, for some explainers FEWER). Raises UserError.
+    reference: path of a clean checkpoint to stand beside it (None: the one it was trained with, if that is still there); explainers: names measured besides
+    those trained against (None: those of SHOWN); n: test images drawn for the explanations (None: EXPLAIN_IMAGES, for some explainers FEWER). Raises UserError.
     """
     subject = open_checkpoint(path, data_dir, device, dataset)
     clean_model = open_clean(subject, reference) if reference else own_reference(subject)
