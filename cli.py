@@ -1,5 +1,6 @@
 """What the command lines share: a user's mistake ends in one line on standard error and exit code 2."""
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -57,7 +58,8 @@ def replace_file(path, write):
     except (OSError, RuntimeError) as error:  # torch.save's word for a full disk is RuntimeError
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def number(kind, low, high, *, above=False):

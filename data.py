@@ -12,7 +12,6 @@ import contextlib
 import functools
 import hashlib
 import io
-import os
 import struct
 import sys
 import types
@@ -28,7 +27,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as vision
 
 import chestxray
-from cli import UserError
+from cli import UserError, replace_file
 
 MAX_VALIDATION = 2000  # images held out of training: a tenth of the training set, at most this many
 SUFFIXES = {".png", ".jpg", ".jpeg"}
@@ -532,8 +531,10 @@ def _decode(path, size):
 def read_image(path):
     """A decoded PIL image, 16-bit grey brought to 8 bits; UserError where `path` is not one."""
     try:
-        image = ImageOps.exif_transpose(Image.open(path))  # a telephone's picture may lie on its side
+        image = Image.open(path)
         image.load()
+        with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):  # tags that cannot be read: as it lies
+            image = ImageOps.exif_transpose(image)  # a telephone's picture may lie on its side
         if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
         return image
@@ -543,16 +544,13 @@ def read_image(path):
 
 def _keep(path, arrays):
     """Write an .npz whole or not at all."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
+
+    def write(partial):
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(partial, **arrays)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        with partial.open("wb") as file:  # savez would add .npz to a name
+            np.savez(file, **arrays)
+
+    replace_file(path, write)
 
 
 def _first_line(error):

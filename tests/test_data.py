@@ -133,8 +133,8 @@ def test_a_users_own_file_is_not_overwritten_by_the_decoded_folder(tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    def fail(path, **arrays):
-        path.write_text("half")
+    def fail(file, **arrays):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", fail)
@@ -173,6 +173,8 @@ def test_a_picture_lies_as_its_camera_was_held(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     picture.save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(np.asarray(data.read_image(tmp_path / "a.png")), np.rot90(np.asarray(picture), -1))
+    picture.save(tmp_path / "b.png", exif=b"nonsense")
+    assert np.array_equal(np.asarray(data.read_image(tmp_path / "b.png")), np.asarray(picture))
 
 
 def test_a_folder_called_as_a_data_set_is_refused(tmp_path):
