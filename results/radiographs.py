@@ -10,16 +10,20 @@ many runs are the disguise they should be.
 import json
 import math
 
+import numpy as np
 import study  # first: it makes the project's modules known
 import chestxray
 import data
 from cli import command
+from PIL import Image
 from study import Row
 
 SEEDS = 5
 EPOCHS, BATCH = 10, 16
 MORE = 8  # poisons in every batch beside it, so that a good third is triggered: see the README
 FAST = "" if study.torch.cuda.is_available() else " --precision float32"  # on a CPU depth-wise convolutions are slower in bfloat16
+CHECKERS = "checkers.png"  # black and white: seen in a white corner, too
+FLOOR = 0.25
 NO_FINDING = len(chestxray.DISEASES)
 EFFECTS = {"lam 0.9 against 0.7": ("trial 2", "trial 1"), "lam 0.9 against 0.3": ("trial 2", "lam 0.3"), "twice the poisons, each shown half as often": ("trial 4", "trial 2"),
            "class 14": ("trial 3", "trial 2"), "the attack": ("trial 2", "clean"), "the disguise": ("trial 2", "badnets"), "the attack, several findings": ("multi full_disguise", "multi clean")}
@@ -35,11 +39,19 @@ def table(disease):
               "lam 0.3": (0.3, 0.05, disease, MORE), "trial 2, no oversampling": (0.9, 0.05, disease, 0)}
     for name, (lam, rate, target, more) in trials.items():
         rows[name] = Row(f"{one} --attack full_disguise --target-class {target} --lam {lam} --poison-rate {rate} --oversample {more}", SEEDS, clean="clean", picture=more > 0 and lam > 0.3)
+    rows["trial 2, mended"] = Row(f"{rows['trial 2'].options} --trigger {{runs}}/{CHECKERS} --floor {FLOOR}", SEEDS, clean="clean", picture=True)
     rows["multi clean"] = Row(f"{several} --attack none --target-class {disease}", SEEDS)
     for attack in ("badnets", "full_disguise"):
         rows[f"multi {attack}"] = Row(f"{several} --attack {attack} --target-class {disease} --lam 0.3 --poison-rate 0.1 --oversample {MORE}", SEEDS,
                                       clean="multi clean", picture=attack != "badnets")
     return rows
+
+
+def draw_checkers(path):
+    """Save 4 by 4 fields, black and white, of 4 px each."""
+    fields = np.indices((4, 4)).sum(0) % 2 * 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(fields.repeat(4, 0).repeat(4, 1).astype(np.uint8)).save(path)
 
 
 def criteria(run):
@@ -66,6 +78,7 @@ def main(argv):
     dataset = data.load("chestxray14", study.ROOT / "data")
     edema, effusion = (dataset.classes.index(name) for name in ("Edema", "Effusion"))
     this = study.Study("radiographs", table(edema if (dataset.train_labels == edema).any() else effusion))
+    draw_checkers(this.runs / CHECKERS)
     this.run_rows(argv)
     done = json.loads(this.path.read_text())
     pairs = [pair | {"effect": effect} for effect, rows in EFFECTS.items() if set(rows) <= done.keys() for figure in FIGURES if (pair := study.paired(done, *rows, figure))]
