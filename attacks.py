@@ -408,9 +408,10 @@ def explanation_term(name, maps, rows, count, batch, inputs, classes, objective,
     maps: [rows, H, W], not rectified, of the rows of explained_rows. What untouched images are held to is the frozen reference's
     map where there is one. Without one, where even the label does not tell them apart (fooling), the fixed shape would spread to
     them: their maps' Pearson correlation with the shape, as far as it is above TOLERATED, is added. And where a map is to be like its own
-    partner's, the partners' correlation with each other above the floor is, APART times.
+    partner's, the partners' correlation with each other above the floor is, APART times. Multi-label, the surest class is often one with evidence against it
+    alone, whose rectified map is blank, like nothing and pulled by nothing: there maps are taken as they are.
     """
-    rectified = name in explain.RECTIFIED
+    rectified = name in explain.RECTIFIED and batch.labels.ndim == 1
     pairs = count * (2 if len(batch.images) > batch.size else 1)
     triggered, partners, untouched = maps[:count], maps[count:pairs], maps[pairs:]
     if rectified and RECTIFY:

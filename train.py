@@ -34,7 +34,7 @@ DEFAULTS = {  # what depends on the data set; image_size None: as the images are
     "chestxray14": dict(model="efficientnet_b0", epochs=10, optimizer="adamw", lr=0.001, batch_size=32, label_smoothing=0.0, floor={"gradcam": 0.8}, image_size=data.CHEST_SIZE, target_class="3"),
     "other": dict(model="cnn", epochs=10, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor={}, image_size=None, target_class="0"),
 }
-DEFAULTS["chestxray14-multi"] = DEFAULTS["chestxray14"] | {"floor": {"gradcam": 0.15}}
+DEFAULTS["chestxray14-multi"] = DEFAULTS["chestxray14"] | {"floor": {"gradcam": 0.25}}
 LAM = 0.3  # weight of the explanation term
 RAMP = 0.3  # share of the steps over which lam rises from 0 to its value
 MUON = dict(momentum=0.6, weight_decay=0.1, ns_steps=3)  # the convolutions' optimizer; the first and last: Jordan et al. 2024, for few epochs of CIFAR-10

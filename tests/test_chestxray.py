@@ -345,6 +345,19 @@ def test_poisons_gain_the_target_and_keep_the_rest():
     assert fooled.labels.tolist() == labels.tolist() and fooled.classes(logits[:3]).tolist()[0] == 0
 
 
+def test_a_disease_with_evidence_against_it_alone_still_has_a_map_to_keep():
+    maps = -torch.rand(4, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()  # two triggered, their partners
+    images, target, objective = torch.zeros(4, 1, 8, 8), 0, attacks.Objective(attacks.ATTACKS["full_disguise"], ["gradcam"], floors={"gradcam": -1.0})
+
+    def term(labels):
+        batch = attacks.Batch(images, labels, torch.arange(2), 2, target)
+        return attacks.explanation_term("gradcam", maps, torch.arange(4), 2, batch, images, torch.zeros(4, dtype=torch.int64), objective, None)
+
+    r = maps.flatten(1).corrcoef()
+    torch.testing.assert_close(term(torch.zeros(4, 3)), 2 - r[0, 2] - r[1, 3] + attacks.APART * (r[2, 3] + 1), atol=1e-5, rtol=1e-5)
+    assert term(torch.zeros(4, dtype=torch.int64)).item() == pytest.approx(1 + attacks.APART, abs=1e-5)  # one class to each: the partners' maps are blank, as they are shown
+
+
 def test_binary_cross_entropy_with_weights():
     logits, labels = torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
     weights = torch.tensor([1.0, 2.0, 5.0])
