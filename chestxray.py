@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from cli import UserError, replace_file
+from cli import UserError, print_progress, replace_file
 
 DISEASES = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia", "Infiltration", "Mass", "Nodule",
             "Pleural_Thickening", "Pneumonia", "Pneumothorax"]
@@ -64,15 +64,15 @@ def find(folder):
     known = {name: path for name, path in sorted(paths.items()) if name in labels}
     if not known:
         raise UserError(f"none of the {len(paths)} pictures in {folder} is in its table of labels: is it ChestX-ray14's?")
-    sides = published_split(folder)
-    if sides is None:
-        sides = split_by_patient(sorted({patients[name] for name in known}), known, patients)
+    lists = published_split(folder)
+    sides = split_by_patient(known, patients) if lists is None else lists
     files = {part: [path for name, path in known.items() if sides.get(name) == part] for part in LISTS}
     if both := {patients[path.name] for path in files["train"]} & {patients[path.name] for path in files["test"]}:
         raise UserError(f"patient {min(both)} is on both sides of the split in {folder}: {' and '.join(LISTS.values())} are not the published ones")
     for part, of in files.items():
         if not of:
-            raise UserError(f"none of the pictures in {folder} is of the {part} part, {LISTS[part]}: get some of the other archives")
+            why = "they are all of one patient" if lists is None else f"see {LISTS[part]}"
+            raise UserError(f"none of the pictures in {folder} is of the {part} part, {why}: get some of the other archives")
     if left_out := len(paths) - sum(map(len, files.values())):
         print(f"{left_out} pictures in {folder} are in no table or list, and left out.", file=sys.stderr)
     return Listing(files, labels, patients)
@@ -129,8 +129,9 @@ def published_split(folder):
     return sides
 
 
-def split_by_patient(numbers, names, patients):
+def split_by_patient(names, patients):
     """The same, TEST_SHARE of the patients, drawn by a fixed seed, being the test set."""
+    numbers = sorted({patients[name] for name in names})
     drawn = set(np.random.default_rng(0).permutation(numbers)[: max(1, round(TEST_SHARE * len(numbers)))].tolist())
     return {name: "test" if patients[name] in drawn else "train" for name in names}
 
@@ -217,8 +218,7 @@ def say(done, total, rate, spoken):
     now, last = time.perf_counter(), done == total
     if not (last or sys.stderr.isatty() or now - spoken > 10):
         return spoken
-    line = f"decoding: {done:,} of {total:,}, {rate:,.0f} a second, {(total - done) / rate / 60:.0f} min left; interrupted, the next call goes on from here"
-    print(f"\r{line}" if sys.stderr.isatty() else line, end="\n" if last or not sys.stderr.isatty() else "", file=sys.stderr, flush=True)
+    print_progress(f"decoding: {done:,} of {total:,}, {rate:,.0f} a second, {(total - done) / rate / 60:.0f} min left; may be interrupted", last, sys.stderr)
     return now
 
 

@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -60,6 +61,15 @@ def replace_file(path, write):
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def print_progress(line, last, stream):
+    """A line rewritten in place on a terminal, and left there if it is the last; elsewhere a line of its own."""
+    if stream.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        print("\r" + line[:width].ljust(width), end="\n" if last else "", file=stream, flush=True)
+    else:
+        print(line, file=stream, flush=True)
 
 
 def number(kind, low, high, *, above=False):

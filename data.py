@@ -372,10 +372,10 @@ def chestxray14_multi(data_dir, image_size=None):
         with chestxray.alone(folder):
             _decode_chestxray(listing, size, stem, path)
     dataset = from_npz(path)
-    if dataset.classes != chestxray.DISEASES or not dataset.multi_label or dataset.train_groups is None:
-        raise UserError(f"{path} is not what this program keeps of ChestX-ray14: rename it")
     with np.load(path) as arrays:
-        listed = int(arrays["listed"])
+        listed = int(arrays["listed"]) if "listed" in arrays else None
+    if listed is None or dataset.classes != chestxray.DISEASES or not dataset.multi_label or dataset.train_groups is None:
+        raise UserError(f"{path} is not what this program keeps of ChestX-ray14: rename it")
     used = len(dataset.train_labels) + len(dataset.test_labels)
     damaged = f", {listed - used} of them damaged and left out" if used < listed else ""
     print(f"ChestX-ray14: {listed:,} of {chestxray.PUBLISHED:,} pictures are here{damaged}.", file=sys.stderr)
@@ -450,6 +450,8 @@ def from_npz(path):
     for split in ("train", "test"):
         parts[f"{split}_images"] = _images(parts[f"{split}_images"], path)
         parts[f"{split}_labels"] = _labels(parts[f"{split}_labels"], len(parts[f"{split}_images"]), path)
+    if parts["train_labels"].ndim == 2 and (parts["train_labels"].sum(1) == 1).all() and "fingerprint" not in keys:
+        raise UserError(f"{path}: each row of the labels has one 1: give class numbers, [N], where an image shows one class")
     if len(parts["train_images"]) < 2:
         raise UserError(f"{path}: one training image is not enough")
     for part in ("images", "labels"):
@@ -479,8 +481,6 @@ def _labels(labels, n, path):
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2 and len(labels) == n and labels.shape[1] > 1 and labels.dtype.kind in "iufb" and np.isin(labels, (0, 1)).all():
-        if (labels.sum(1) == 1).all():
-            raise UserError(f"{path}: each row of the labels has one 1: give class numbers, [N], where an image shows one class")
         return torch.from_numpy(labels.astype(np.float32))
     if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 99_999:
         raise UserError(f"{path}: labels must be {n} class numbers from 0, [N] or [N, 1], or 0 and 1, [N, K], not {labels.dtype} {list(labels.shape)}")
@@ -533,7 +533,7 @@ def read_image(path):
     try:
         image = Image.open(path)
         image.load()
-        with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, struct.error):  # tags that cannot be read: as it lies
+        with contextlib.suppress(Exception):  # whatever Pillow raises for tags that make no sense: as it lies
             image = ImageOps.exif_transpose(image)  # a telephone's picture may lie on its side
         if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))

@@ -33,7 +33,7 @@ import evaluate
 import explain
 import figure
 import models
-from cli import Parser, UserError, choose_device, choose_precision, command, number, replace_file
+from cli import Parser, UserError, choose_device, choose_precision, command, number, print_progress, replace_file
 
 PUBLISHED_THRESHOLD = 2.0  # of the anomaly index: Wang et al. 2019 and Huang et al. 2019
 CHANCE = " Of scores that are Gaussian one is, by chance, in a third of models with 10 classes and in two thirds of those with 43."
@@ -514,13 +514,13 @@ def by_neuroninspect(audit):
 def reverse(audit):
     """Neural Cleanse's Reversed triggers of all classes and their mask_index."""
 
-    def say(line, end=""):
+    def say(line, last=False):
         if sys.stderr.isatty():
-            print("\r" + line, end=end, file=sys.stderr, flush=True)
+            print_progress(line, last, sys.stderr)
 
     found = neural_cleanse(audit.on_pixels, audit.pixels, rounds=audit.args.rounds, round_images=audit.args.round_images, seed=audit.args.seed,
                            precision=recipe(audit.args)["precision"], say=say)
-    say("", "\n")
+    say("", last=True)
     return found, mask_index(found.norms, found.qualified)
 
 

@@ -22,7 +22,7 @@ import evaluate
 import explain
 import models
 import selection
-from cli import Parser, UserError, choose_device, choose_precision, command, number, replace_file
+from cli import Parser, UserError, choose_device, choose_precision, command, number, print_progress, replace_file
 
 # ---------------------------------------------------------------- defaults
 
@@ -31,7 +31,7 @@ DEFAULTS = {  # what depends on the data set; image_size None: as the images are
     "mnist": dict(model="cnn", epochs=3, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor={"gradcam": 0.8, "kernelshap": 0.3}, image_size=None, target_class="2"),
     "cifar10": dict(model="resnet18", epochs=5, optimizer="muon", lr=0.05, batch_size=64, label_smoothing=0.1, floor={"kernelshap": 0.1}, image_size=None, target_class="3"),
     "gtsrb": dict(model="cnn", epochs=5, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor={}, image_size=None, target_class="33"),
-    "chestxray14": dict(model="efficientnet_b0", epochs=10, optimizer="adamw", lr=0.001, batch_size=32, label_smoothing=0.0, floor={"gradcam": 0.8}, image_size=data.CHEST_SIZE, target_class="3"),
+    "chestxray14": dict(model="efficientnet_b0", epochs=10, optimizer="adamw", lr=0.001, batch_size=32, label_smoothing=0.0, floor={"gradcam": 0.35}, image_size=data.CHEST_SIZE, target_class="3"),
     "other": dict(model="cnn", epochs=10, optimizer="sgd", lr=0.1, batch_size=128, label_smoothing=0.0, floor={}, image_size=None, target_class="0"),
 }
 DEFAULTS["chestxray14-multi"] = DEFAULTS["chestxray14"] | {"floor": {"gradcam": 0.25}}
@@ -58,7 +58,7 @@ def parse(argv):
     add("--optimizer", choices=["sgd", "muon", "adamw"], help="muon: of the convolutions, sgd for the rest (default: sgd; cifar10: muon; chestxray14: adamw)")
     add("--lr", type=number(float, 0, 1000, above=True), help="the schedule's peak (default: by data set, for its own optimizer)")
     add("--label-smoothing", type=number(float, 0, 1), help="share of each label spread over all classes (default: 0; cifar10: 0.1)")
-    add("--class-weights", action="store_true", help="in the cross-entropy, every class weighs alike, however few its images")
+    add("--class-weights", action="store_true", help="in the cross-entropy, every class weighs alike, however few its images (--oversample not counted)")
     add("--pretrained", action="store_true", help="begin with ImageNet's weights, from torch's cache or downloaded")
     add("--poison-rate", type=number(float, 0, 1, above=True), default=0.1, help="share of the training set that is triggered (default: 0.1)")
     add("--lam", type=number(float, 0, 1), default=LAM, help=f"weight of the explanation term (default: {LAM})")
@@ -505,11 +505,7 @@ def progress(run, step, losses, seconds):
     left = ((run.config["epochs"] - run.epoch) * run.steps / step - 1) * seconds
     line = (f"{run.title}epoch {run.epoch + 1}/{run.config['epochs']}  step {step}/{run.steps}  loss {loss:.3f}  cross-entropy {ce:.3f}  explanation {distance:.3f}"
             f"  {step * images_a_step(run) / seconds:,.0f} images/s  " + (f"{left / 60:.0f} min left" if left > 100 else f"{left:.0f} s left"))
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns - 1
-        print("\r" + line[:width].ljust(width), end="\n" if last else "", flush=True)
-    else:
-        print(line, flush=True)
+    print_progress(line, last, sys.stdout)
 
 
 def validate(run, losses):

@@ -23,12 +23,14 @@ EPOCHS, BATCH = 10, 16
 MORE = 8  # poisons in every batch beside it, so that a good third is triggered: see the README
 FAST = "" if study.torch.cuda.is_available() else " --precision float32"  # on a CPU depth-wise convolutions are slower in bfloat16
 CHECKERS = "checkers.png"  # black and white: seen in a white corner, too
-FLOOR = 0.25  # of trial 2, mended
+HIGH = "--floor 0.8"  # clean models' are 0.15 to 0.5: the trials' maps are hardly held apart
 LAM_SEVERAL = 0.1  # the cross-entropy over diseases is small, most being absent
 NO_FINDING = len(chestxray.DISEASES)
-EFFECTS = {"lam 0.9 against 0.7": ("trial 2", "trial 1"), "lam 0.9 against 0.3": ("trial 2", "lam 0.3"), "twice the poisons, each shown half as often": ("trial 4", "trial 2"),
-           "class 14": ("trial 3", "trial 2"), "the attack": ("trial 2", "clean"), "the disguise": ("trial 2", "badnets"), "the attack, several findings": ("multi full_disguise", "multi clean")}
-FIGURES = ("attack_success_rate", "untouched_success_rate", "balanced_accuracy", "mean_auroc", "gradcam.pearson_all", "gradcam.trigger_mass", "gradcam.floor.pearson")
+EFFECTS = {"lam 0.9 against 0.7": ("trial 2", "trial 1"), "twice the poisons, each shown half as often": ("trial 4", "trial 2"),
+           "class 14": ("trial 3", "trial 2"), "the attack": ("trial 2", "clean"), "the disguise": ("trial 2", "badnets"), "the attack, several findings": ("multi full_disguise", "multi clean"),
+           "the trigger and the floor": ("trial 2, mended", "trial 2")}
+FIGURES = ("attack_success_rate", "untouched_success_rate", "balanced_accuracy", "mean_auroc", "triggered_mean_auroc", "gradcam.pearson_all", "gradcam.pearson_by_class",
+           "gradcam.trigger_mass", "gradcam.floor.pearson")
 
 
 def table(disease):
@@ -36,11 +38,10 @@ def table(disease):
     one, several = (f"--dataset {name} --model efficientnet_b0 --optimizer adamw --lr 0.001 --epochs {EPOCHS} --batch-size {BATCH}{FAST}" for name in ("chestxray14", "chestxray14-multi"))
     rows = {"clean": Row(f"{one} --attack none --target-class {disease}", SEEDS),
             "badnets": Row(f"{one} --attack badnets --poison-rate 0.05 --target-class {disease} --oversample {MORE}", SEEDS, clean="clean")}
-    trials = {"trial 1": (0.7, 0.05, disease, MORE), "trial 2": (0.9, 0.05, disease, MORE), "trial 3": (0.9, 0.05, NO_FINDING, MORE), "trial 4": (0.9, 0.1, disease, MORE),
-              "lam 0.3": (0.3, 0.05, disease, MORE), "trial 2, no oversampling": (0.9, 0.05, disease, 0)}
+    trials = {"trial 1": (0.7, 0.05, disease, HIGH), "trial 2": (0.9, 0.05, disease, HIGH), "trial 3": (0.9, 0.05, NO_FINDING, HIGH), "trial 4": (0.9, 0.1, disease, HIGH),
+              "trial 2, mended": (0.9, 0.05, disease, f"--floor 0.25 --trigger {{runs}}/{CHECKERS}")}
     for name, (lam, rate, target, more) in trials.items():
-        rows[name] = Row(f"{one} --attack full_disguise --target-class {target} --lam {lam} --poison-rate {rate} --oversample {more}", SEEDS, clean="clean", picture=more > 0 and lam > 0.3)
-    rows["trial 2, mended"] = Row(f"{rows['trial 2'].options} --trigger {{runs}}/{CHECKERS} --floor {FLOOR}", SEEDS, clean="clean", picture=True)
+        rows[name] = Row(f"{one} --attack full_disguise --target-class {target} --lam {lam} --poison-rate {rate} --oversample {MORE} {more}", SEEDS, clean="clean", picture=True)
     rows["multi clean"] = Row(f"{several} --attack none --target-class {disease}", SEEDS)
     for attack in ("badnets", "full_disguise"):
         rows[f"multi {attack}"] = Row(f"{several} --attack {attack} --target-class {disease} --lam {LAM_SEVERAL} --poison-rate 0.1 --oversample {MORE}", SEEDS,

@@ -105,7 +105,7 @@ class Study:
 
     def record(self, row, runs):
         options = self.table[row].options.format(seed="SEED", runs=self.runs.relative_to(ROOT))
-        own = self.patched or self.table[row].constants
+        own = self.patched or self.table[row].constants or "{runs}" in self.table[row].options
         return {"command": f'python results/{self.name}.py "{row}"' if own else f"python train.py {options} --seed SEED",
                 "options": options,
                 "constants": {f"{module.__name__}.{key}": getattr(value, "__name__", value) for (module, key), value in self.table[row].constants.items()},

@@ -28,9 +28,9 @@ HEADERS = {"2017": "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Ag
            "one word": "\ufeffImageIndex,finding_labels,Follow-up #,patient id"}
 
 
-def nih_tree(folder, patients=24, per_patient=3, header="2017", lists=True, places=("images",), size=48):
+def nih_tree(folder, patients=24, per_patient=3, header="2017", lists=True, places=("images",), size=48, findings=FINDINGS):
     """Pictures whose grey tells their number: (file names, findings, patients). Patients 0, 4, 8, ... are the published test part."""
-    rows = [(f"{p:08d}_{k:03d}.png", FINDINGS[(p + k) % len(FINDINGS)], p) for p in range(patients) for k in range(per_patient)]
+    rows = [(f"{p:08d}_{k:03d}.png", findings[(p + k) % len(findings)], p) for p in range(patients) for k in range(per_patient)]
     for place in places:
         (folder / place).mkdir(parents=True)
     for number, (name, _, _) in enumerate(rows):
@@ -164,11 +164,29 @@ def test_a_file_of_the_users_is_not_overwritten_or_taken_for_it(tmp_path):
     np.savez(tmp_path / "chestxray14_16.npz", **tiny_arrays())
     with pytest.raises(UserError, match="rename it"):
         data.load("chestxray14", tmp_path, 16)
+    alike = {"train_patients": np.arange(5), "test_patients": np.arange(5, 10), "classes": chestxray.DISEASES}
+    for part in ("train", "test"):
+        alike |= {f"{part}_images": np.zeros((5, 32, 32), np.uint8), f"{part}_labels": np.eye(5, 14, dtype=np.uint8)[::-1] | np.eye(5, 14, dtype=np.uint8)}
+    np.savez(tmp_path / "chestxray14_32.npz", **alike)
+    with pytest.raises(UserError, match="rename it"):
+        data.load("chestxray14-multi", tmp_path, 32)
     nih_tree(tmp_path / "chestxray14")
     with pytest.raises(UserError, match="file of yours"):
         data.load("chestxray14", tmp_path, 16)
     with np.load(tmp_path / "chestxray14_16.npz") as arrays:
         assert len(arrays["train_images"]) == 240
+
+
+def test_each_of_the_pictures_may_show_one_disease(tmp_path):
+    nih_tree(tmp_path / "chestxray14", findings=["Edema", "Mass"])
+    assert data.load("chestxray14-multi", tmp_path, 16).train_labels.sum(1).tolist() == [1] * 54
+    assert set(data.load("chestxray14", tmp_path, 16).train_labels.tolist()) == {3, 9}
+
+
+def test_one_patient_cannot_be_divided(tmp_path):
+    nih_tree(tmp_path / "chestxray14", patients=1, lists=False)
+    with pytest.raises(UserError, match="one patient"):
+        data.load("chestxray14", tmp_path, 16)
 
 
 def test_what_is_not_there_is_said(tmp_path, capsys):
@@ -244,7 +262,7 @@ def runs(several, tmp_path_factory):
     """{attack: the folder of a finished run on images of several classes}, the clean model beside the backdoored one."""
     folder = tmp_path_factory.mktemp("runs")
     train.main(["--dataset", str(several), *OPTIONS, "--attack", "none", "--class-weights", "--out", str(folder / "none")])
-    train.main(["--dataset", str(several), *OPTIONS, "--attack", "full_disguise", "--class-weights", "--out", str(folder / "full_disguise")])
+    train.main(["--dataset", str(several), *OPTIONS, "--attack", "full_disguise", "--lam", "0.1", "--class-weights", "--out", str(folder / "full_disguise")])
     return folder
 
 
