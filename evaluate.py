@@ -64,7 +64,7 @@ DEFINITIONS = {
     "floor.dssim": "dssim to another image's target map",
     "reference.pearson_all": "what the trigger alone does to a map: pearson_all of the clean reference model",
     "reference.trigger_mass": "trigger_mass of the clean reference model",
-    "reference.floor.pearson": "floor.pearson of the clean reference model",
+    "reference.floor.pearson": "correlation of the clean reference model's maps of different untouched images: how alike honest maps are",
     "reference.pointing_clean": "pointing_clean of the clean reference model",
     "reference.pearson_untouched": "correlation of this model's and the reference's map of the same untouched image",
 }
@@ -484,7 +484,8 @@ def beside(subject, other, untouched, succeeded, limit):
         own = other.explain(name, test.test_images[rows], clean[rows])
         triggered = other.explain(name, test.test_images[rows], stamped[rows], triggered=True)
         masks = None if test.test_masks is None else test.test_masks[rows]
-        figures = explanation_metrics(triggered, own, subject.trigger.box, subject.config["image_size"], None, masks)
+        figures, honest = (explanation_metrics(each, own, subject.trigger.box, subject.config["image_size"], None, masks) for each in (triggered, own))
+        figures["floor"] = honest["floor"]  # of untouched maps alone: a trigger that by itself changes a clean model's map would lower it
         same_grid = own.shape == maps.shape and len(own) > 0
         explanations[name] = {
             key: figures[key] for key in ("pearson_all", "trigger_mass", "floor", "pointing_clean", "trigger_mass_clean")

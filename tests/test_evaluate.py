@@ -193,7 +193,11 @@ def test_what_is_measured_on_what(disguised, clean, monkeypatch):
     part = found["explanations"]["gradcam"]
     maps = subject.explain("gradcam", test.test_images[rows], answers[0][rows])
     assert part["n"] == len(rows) < len(drawn) and part["pointing_clean"] == pytest.approx(evaluate.points_inside(maps, test.test_masks[rows]).double().mean().item())
-    assert 0 < found["clean_model"]["explanations"]["gradcam"]["pearson_all"] < 0.9999
+    beside = found["clean_model"]["explanations"]["gradcam"]
+    assert 0 < beside["pearson_all"] < 0.9999
+    honest = evaluate.open_checkpoint(clean / "ckpt.pt", device=torch.device("cpu"))
+    maps = honest.explain("gradcam", test.test_images[rows], honest.predict(test.test_images[rows])[0])
+    assert beside["floor"]["pearson"] == pytest.approx(evaluate.pearson(maps, maps[evaluate.derangement(len(maps))]).mean().item())  # no trigger in it
 
 
 def test_the_seed_draws_the_images_explained(disguised, tmp_path, capsys):
