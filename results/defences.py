@@ -72,18 +72,16 @@ def audited(checkpoint, method, *options):
 # ---------------------------------------------------------------- zoo: detectors over clean and backdoored models
 
 
-def zoo(record, datasets):
+def zoo(datasets):
     for dataset in datasets or DATA:
         for kind in ZOO[dataset]:
             for seed in (*SEEDS, *CALIBRATION) if kind == "none" else SEEDS:
                 checkpoint = zoo_model(dataset, kind, seed)
                 found = {name: audited(checkpoint, *how) for name, how in DETECTORS.items()}
                 found[LINEAR] = found["neural_cleanse"] | {"index": dict(enumerate(found["neural_cleanse"]["scores"]["linear index"]))}
-                part = record.setdefault("zoo", {}).setdefault(dataset, {}).setdefault(kind, {})
-                part[str(seed)] = {"target": target_of(dataset, seed), "hardware": study.hardware()} | trained_as(checkpoint) | {
-                    name: {key: verdict[key] for key in ("index", "seconds", "commit")} for name, verdict in found.items()}
-                record["recipes"] = {name: verdict["recipe"] for name, verdict in found.items()}
-                keep(record)
+                keep({"target": target_of(dataset, seed), "hardware": study.hardware()} | trained_as(checkpoint) | {
+                    name: {key: verdict[key] for key in ("index", "seconds", "commit")} for name, verdict in found.items()}, "zoo", dataset, kind, str(seed))
+                keep({name: verdict["recipe"] for name, verdict in found.items()}, "recipes")
                 if (kind, seed) == ("badnets", SEEDS[0]):
                     for method in ("neuroninspect", "neural_cleanse"):
                         study.keep_picture(folder_of(checkpoint, *DETECTORS[method]) / "figure.png", f"defences-{dataset}-{method}")
@@ -184,77 +182,77 @@ class FromRandomMasks(defend.Search):
         self.raw.data[:, 0] = torch.atanh((2 * start - 1) * 0.999).to(device)
 
 
-def cleanse(record, _):
+def cleanse(_):
     """GTSRB, a white square of 4x4, target 33; all classes at once against one after another, the whole schedule each; and from random masks, as published."""
     checkpoint = trained("gtsrb reference", f"{GTSRB} --attack badnets", 0)
     subject = evaluate.open_checkpoint(checkpoint, ROOT / "data")
     model = defend.OnPixels(subject.model, subject.checkpoint["mean"], subject.checkpoint["std"])
-    images = subject.dataset.test_images[:: len(subject.dataset.test_images) // 1000].to(subject.device).float() / 255
-    record["cleanse"] = {"success": json.loads((checkpoint.parent / "metrics.json").read_text())["attack_success_rate"], "hardware": study.hardware(),
-                         "commit": study.commit(), "round_images": ROUND, "precision": PRECISION}
-    for title, parts, search in (("at once", [None], defend.Search), ("one after another", torch.arange(43).split(1), defend.Search),
+    images, target = subject.dataset.test_images[:: max(1, len(subject.dataset.test_images) // 1000)].to(subject.device).float() / 255, subject.config["target_class"]
+    keep(trained_as(checkpoint) | {"hardware": study.hardware(), "commit": study.commit(), "round_images": ROUND, "precision": PRECISION}, "cleanse")
+    for title, parts, search in (("at once", [None], defend.Search), ("one after another", torch.arange(len(subject.checkpoint["classes"])).split(1), defend.Search),
                                  ("at once, from random masks", [None], FromRandomMasks)):
         began = time.perf_counter()
         with mock.patch.object(defend, "Search", search):
             found = [defend.neural_cleanse(model, images, part, round_images=ROUND, precision=PRECISION) for part in parts]
         norms, qualified = (torch.cat([getattr(part, name) for part in found]) for name in ("norms", "qualified"))
         index, linear = (defend.mask_index(norms, qualified, how) for how in (False, True))
-        record["cleanse"][title] = {"seconds": time.perf_counter() - began, "norm_33": float(norms[33]), "median": float(norms.median()), "index_33": float(index[33]),
-                                    "linear_index_33": float(linear[33]),
-                                    "flagged": (index > 2).nonzero()[:, 0].tolist(), "qualified": int(qualified.sum()),
-                                    "norms": norms.tolist()}
-        keep(record)
+        keep({"seconds": time.perf_counter() - began, "norm": float(norms[target]), "median": float(norms.median()), "index": float(index[target]), "linear_index": float(linear[target]),
+              "flagged": (index > 2).nonzero()[:, 0].tolist(), "qualified": qualified.tolist(), "norms": norms.tolist()}, "cleanse", title)
 
 
 # ---------------------------------------------------------------- pruning, batch-norm, disagreement
 
 
-def prune(record, _):
+def prune(_):
     """The curve and the operating point by l-infinity, l2, l1 and at random, by the recovered patch and by the true trigger."""
     checkpoint = trained("gtsrb alexnet", f"{GTSRB} --model alexnet_small --lr 0.01 --epochs 10 --attack badnets", 0)
     audit = defend.opened(defend.parse(["prune", str(checkpoint), "--data-dir", str(ROOT / "data"), *SEARCH]))
     found, index = defend.reverse(audit)
+    if not found.qualified.any():
+        raise UserError("no patch was recovered: there is nothing to prune by")
     suspect, layer = defend.suspect_of(found, index), audit.subject.model.gradcam_layer
     others = audit.pixels[audit.labels != suspect]
-    test = audit.subject.dataset
-    sets = defend.triggered_test(audit) | {"test_accuracy": (defend.pixels_of(audit.subject, slice(None, None, 5)), test.test_labels[::5].to(audit.subject.device))}
-    rows = {}
+    triggered, rows = defend.triggered_test(audit), {}
+    triggered["recovered_success"] = attacks.stamp(defend.pixels_of(audit.subject, evaluate.draw_images(audit.subject, evaluate.EXPLAIN_IMAGES, 0)), found.trigger(suspect)), suspect
+    everything = {"test_accuracy": (defend.pixels_of(audit.subject, slice(None)), audit.subject.dataset.test_labels.to(audit.subject.device))}
+
+    def keep_row(name, steps, curve):
+        defend.score_curve(audit, curve, steps, triggered)
+        chosen = defend.operating_point([step["clean_accuracy"] for step in curve])
+        defend.score_curve(audit, [curve[0], curve[chosen]], [steps[0], steps[chosen]], everything)
+        rows[name] = {"chosen": curve[chosen], "curve": curve}
+
     for known, trigger in (("recovered", found.trigger(suspect)), ("true", audit.subject.trigger)):
         stamped = attacks.stamp(others, trigger)
         for norm in defend.NORMS:
-            steps, curve, chosen = defend.prune(audit.on_pixels, audit.pixels, audit.labels, stamped, layer, norm)
-            defend.score_curve(audit, curve, steps, sets)
-            rows[f"{norm}, {known}"] = {"chosen": curve[chosen], "curve": curve}
+            steps, curve, _ = defend.prune(audit.on_pixels, audit.pixels, audit.labels, stamped, layer, norm)
+            keep_row(f"{norm}, {known}", steps, curve)
     for seed in range(3):
-        steps = defend.prune_steps(torch.rand(128, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+        steps = defend.prune_steps(torch.rand(len(steps[0][1]), generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
         curve = [{"pruned": int((~kept).sum())} for _, kept in steps]
-        defend.score_curve(audit, curve, steps, sets | {"clean_accuracy": (audit.pixels, audit.labels)})
-        rows[f"random {seed}"] = {"chosen": curve[defend.operating_point([step["clean_accuracy"] for step in curve])], "curve": curve}
-    record["prune"] = evaluate.finite({"suspect": suspect, "index": float(index[suspect]), "clean_images": len(audit.labels), "rows": rows, "commit": study.commit(), "hardware": study.hardware()})
-    keep(record)
+        defend.score_curve(audit, curve, steps, {"clean_accuracy": (audit.pixels, audit.labels)})
+        keep_row(f"random {seed}", steps, curve)
+    keep(evaluate.finite({"suspect": suspect, "index": float(index[suspect]), "clean_images": len(audit.labels), "triggered_images": len(triggered["true_success"][0]), "rows": rows, "commit": study.commit(), "hardware": study.hardware()}), "prune")
 
 
-def batchnorm(record, _):
+def batchnorm(_):
     """rebn and cfn: success and explanation before and after, for batches of one, a tenth triggered, all triggered; clean models, too."""
     for kind in ("none", "badnets", "red_herring", "disguise, gradcam"):
         for seed in SEEDS[:3]:
             checkpoint = zoo_model("shapes", kind, seed)
             for method in ("rebn", "cfn"):
-                part = record.setdefault("batchnorm", {}).setdefault(kind, {}).setdefault(method, {})
                 verdict = audited(checkpoint, method)
-                part[str(seed)] = {key: verdict[key] for key in ("regimes", "commit")}
-                keep(record)
+                keep({key: verdict[key] for key in ("regimes", "commit")}, "batchnorm", kind, method, str(seed))
 
 
-def disagree(record, _):
+def disagree(_):
     """AUROC of triggered against untouched images by how much two explainers disagree: disguised under one explainer, and under two."""
     for kind in (*KINDS, "disguise, gradcam and gradient"):
         for seed in SEEDS[:3]:
+            checkpoint = zoo_model("shapes", kind, seed)
             for pair in ("gradcam,gradient", "gradcam,deepshap", "gradient,deepshap"):
-                part = record.setdefault("disagree", {}).setdefault(kind, {}).setdefault(pair, {})
-                verdict = audited(zoo_model("shapes", kind, seed), "disagreement", "--explainers", pair)
-                part[str(seed)] = {key: verdict[key] for key in ("auroc", "commit")}
-                keep(record)
+                verdict = audited(checkpoint, "disagreement", "--explainers", pair)
+                keep({key: verdict[key] for key in ("auroc", "limit", "commit")}, "disagree", kind, pair, str(seed))
 
 
 # ---------------------------------------------------------------- what is written
@@ -263,7 +261,13 @@ def disagree(record, _):
 PATH = ROOT / "results" / "defences.json"
 
 
-def keep(record):
+def keep(value, *keys):
+    """Set the value under these keys of the record as it is now: another section may have written to it meanwhile."""
+    record = json.loads(PATH.read_text()) if PATH.exists() else {}
+    part = record
+    for key in keys[:-1]:
+        part = part.setdefault(key, {})
+    part[keys[-1]] = value
     if "zoo" in record:
         record["detection"] = detection(record)
     replace_file(PATH, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
@@ -291,8 +295,7 @@ def main(argv):
     if unknown := set(argv) - set(SECTIONS) - set(DATA):
         raise UserError(f"no section {unknown.pop()!r}: {', '.join(SECTIONS)}; after zoo, {', '.join(DATA)}")
     for name in [name for name in argv if name in SECTIONS] or SECTIONS:
-        record = json.loads(PATH.read_text()) if PATH.exists() else {}
-        SECTIONS[name](record, [word for word in argv if word in DATA])
+        SECTIONS[name]([word for word in argv if word in DATA])
 
 
 if __name__ == "__main__":

@@ -595,7 +595,7 @@ def test_the_zoo_keeps_every_detectors_verdict_and_picture(tmp_path, monkeypatch
     monkeypatch.setattr(zoo.study, "keep_picture", lambda path, name: pictures.update({name: path.parent.relative_to(tmp_path).as_posix()}))
     monkeypatch.setattr(zoo, "PATH", tmp_path / "defences.json")
     monkeypatch.setattr(zoo, "ZOO", {"gtsrb": ("none", "badnets")})
-    zoo.zoo({}, ["gtsrb"])
+    zoo.zoo(["gtsrb"])
     kept = json.loads(zoo.PATH.read_text())["zoo"]["gtsrb"]
     assert json.loads(zoo.PATH.read_text())["recipes"]["neuroninspect"] == {"how": ["neuroninspect", "--clean-images", "100"]}
     assert [len(kept[kind]) for kind in ("none", "badnets")] == [10, 5] and not set(kept["none"]) & {"0", *map(str, range(100, 104))}
@@ -604,6 +604,37 @@ def test_the_zoo_keeps_every_detectors_verdict_and_picture(tmp_path, monkeypatch
     run = kept["badnets"]["1"]
     assert {name: run[name]["index"]["0"] for name in (*zoo.DETECTORS, zoo.LINEAR)} == {"neuroninspect": 1, "neuroninspect, no noise": 2, "neural_cleanse": 3, zoo.LINEAR: 9}
     assert run["target"] == zoo.target_of("gtsrb", 1) and (run["clean_accuracy"], run["attack_success_rate"]) == (0.9, 0.8)
+
+
+def test_the_other_sections_keep_what_they_find(backdoored, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "results")
+    import defences
+
+    monkeypatch.setattr(defend, "SUCCESS", 0.2)
+    monkeypatch.setattr(defend, "PRUNING_STEPS", 4)
+    search = defend.neural_cleanse
+    monkeypatch.setattr(defend, "neural_cleanse", lambda *args, **options: search(*args, **options | {"rounds": 6, "round_images": 16}))
+    monkeypatch.setattr(defences, "PATH", tmp_path / "defences.json")
+    monkeypatch.setattr(defences, "SEEDS", range(1, 3))
+    monkeypatch.setattr(defences, "zoo_model", lambda *which: backdoored / "ckpt.pt")
+    monkeypatch.setattr(defences, "trained", lambda *which: backdoored / "ckpt.pt")
+    monkeypatch.setattr(defences, "folder_of", lambda checkpoint, method, *options: tmp_path / "-".join([method, *options]))
+    (tmp_path / "defences.json").write_text('{"recipes": "kept"}')
+    for name in ("cleanse", "prune", "batchnorm", "disagree"):
+        defences.main([name])
+    kept = json.loads((tmp_path / "defences.json").read_text())
+    assert kept["recipes"] == "kept"
+    once, each = kept["cleanse"]["at once"], kept["cleanse"]["one after another"]
+    assert once["norms"] == pytest.approx(each["norms"], rel=1e-3) and once["norm"] == once["norms"][1] and len(once["norms"]) == len(once["qualified"]) == 3
+    rows = kept["prune"]["rows"]
+    assert list(rows) == [f"{norm}, {known}" for known in ("recovered", "true") for norm in ("linf", "l2", "l1")] + ["random 0", "random 1", "random 2"]
+    for row in rows.values():
+        assert [point["pruned"] for point in row["curve"]] == [0, 32, 64, 96, 128] and row["chosen"] in row["curve"]
+        assert row["curve"][0].keys() >= {"clean_accuracy", "true_success", "recovered_success", "test_accuracy"} <= row["chosen"].keys()
+        assert row["curve"][0]["true_success"] > 0.9 and row["chosen"]["clean_accuracy"] >= row["curve"][0]["clean_accuracy"] - 0.0201
+    assert set(kept["batchnorm"]) == {"none", "badnets", "red_herring", "disguise, gradcam"} and set(kept["batchnorm"]["none"]) == {"rebn", "cfn"}
+    assert set(kept["batchnorm"]["none"]["cfn"]) == {"1", "2"} and set(kept["batchnorm"]["none"]["cfn"]["2"]["regimes"]) == set(defend.REGIMES)
+    assert all(0 <= run["auroc"] <= 1 for pairs in kept["disagree"].values() for runs in pairs.values() for run in runs.values()) and len(kept["disagree"]) == 6
 
 
 def test_what_the_zoo_tells(monkeypatch):
