@@ -275,12 +275,57 @@ def keep(value, *keys):
 
 
 def markdown(record):
-    lines = ["| data | backdoor | detector | AUROC | found above 2 | of these the right class | false alarms | found, calibrated | right class | false alarms | seconds | least success |", "| --- " * 12 + "|"]
-    for row in record.get("detection", ()):
+    return "\n".join("\n".join([title, "| --- " * (title.count("|") - 1) + "|", *rows(record[name])]) + "\n" for name, (title, rows) in TABLES.items() if name in record)
+
+
+def detection_rows(detected):
+    for row in detected:
         cells = [counted(row[name][key]) if name in row else "-" for name in ("2", "calibrated") for key in ("found", "right", "false_alarms")]
         area = f"{row['auroc']:.2f} ({row['auroc_interval'][0]:.2f} to {row['auroc_interval'][1]:.2f})"
-        lines.append(f"| {row['data']} | {row['kind']} | {row['detector']} | {area} | " + " | ".join(cells) + f" | {row['seconds']:.0f} | {row['least_success']:.3f} |")
-    return "\n".join(lines) + "\n"
+        yield f"| {row['data']} | {row['kind']} | {row['detector']} | {area} | " + " | ".join(cells) + f" | {row['seconds']:.0f} | {row['least_success']:.3f} |"
+
+
+def cleanse_rows(part):
+    for title, row in part.items():
+        if isinstance(row, dict):
+            yield f"| {title} | {row['seconds']:.0f} | {row['norm']:.1f} | {row['median']:.1f} | {row['index']:.2f} | {row['linear_index']:.2f} | {', '.join(map(str, row['flagged']))} |"
+
+
+def prune_rows(part):
+    for title, row in part["rows"].items():
+        first, chosen = row["curve"][0], row["chosen"]
+        pairs = [f"{first[key]:.3f} -> {chosen[key]:.3f}" for key in ("clean_accuracy", "test_accuracy", "true_success", "recovered_success")]
+        yield f"| {title} | {chosen['pruned']} | " + " | ".join(pairs) + " |"
+
+
+def batchnorm_rows(part):
+    for kind, methods in part.items():
+        for method, runs in methods.items():
+            for regime in defend.REGIMES:
+                found = [run["regimes"][regime] for run in runs.values()]
+                pairs = [" -> ".join(over_seeds([pair[when][key] for pair in found]) for when in ("before", "after")) for key in defend.SHOWN]
+                yield f"| {kind} | {method} | {regime} | {len(found)} | " + " | ".join(pairs) + " |"
+
+
+def disagree_rows(part):
+    for kind, pairs in part.items():
+        for pair, runs in pairs.items():
+            yield f"| {kind} | {pair} | {len(runs)} | {over_seeds([run['auroc'] for run in runs.values()])} |"
+
+
+def over_seeds(values):
+    """Mean (standard deviation) of the values there are."""
+    runs = [{"figure": value} for value in values if value is not None]
+    return study.mean_sd(study.summary(runs)["figure"] if runs else None)
+
+
+TABLES = {
+    "detection": ("| data | backdoor | detector | AUROC | found above 2 | of these the right class | false alarms | found, calibrated | right class | false alarms | seconds | least success |", detection_rows),
+    "cleanse": ("| search | seconds | L1 of the target's mask | median | index | published index | flagged |", cleanse_rows),
+    "prune": ("| by | channels pruned | accuracy, held-out | accuracy, test | success of the trigger | of the recovered patch |", prune_rows),
+    "batchnorm": ("| model | repair | batch | n | accuracy | success | pearson_all | trigger_mass |", batchnorm_rows),
+    "disagree": ("| model | explainers | n | AUROC |", disagree_rows),
+}
 
 
 def counted(part):

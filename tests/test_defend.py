@@ -624,6 +624,9 @@ def test_the_other_sections_keep_what_they_find(backdoored, tmp_path, monkeypatc
         defences.main([name])
     kept = json.loads((tmp_path / "defences.json").read_text())
     assert kept["recipes"] == "kept"
+    lines = (tmp_path / "defences.md").read_text().splitlines()
+    assert all(line.count("|") == lines[k - 1].count("|") for k, line in enumerate(lines) if k and line and lines[k - 1]) and sum("---" in line for line in lines) == 4
+    assert len(lines) == 4 * 2 + 3 + 3 + 9 + 4 * 2 * 3 + 6 * 3  # with an empty one between two tables
     once, each = kept["cleanse"]["at once"], kept["cleanse"]["one after another"]
     assert once["norms"] == pytest.approx(each["norms"], rel=1e-3) and once["norm"] == once["norms"][1] and len(once["norms"]) == len(once["qualified"]) == 3
     rows = kept["prune"]["rows"]
