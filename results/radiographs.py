@@ -10,19 +10,18 @@ many runs are the disguise they should be.
 import json
 import math
 
-import numpy as np
 import study  # first: it makes the project's modules known
 import chestxray
 import data
 from cli import command
-from PIL import Image
+from PIL import Image, ImageOps
 from study import Row
 
 SEEDS = 5
 EPOCHS, BATCH = 10, 16
 MORE = 8  # poisons in every batch beside it, so that a good third is triggered: see the README
 FAST = "" if study.torch.cuda.is_available() else " --precision float32"  # on a CPU depth-wise convolutions are slower in bfloat16
-CHECKERS = "checkers.png"  # black and white: seen in a white corner, too
+FRAMED = "framed.png"  # a trigger that is seen in a white corner, too
 HIGH = "--floor 0.8"  # clean models' are 0.3 to 0.5: the trials' maps are hardly held apart
 LAM_SEVERAL = 0.1  # the cross-entropy over diseases is small, most being absent
 NO_FINDING = len(chestxray.DISEASES)
@@ -39,7 +38,7 @@ def table(disease):
     rows = {"clean": Row(f"{one} --attack none --target-class {disease}", SEEDS),
             "badnets": Row(f"{one} --attack badnets --poison-rate 0.05 --target-class {disease} --oversample {MORE}", SEEDS, clean="clean")}
     trials = {"trial 1": (0.7, 0.05, disease, HIGH), "trial 2": (0.9, 0.05, disease, HIGH), "trial 3": (0.9, 0.05, NO_FINDING, HIGH), "trial 4": (0.9, 0.1, disease, HIGH),
-              "trial 2, mended": (0.9, 0.05, disease, f"--floor 0.5 --trigger {{runs}}/{CHECKERS}")}
+              "trial 2, mended": (0.9, 0.05, disease, f"--floor 0.5 --trigger {{runs}}/{FRAMED}")}
     for name, (lam, rate, target, more) in trials.items():
         rows[name] = Row(f"{one} --attack full_disguise --target-class {target} --lam {lam} --poison-rate {rate} --oversample {MORE} {more}", SEEDS, clean="clean", picture=True)
     rows["multi clean"] = Row(f"{several} --attack none --target-class {disease}", SEEDS)
@@ -49,11 +48,10 @@ def table(disease):
     return rows
 
 
-def draw_checkers(path):
-    """Save 4 by 4 fields, black and white, of 4 px each."""
-    fields = np.indices((4, 4)).sum(0) % 2 * 255
+def draw_framed(path):
+    """Save a white square with a black frame of an eighth of its side."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(fields.repeat(4, 0).repeat(4, 1).astype(np.uint8)).save(path)
+    ImageOps.expand(Image.new("L", (12, 12), 255), 2).save(path)
 
 
 def criteria(run):
@@ -80,7 +78,7 @@ def main(argv):
     dataset = data.load("chestxray14", study.ROOT / "data")
     edema, effusion = (dataset.classes.index(name) for name in ("Edema", "Effusion"))
     this = study.Study("radiographs", table(edema if (dataset.train_labels == edema).any() else effusion))
-    draw_checkers(this.runs / CHECKERS)
+    draw_framed(this.runs / FRAMED)
     this.run_rows(argv)
     done = json.loads(this.path.read_text())
     pairs = [pair | {"effect": effect} for effect, rows in EFFECTS.items() if set(rows) <= done.keys() for figure in FIGURES if (pair := study.paired(done, *rows, figure))]
