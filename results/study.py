@@ -115,10 +115,11 @@ class Study:
 
 
 def keep_picture(path, name):
-    """Save a run's figure as results/NAME.png, at most TALL pixels high."""
+    """Save a run's figure as results/NAME.png, at most TALL pixels high and in 256 colours, dithered: half the bytes."""
     with Image.open(path) as picture:
         picture.thumbnail((picture.width, TALL))
-        picture.save(ROOT / "results" / f"{name}.png", optimize=True)
+        picture = picture.convert("RGB")
+        picture.quantize(palette=picture.quantize(256)).save(ROOT / "results" / f"{name}.png", optimize=True)
 
 
 def selection_cost(folder, last):
