@@ -122,7 +122,7 @@ def class_grid(title, classes, rows, footer):
     return page
 
 
-LINES = [(30, 90, 200), (214, 40, 57), (20, 130, 90), (120, 90, 160)]
+LINES = [(30, 90, 200), (214, 40, 57), (20, 130, 90), (120, 90, 160), (232, 140, 20), (70, 70, 76)]
 
 
 def curves(title, xlabel, series, mark=None):

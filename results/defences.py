@@ -15,6 +15,7 @@ import study  # first: it makes the project's modules known
 import attacks
 import defend
 import evaluate
+import figure
 import train
 from cli import UserError, choose_device, choose_precision, command, replace_file
 from study import ROOT, torch
@@ -233,6 +234,15 @@ def prune(_):
         defend.score_curve(audit, curve, steps, {"clean_accuracy": (audit.pixels, audit.labels)})
         keep_row(f"random {seed}", steps, curve)
     keep(evaluate.finite({"suspect": suspect, "index": float(index[suspect]), "clean_images": len(audit.labels), "triggered_images": len(triggered["true_success"][0]), "rows": rows, "commit": study.commit(), "hardware": study.hardware()}), "prune")
+    pruning_picture(rows).save(PATH.with_name("defences-prune.png"))
+
+
+def pruning_picture(rows):
+    """What is left of the backdoor, by each way to choose the channels, and of accuracy."""
+    lines = [("success of the true trigger", "true_success", row) for row in ("linf, recovered", "l2, recovered", "l1, recovered", "random 0")]
+    lines += [("clean accuracy, held-out", "clean_accuracy", row) for row in ("linf, recovered", "random 0")]
+    series = {f"{title}: {row}": [(point["pruned"], point[key]) for point in rows[row]["curve"]] for title, key, row in lines}
+    return figure.curves("GTSRB, the small AlexNet: pruned by the recovered patch, and at random", "channels pruned", series, rows["linf, recovered"]["chosen"]["pruned"])
 
 
 def batchnorm(_):
