@@ -16,6 +16,7 @@ import data
 import defend
 import evaluate
 import explain
+import figure
 import models
 
 SIDE, CLASSES = 12, 6
