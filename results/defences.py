@@ -5,7 +5,7 @@
     python results/defences.py zoo shapes       # of one of them
     python results/defences.py cleanse prune batchnorm disagree
 
-Models and verdicts are kept in runs/defend/. Writes results/defences.json and .md.
+Models and verdicts are kept in runs/defend/. Writes results/defences.json, .md and figures.
 """
 import json
 import time
