@@ -634,7 +634,7 @@ def test_the_other_sections_keep_what_they_find(backdoored, tmp_path, monkeypatc
     assert list(rows) == [f"{norm}, {known}" for known in ("recovered", "true") for norm in ("linf", "l2", "l1")] + ["random 0", "random 1", "random 2"]
     with Image.open(tmp_path / "defences-prune.png") as picture:
         lines = {colour for _, colour in picture.convert("RGB").getcolors(1 << 16)}
-    assert lines >= set(figure.LINES[:6])  # four ways to choose, and accuracy under two of them: a colour each
+    assert len(lines & set(figure.LINES)) == 6  # four ways to choose, and accuracy under two of them: a colour each
     for row in rows.values():
         assert [point["pruned"] for point in row["curve"]] == [0, 32, 64, 96, 128] and row["chosen"] in row["curve"]
         assert row["curve"][0].keys() >= {"clean_accuracy", "true_success", "recovered_success", "test_accuracy"} <= row["chosen"].keys()
