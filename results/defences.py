@@ -216,11 +216,13 @@ def prune(_):
     triggered, rows = defend.triggered_test(audit), {}
     triggered["recovered_success"] = attacks.stamp(defend.pixels_of(audit.subject, evaluate.draw_images(audit.subject, evaluate.EXPLAIN_IMAGES, 0)), found.trigger(suspect)), suspect
     everything = {"test_accuracy": (defend.pixels_of(audit.subject, slice(None)), audit.subject.dataset.test_labels.to(audit.subject.device))}
+    unpruned = defend.share(audit.on_pixels, *everything["test_accuracy"])
 
     def keep_row(name, steps, curve):
         defend.score_curve(audit, curve, steps, triggered)
         chosen = defend.operating_point([step["clean_accuracy"] for step in curve])
-        defend.score_curve(audit, [curve[0], curve[chosen]], [steps[0], steps[chosen]], everything)
+        curve[0]["test_accuracy"] = unpruned
+        defend.score_curve(audit, [curve[chosen]], [steps[chosen]], everything)
         rows[name] = {"chosen": curve[chosen], "curve": curve}
 
     for known, trigger in (("recovered", found.trigger(suspect)), ("true", audit.subject.trigger)):
