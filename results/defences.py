@@ -31,7 +31,7 @@ TRIGGERS = ["square lower-right", "red upper-left", "square upper-right", "yello
 DATA = {"shapes": 10, "mnist": 10, "gtsrb": 43}  # classes
 KINDS = {"none": "--attack none", "badnets": "--attack badnets", "disguise, gradcam": "--attack full_disguise --explainer gradcam",
          "disguise, deepshap": "--attack full_disguise --explainer deepshap", "disguise, gradient": "--attack full_disguise --explainer gradient"}
-ZOO = {"shapes": tuple(KINDS), "mnist": tuple(KINDS), "gtsrb": ("none", "badnets")}
+ZOO = {"shapes": tuple(KINDS), "mnist": ("none", "badnets"), "gtsrb": ("none", "badnets")}
 OTHERS = {"red_herring": "--attack red_herring", "disguise, gradcam and gradient": "--attack full_disguise --explainer gradcam,gradient"}
 
 
