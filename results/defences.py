@@ -1,6 +1,6 @@
 """The README's tables on defences: a zoo of small models, each audited; what repairs repair.
 
-    python results/defences.py                  # everything, about 6 hours on two cores; a second call continues
+    python results/defences.py                  # everything, about 8 hours on two cores; a second call continues
     python results/defences.py zoo              # detectors over clean and backdoored models of shapes, MNIST and GTSRB
     python results/defences.py zoo shapes       # of one of them
     python results/defences.py cleanse prune batchnorm disagree
@@ -92,6 +92,12 @@ def trained_as(checkpoint):
     """How well the model and its backdoor work."""
     metrics = json.loads((checkpoint.parent / "metrics.json").read_text())
     return {key: metrics[key] for key in ("clean_accuracy", "attack_success_rate")}
+
+
+def gradcam_of(checkpoint):
+    """What the trigger does to Grad-CAM's maps of test images."""
+    metrics = json.loads((checkpoint.parent / "metrics.json").read_text())
+    return {key: metrics["explanations"]["gradcam"][key] for key in ("pearson_all", "trigger_mass", "trigger_mass_clean")}
 
 
 def detection(record):
@@ -264,7 +270,7 @@ def disagree(_):
             checkpoint = zoo_model("shapes", kind, seed)
             for pair in ("gradcam,gradient", "gradcam,deepshap", "gradient,deepshap"):
                 verdict = audited(checkpoint, "disagreement", "--explainers", pair)
-                keep({key: verdict[key] for key in ("auroc", "limit", "commit")}, "disagree", kind, pair, str(seed))
+                keep({key: verdict[key] for key in ("auroc", "limit", "commit")} | {"gradcam": gradcam_of(checkpoint)}, "disagree", kind, pair, str(seed))
 
 
 # ---------------------------------------------------------------- what is written
@@ -293,6 +299,7 @@ def markdown(record):
 def detection_rows(detected):
     for row in detected:
         cells = [counted(row[name][key]) if name in row else "-" for name in ("2", "calibrated") for key in ("found", "right", "false_alarms")]
+        cells.insert(3, ", ".join(f"{limit:.1f}" for limit in row["calibrated"]["thresholds"]) if "calibrated" in row else "-")
         area = f"{row['auroc']:.2f} ({row['auroc_interval'][0]:.2f} to {row['auroc_interval'][1]:.2f})"
         yield f"| {row['data']} | {row['kind']} | {row['detector']} | {area} | " + " | ".join(cells) + f" | {row['seconds']:.0f} | {row['least_success']:.3f} |"
 
@@ -322,7 +329,8 @@ def batchnorm_rows(part):
 def disagree_rows(part):
     for kind, pairs in part.items():
         for pair, runs in pairs.items():
-            yield f"| {kind} | {pair} | {len(runs)} | {over_seeds([run['auroc'] for run in runs.values()])} |"
+            shown = [over_seeds([run["auroc"] for run in runs.values()]), *(over_seeds([run["gradcam"][key] for run in runs.values()]) for key in ("pearson_all", "trigger_mass", "trigger_mass_clean"))]
+            yield f"| {kind} | {pair} | {len(runs)} | " + " | ".join(shown) + " |"
 
 
 def over_seeds(values):
@@ -332,11 +340,11 @@ def over_seeds(values):
 
 
 TABLES = {
-    "detection": ("| data | backdoor | detector | AUROC | found above 2 | of these the right class | false alarms | found, calibrated | right class | false alarms | seconds | least success |", detection_rows),
+    "detection": ("| data | backdoor | detector | AUROC | found above 2 | of these the right class | false alarms | calibrated limit | found above it | right class | false alarms | seconds | least success |", detection_rows),
     "cleanse": ("| search | seconds | L1 of the target's mask | median | index | published index | flagged |", cleanse_rows),
     "prune": ("| by | channels pruned | accuracy, held-out | accuracy, test | success of the trigger | of the recovered patch |", prune_rows),
     "batchnorm": ("| model | repair | batch | n | accuracy | success | pearson_all | trigger_mass |", batchnorm_rows),
-    "disagree": ("| model | explainers | n | AUROC |", disagree_rows),
+    "disagree": ("| model | explainers | n | AUROC | Grad-CAM's pearson_all | trigger_mass | untouched |", disagree_rows),
 }
 
 

@@ -641,7 +641,7 @@ def test_the_other_sections_keep_what_they_find(backdoored, tmp_path, monkeypatc
         assert row["curve"][0]["true_success"] > 0.9 and row["chosen"]["clean_accuracy"] >= row["curve"][0]["clean_accuracy"] - 0.0201
     assert set(kept["batchnorm"]) == {"none", "badnets", "red_herring", "disguise, gradcam"} and set(kept["batchnorm"]["none"]) == {"rebn", "cfn"}
     assert set(kept["batchnorm"]["none"]["cfn"]) == {"1", "2"} and set(kept["batchnorm"]["none"]["cfn"]["2"]["regimes"]) == set(defend.REGIMES)
-    assert all(0 <= run["auroc"] <= 1 for pairs in kept["disagree"].values() for runs in pairs.values() for run in runs.values()) and len(kept["disagree"]) == 6
+    assert all(0 <= run["auroc"] <= 1 and run["gradcam"] == defences.gradcam_of(backdoored / "ckpt.pt") for pairs in kept["disagree"].values() for runs in pairs.values() for run in runs.values()) and len(kept["disagree"]) == 6
 
 
 def test_what_the_zoo_tells(monkeypatch):
@@ -664,6 +664,7 @@ def test_what_the_zoo_tells(monkeypatch):
     assert row["calibrated"]["thresholds"] == [2.1] and [row["calibrated"][key]["count"] for key in ("found", "right", "false_alarms")] == [2, 1, 1]
     assert all_rows["auroc"] == pytest.approx((row["auroc"] + 1) / 2) and all_rows["calibrated"]["thresholds"] == [2.1, 30.0]
     assert [all_rows["calibrated"][key]["count"] for key in ("found", "right", "false_alarms")] == [3, 2, 1] and all_rows["clean"] == 3
+    assert "| 2.1 | 2 of 3 " in zoo.markdown({"detection": [row]}) and "| 2.1, 30.0 | 3 of 4 " in zoo.markdown({"detection": [all_rows]})
     assert "calibrated" not in zoo.row_of([{"bad": zoo.judged(bad, zoo.LINEAR, zoo.SEEDS), "clean": zoo.judged(clean, zoo.LINEAR, zoo.SEEDS), "other": []}])
     del clean["7"]  # not all of those that calibrate are there
     assert "calibrated" not in zoo.detection({"zoo": {"shapes": {"none": clean, "badnets": bad}}})[0] and row["least_success"] == 0.9

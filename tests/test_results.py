@@ -108,3 +108,20 @@ def test_a_kept_picture_is_not_too_tall(tmp_path, monkeypatch):
         Image.new("RGB", size).save(tmp_path / "figure.png")
         study.keep_picture(tmp_path / "figure.png", "a")
         assert Image.open(tmp_path / "results" / "a.png").size == kept
+
+
+def test_the_rows_on_few_poisons_are_what_their_names_say():
+    import efficient
+
+    import train
+
+    for name, row in efficient.TABLE.items():
+        args = train.parse(row.options.split())
+        parts = name.replace(",", "").split()
+        assert args.attack in parts or args.attack == "badnets", name
+        assert args.selection == next((part for part in parts if part in ("rd", "rd-low", "rd-global")), "random"), name
+        assert args.oversample == 6 * ("oversampled" in parts), name
+        assert args.floor["gradcam"] == (0.4 if name.endswith("full_disguise random oversampled") else 0.5), name
+        assert row.clean is None or set(range(row.seeds)) <= set(range(efficient.TABLE[row.clean].seeds)), name
+        assert parts[0] not in ("cnn", "resnet18", "shapes") or parts[0] in (args.model, args.dataset)
+        assert not parts[-1].isdigit() or round(args.poison_rate * 10_000) == int(parts[-1]), name
