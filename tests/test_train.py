@@ -1,8 +1,8 @@
 """The command lines, run for real on a small data set; what they write is read back."""
 import json
 import random
-import signal
 import shutil
+import signal
 import subprocess
 import sys
 import time
