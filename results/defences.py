@@ -298,10 +298,10 @@ def markdown(record):
 
 def detection_rows(detected):
     for row in detected:
-        cells = [counted(row[name][key]) if name in row else "-" for name in ("2", "calibrated") for key in ("found", "right", "false_alarms")]
-        cells.insert(3, ", ".join(f"{limit:.1f}" for limit in row["calibrated"]["thresholds"]) if "calibrated" in row else "-")
+        published, calibrated = ([counted(row[name][key]) if name in row else "-" for key in ("found", "right", "false_alarms")] for name in ("2", "calibrated"))
+        limits = ", ".join(f"{limit:.1f}" for limit in row["calibrated"]["thresholds"]) if "calibrated" in row else "-"
         area = f"{row['auroc']:.2f} ({row['auroc_interval'][0]:.2f} to {row['auroc_interval'][1]:.2f})"
-        yield f"| {row['data']} | {row['kind']} | {row['detector']} | {area} | " + " | ".join(cells) + f" | {row['seconds']:.0f} | {row['least_success']:.3f} |"
+        yield f"| {row['data']} | {row['kind']} | {row['detector']} | {area} | " + " | ".join([*published, limits, *calibrated]) + f" | {row['seconds']:.0f} | {row['least_success']:.3f} |"
 
 
 def cleanse_rows(part):
