@@ -88,16 +88,20 @@ def zoo(datasets):
                         study.keep_picture(folder_of(checkpoint, *DETECTORS[method]) / "figure.png", f"defences-{dataset}-{method}")
 
 
+def metrics_of(checkpoint):
+    return json.loads((checkpoint.parent / "metrics.json").read_text())
+
+
 def trained_as(checkpoint):
     """How well the model and its backdoor work."""
-    metrics = json.loads((checkpoint.parent / "metrics.json").read_text())
+    metrics = metrics_of(checkpoint)
     return {key: metrics[key] for key in ("clean_accuracy", "attack_success_rate")}
 
 
 def gradcam_of(checkpoint):
     """What the trigger does to Grad-CAM's maps of test images."""
-    metrics = json.loads((checkpoint.parent / "metrics.json").read_text())
-    return {key: metrics["explanations"]["gradcam"][key] for key in ("pearson_all", "trigger_mass", "trigger_mass_clean")}
+    metrics = metrics_of(checkpoint)["explanations"]["gradcam"]
+    return {key: metrics[key] for key in ("pearson_all", "trigger_mass", "trigger_mass_clean")}
 
 
 def detection(record):
@@ -268,9 +272,10 @@ def disagree(_):
     for kind in (*KINDS, "disguise, gradcam and gradient"):
         for seed in SEEDS[:3]:
             checkpoint = zoo_model("shapes", kind, seed)
+            gradcam = gradcam_of(checkpoint)
             for pair in ("gradcam,gradient", "gradcam,deepshap", "gradient,deepshap"):
                 verdict = audited(checkpoint, "disagreement", "--explainers", pair)
-                keep({key: verdict[key] for key in ("auroc", "limit", "commit")} | {"gradcam": gradcam_of(checkpoint)}, "disagree", kind, pair, str(seed))
+                keep({key: verdict[key] for key in ("auroc", "limit", "commit")} | {"gradcam": gradcam}, "disagree", kind, pair, str(seed))
 
 
 # ---------------------------------------------------------------- what is written
@@ -329,8 +334,8 @@ def batchnorm_rows(part):
 def disagree_rows(part):
     for kind, pairs in part.items():
         for pair, runs in pairs.items():
-            shown = [over_seeds([run["auroc"] for run in runs.values()]), *(over_seeds([run["gradcam"][key] for run in runs.values()]) for key in ("pearson_all", "trigger_mass", "trigger_mass_clean"))]
-            yield f"| {kind} | {pair} | {len(runs)} | " + " | ".join(shown) + " |"
+            columns = [[run["auroc"] for run in runs.values()], *([run["gradcam"][key] for run in runs.values()] for key in ("pearson_all", "trigger_mass", "trigger_mass_clean"))]
+            yield f"| {kind} | {pair} | {len(runs)} | " + " | ".join(map(over_seeds, columns)) + " |"
 
 
 def over_seeds(values):
