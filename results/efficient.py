@@ -6,13 +6,14 @@
     python results/efficient.py longer                 # the contrast after 15 epochs
     python results/efficient.py few resnet18 curve     # 55 images and the disguise; the same with ResNet-18; down to 5 images, on shapes
 
-The trigger is a yellow square of 5x5 pixels, lower right; the target class 1. Writes results/efficient.json and .md, and the paired differences: see study.py.
+The trigger is a yellow square of 5x5 pixels, lower right; the target class 1. Writes results/efficient.json and .md, the paired differences and the curve, efficient-curve.png: see study.py.
 The pilot's seeds are not the comparison's.
 """
 import json
 import sys
 
-import study
+import study  # first: it makes the project's modules known
+import figure
 from study import Row
 
 TRIGGER = "--trigger yellow --trigger-size 5 --target-class 1"
@@ -25,6 +26,11 @@ MORE = "--oversample 6"
 HONEST = "--floor 0.4"  # of the small cnn, with seed 100, on images held out: untouched maps of different images correlate at 0.37, a clean cnn's at 0.45
 COUNTS = (5, 10, 20, 50, 100)  # images, of the 10,000 of shapes
 SHAPES = f"--dataset shapes {TRIGGER}"
+LINES = {  # of the curve
+    f"shapes {attack} {selection}{' oversampled' * bool(more)}": f"--attack {attack} --selection {selection} {more}".strip()
+    for attack, selection, more in (("badnets", "random", ""), ("badnets", "rd-global", ""), ("badnets", "random", MORE), ("badnets", "rd-global", MORE),
+                                    ("full_disguise", "random", MORE))
+}
 
 PILOT = {f"pilot {rate}": Row(f"{CNN} --attack badnets --poison-rate {rate}", 2, first=100) for rate in (0.0005, 0.0008, 0.0011)}
 CONTRAST = {name: Row(f"{CNN} --attack badnets --poison-rate {RATE} --selection {name}", pairs)
@@ -47,13 +53,13 @@ def few(options, name, seeds):
 
 def curve():
     """shapes: strategies and recipes at each count."""
-    rows = {}
-    for attack, selection, more in (("badnets", "random", ""), ("badnets", "rd-global", ""), ("badnets", "random", MORE), ("badnets", "rd-global", MORE),
-                                    ("full_disguise", "random", MORE)):
-        for count in COUNTS:
-            options = f"{SHAPES} --attack {attack} --poison-rate {count / 10_000} --selection {selection} {more}".strip()
-            rows[f"shapes {attack} {selection}{' oversampled' * bool(more)} {count}"] = Row(options, 3)
-    return rows
+    return {f"{line} {count}": Row(f"{SHAPES} {options} --poison-rate {count / 10_000}", 3) for line, options in LINES.items() for count in COUNTS}
+
+
+def curve_of(done):
+    """Mean success by count, {line: [(images, share)]}, of the rows that are in `done`."""
+    points = {line: [(count, done[f"{line} {count}"]["summary"]["attack_success_rate"]["mean"]) for count in COUNTS if f"{line} {count}" in done] for line in LINES}
+    return {line: at for line, at in points.items() if at}
 
 
 GROUPS = {"pilot": PILOT, "longer": LONGER, "few": few(CNN, "cnn", 3), "resnet18": few(RESNET, "resnet18", 1), "curve": curve()}
@@ -65,3 +71,6 @@ if __name__ == "__main__":
     done = json.loads(this.path.read_text())
     pairs = [study.paired(done, row, other) for row, other in AGAINST.items() if {row, other} <= done.keys()]
     study.write_paired(this.path.with_name("efficient-paired.json"), pairs)
+    if points := curve_of(done):
+        page = figure.curves("Triggered images taken for the target class", "images poisoned, of 10,000", points)
+        page.save(this.path.with_name("efficient-curve.png"), optimize=True)

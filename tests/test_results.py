@@ -125,3 +125,13 @@ def test_the_rows_on_few_poisons_are_what_their_names_say():
         assert row.clean is None or set(range(row.seeds)) <= set(range(efficient.TABLE[row.clean].seeds)), name
         assert parts[0] not in ("cnn", "resnet18", "shapes") or parts[0] in (args.model, args.dataset)
         assert not parts[-1].isdigit() or round(args.poison_rate * 10_000) == int(parts[-1]), name
+
+
+def test_the_curve_is_of_the_rows_that_there_are():
+    import efficient
+
+    for name in efficient.LINES:
+        assert {row for row in efficient.TABLE if row.rsplit(" ", 1)[0] == name} == {f"{name} {count}" for count in efficient.COUNTS}
+    done = {row: {"summary": {"attack_success_rate": {"mean": mean}}} for row, mean in
+            {"shapes badnets random 20": 0.5, "shapes badnets random 5": 0.25, "shapes badnets rd-global oversampled 100": 1.0, "cnn none": 0.0}.items()}
+    assert efficient.curve_of(done) == {"shapes badnets random": [(5, 0.25), (20, 0.5)], "shapes badnets rd-global oversampled": [(100, 1.0)]}
