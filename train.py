@@ -345,10 +345,9 @@ def resume(run):
         print(f"Nothing to resume in {run.folder}: beginning.", file=sys.stderr)
         return False
     checkpoint = models.read(path)
-    then = checkpoint["config"]
-    if differing := [key for key in run.config if then.get(key) != run.config[key]]:
+    if differing := other_options(run, checkpoint):
         key = differing[0]
-        raise UserError(f"the unfinished run in {run.folder} has --{key.replace('_', '-')} {then.get(key)}, not {run.config[key]}: "
+        raise UserError(f"the unfinished run in {run.folder} has --{key.replace('_', '-')} {checkpoint['config'].get(key)}, not {run.config.get(key)}: "
                         "give the same options, or leave out --resume to begin anew")
     if changed := other_input(run, checkpoint):
         raise UserError(f"{changed} changed since the unfinished run in {run.folder} began: leave out --resume to begin anew")
@@ -360,6 +359,12 @@ def resume(run):
         torch.cuda.set_rng_state(checkpoint["random"]["cuda"], run.device)
     run.epoch, run.seconds, run.log, run.selection = (checkpoint[key] for key in ("epoch", "seconds", "log", "selection"))
     return True
+
+
+def other_options(run, checkpoint):
+    """The keys of config that a checkpoint has otherwise. --data-dir is none of them: where the data lie may change, and other_input looks at what they are."""
+    then = checkpoint["config"]
+    return [key for key in run.config | then if key != "data_dir" and then.get(key) != run.config.get(key)]
 
 
 def other_input(run, checkpoint):
@@ -382,7 +387,7 @@ def is_finished(run):
         checkpoint = models.read(path)
     except UserError:  # damaged, or of another version
         return False
-    return checkpoint["config"] == run.config and not other_input(run, checkpoint)
+    return not other_options(run, checkpoint) and not other_input(run, checkpoint)
 
 
 def say_what_is_lost(run, resuming):
