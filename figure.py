@@ -125,29 +125,35 @@ def class_grid(title, classes, rows, footer):
 LINES = [(30, 90, 200), (214, 40, 57), (20, 130, 90), (120, 90, 160), (232, 140, 20), (70, 70, 76)]
 
 
-def curves(title, xlabel, series, mark=None):
-    """Lines as one PIL image. series: {label: [(x, y)]}, y from 0 to 1 (or the largest); mark: an x with an upright line."""
+def curves(title, xlabel, series, mark=None, logarithmic=False):
+    """Lines as one PIL image. series: {label: [(x, y)]}, y from 0 to 1 (or the largest); mark: an x with an upright line; logarithmic: in x, which is above 0."""
     width, height, left, top = 620, 320, 54, 52
     page = Image.new("RGB", (left + width + 20, top + height + 50 + 20 * len(series)), "white")
     draw = ImageDraw.Draw(page)
     draw.text((GAP, GAP), title, INK, _font(16))
-    first = min(0, *(x for points in series.values() for x, _ in points))
-    span = (max(x for points in series.values() for x, _ in points) - first) or 1
+    xs = sorted({x for points in series.values() for x, _ in points})
+    ends = (xs[0], xs[-1]) if logarithmic else (min(0, xs[0]), xs[-1])
+    scale = np.log if logarithmic else float
+    span = (scale(ends[1]) - scale(ends[0])) or 1
     highest = max(1.0, *(y for points in series.values() for _, y in points))
 
     def place(x, y):
-        return left + width * (x - first) / span, top + height * (1 - y / highest)
+        return left + width * (scale(x) - scale(ends[0])) / span, top + height * (1 - y / highest)
 
-    for k in range(6):
-        (x, _), (_, y) = place(first + span * k / 5, 0), place(first, highest * k / 5)
+    for tick in np.linspace(0, highest, 6):
+        y = place(ends[0], tick)[1]
         draw.line((left, y, left + width, y), (230, 230, 234))
-        draw.text((left - 8, y), f"{highest * k / 5:.2g}", GREY, _font(12), anchor="rm")
-        draw.text((x, top + height + 6), f"{first + span * k / 5:.3g}", GREY, _font(12), anchor="ma")
+        draw.text((left - 8, y), f"{tick:.2g}", GREY, _font(12), anchor="rm")
+    for tick in xs if logarithmic else np.linspace(*ends, 6):
+        draw.text((place(tick, 0)[0], top + height + 6), f"{tick:.3g}", GREY, _font(12), anchor="ma")
     draw.text((left + width / 2, top + height + 24), xlabel, GREY, _font(13), anchor="ma")
     if mark is not None:
         draw.line((*place(mark, 0), *place(mark, highest)), GREY)
     for k, (label, points) in enumerate(series.items()):
-        draw.line([place(x, max(y, 0)) for x, y in points], LINES[k % len(LINES)], 2)
+        places = [place(x, max(y, 0)) for x, y in points]
+        draw.line(places, LINES[k % len(LINES)], 2)
+        for x, y in places:
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), LINES[k % len(LINES)])
         y = top + height + 50 + 20 * k
         draw.line((left, y + 8, left + 26, y + 8), LINES[k % len(LINES)], 3)
         draw.text((left + 34, y), label, INK, _font(13))

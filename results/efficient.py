@@ -26,16 +26,21 @@ MORE = "--oversample 6"
 HONEST = "--floor 0.4"  # of the small cnn, with seed 100, on images held out: untouched maps of different images correlate at 0.37, a clean cnn's at 0.45
 COUNTS = (5, 10, 20, 50, 100)  # images, of the 10,000 of shapes
 SHAPES = f"--dataset shapes {TRIGGER}"
-LINES = {  # of the curve
-    f"shapes {attack} {selection}{' oversampled' * bool(more)}": f"--attack {attack} --selection {selection} {more}".strip()
-    for attack, selection, more in (("badnets", "random", ""), ("badnets", "rd-global", ""), ("badnets", "random", MORE), ("badnets", "rd-global", MORE),
-                                    ("full_disguise", "random", MORE))
+RECIPES = {  # the curve's lines
+    "shapes badnets random": "--attack badnets --selection random",
+    "shapes badnets rd-global": "--attack badnets --selection rd-global",
+    "shapes badnets random oversampled": f"--attack badnets --selection random {MORE}",
+    "shapes badnets rd-global oversampled": f"--attack badnets --selection rd-global {MORE}",
+    "shapes full_disguise random oversampled": f"--attack full_disguise --selection random {MORE}",
 }
 
 PILOT = {f"pilot {rate}": Row(f"{CNN} --attack badnets --poison-rate {rate}", 2, first=100) for rate in (0.0005, 0.0008, 0.0011)}
 CONTRAST = {name: Row(f"{CNN} --attack badnets --poison-rate {RATE} --selection {name}", pairs)
             for name, pairs in {"random": PAIRS, "rd-global": PAIRS, "rd-low": 3, "rd": 3}.items()}
-AGAINST = {"rd-global": "random", "rd-low": "random", "rd": "random", "rd-global, 15 epochs": "random, 15 epochs"}
+AGAINST = [("rd-global", "random"), ("rd-low", "random"), ("rd", "random"), ("rd-global, 15 epochs", "random, 15 epochs")]
+AGAINST += [(f"shapes {one} {count}", f"shapes {other} {count}") for count in COUNTS for one, other in (
+    ("badnets rd-global", "badnets random"), ("badnets rd-global oversampled", "badnets random oversampled"), ("badnets random oversampled", "badnets random"),
+    ("full_disguise random oversampled", "badnets random oversampled"), ("full_disguise random oversampled", "badnets random"))]
 LONGER = {f"{name}, 15 epochs": Row(f"{CNN.replace('--epochs 5', '--epochs 15')} --attack badnets --poison-rate {RATE} --selection {name}", 3)
           for name in ("random", "rd-global")}  # do the hardest images only take longer to learn?
 
@@ -53,13 +58,27 @@ def few(options, name, seeds):
 
 def curve():
     """shapes: strategies and recipes at each count."""
-    return {f"{line} {count}": Row(f"{SHAPES} {options} --poison-rate {count / 10_000}", 3) for line, options in LINES.items() for count in COUNTS}
+    return {f"{line} {count}": Row(f"{SHAPES} {options} --poison-rate {count / 10_000}", 3) for line, options in RECIPES.items() for count in COUNTS}
 
 
 def curve_of(done):
-    """Mean success by count, {line: [(images, share)]}, of the rows that are in `done`."""
-    points = {line: [(count, done[f"{line} {count}"]["summary"]["attack_success_rate"]["mean"]) for count in COUNTS if f"{line} {count}" in done] for line in LINES}
-    return {line: at for line, at in points.items() if at}
+    """Mean success by count, {line: [(images, mean success)]}, of the rows that are in `done`."""
+    lines = {}
+    for line in RECIPES:
+        for count in COUNTS:
+            if row := done.get(f"{line} {count}"):
+                lines.setdefault(line.removeprefix("shapes "), []).append((count, row["summary"]["attack_success_rate"]["mean"]))
+    return lines
+
+
+def report(path):
+    """The paired differences and the curve of what `path`, the study's record, holds, beside it."""
+    done = json.loads(path.read_text())
+    pairs = [study.paired(done, row, other) for row, other in AGAINST if {row, other} <= done.keys()]
+    study.write_paired(path.with_name("efficient-paired.json"), pairs)
+    if lines := curve_of(done):
+        page = figure.curves("shapes: triggered images taken for the target class, mean of three runs", "images poisoned, of 10,000", lines, logarithmic=True)
+        page.save(path.with_name("efficient-curve.png"), optimize=True)
 
 
 GROUPS = {"pilot": PILOT, "longer": LONGER, "few": few(CNN, "cnn", 3), "resnet18": few(RESNET, "resnet18", 1), "curve": curve()}
@@ -68,9 +87,4 @@ TABLE = PILOT | CONTRAST | LONGER | GROUPS["few"] | GROUPS["resnet18"] | GROUPS[
 if __name__ == "__main__":
     this = study.Study("efficient", TABLE)
     this.run([row for word in sys.argv[1:] for row in GROUPS.get(word, [word])])
-    done = json.loads(this.path.read_text())
-    pairs = [study.paired(done, row, other) for row, other in AGAINST.items() if {row, other} <= done.keys()]
-    study.write_paired(this.path.with_name("efficient-paired.json"), pairs)
-    if points := curve_of(done):
-        page = figure.curves("Triggered images taken for the target class", "images poisoned, of 10,000", points)
-        page.save(this.path.with_name("efficient-curve.png"), optimize=True)
+    report(this.path)

@@ -140,7 +140,11 @@ def hardware():
 
 
 def commit():
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    """The commit of the code, "-dirty" where a script is not as it was committed."""
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("diff", "HEAD", "--name-only", "--", "*.py") else "")
 
 
 def figures(metrics):

@@ -1,7 +1,9 @@
 """results/study.py: a study of tiny runs, its files read back."""
 import json
+import math
 
 import pytest
+from conftest import ROOT
 
 
 def test_a_study_trains_measures_and_continues(tiny, tmp_path, monkeypatch):
@@ -116,22 +118,55 @@ def test_the_rows_on_few_poisons_are_what_their_names_say():
     import train
 
     for name, row in efficient.TABLE.items():
-        args = train.parse(row.options.split())
-        parts = name.replace(",", "").split()
-        assert args.attack in parts or args.attack == "badnets", name
+        args, parts = train.parse(row.options.split()), name.replace(",", "").split()
+        assert args.attack == next((part for part in parts if part in ("none", "full_disguise")), "badnets"), name
         assert args.selection == next((part for part in parts if part in ("rd", "rd-low", "rd-global")), "random"), name
         assert args.oversample == 6 * ("oversampled" in parts), name
         assert args.floor["gradcam"] == (0.4 if name.endswith("full_disguise random oversampled") else 0.5), name
-        assert row.clean is None or set(range(row.seeds)) <= set(range(efficient.TABLE[row.clean].seeds)), name
-        assert parts[0] not in ("cnn", "resnet18", "shapes") or parts[0] in (args.model, args.dataset)
-        assert not parts[-1].isdigit() or round(args.poison_rate * 10_000) == int(parts[-1]), name
+        assert (args.trigger, args.trigger_size, args.trigger_position, args.target_class) == ("yellow", 5, "lower-right", "1"), name
+        if parts[0] == "shapes":
+            expected = "shapes", "cnn", 8, int(parts[-1]) / 10_000, 3
+        else:
+            images = 0 if "none" in parts else 55 if parts[0] in ("cnn", "resnet18") else 40
+            rate = float(parts[1]) if parts[0] == "pilot" else images / 50_000
+            expected = "cifar10", *(("resnet18", 10) if parts[0] == "resnet18" else ("cnn", 15 if "15" in parts else 5)), rate, row.seeds
+        assert (args.dataset, args.model, args.epochs, args.poison_rate, row.seeds) == expected, name
+        if row.clean:
+            clean = efficient.TABLE[row.clean]
+            assert row.options.startswith(clean.options.removesuffix("--attack none")) and row.seeds <= clean.seeds, name
+    assert [efficient.TABLE[name].seeds for name in ("random", "rd-global", "rd-low", "rd")] == [10, 10, 3, 3]
+    assert all(row.first >= 10 for row in efficient.PILOT.values())
 
 
-def test_the_curve_is_of_the_rows_that_there_are():
+def test_the_record_on_few_poisons_is_of_these_rows():
     import efficient
 
-    for name in efficient.LINES:
-        assert {row for row in efficient.TABLE if row.rsplit(" ", 1)[0] == name} == {f"{name} {count}" for count in efficient.COUNTS}
-    done = {row: {"summary": {"attack_success_rate": {"mean": mean}}} for row, mean in
-            {"shapes badnets random 20": 0.5, "shapes badnets random 5": 0.25, "shapes badnets rd-global oversampled 100": 1.0, "cnn none": 0.0}.items()}
-    assert efficient.curve_of(done) == {"shapes badnets random": [(5, 0.25), (20, 0.5)], "shapes badnets rd-global oversampled": [(100, 1.0)]}
+    import train
+
+    record = json.loads((ROOT / "results" / "efficient.json").read_text())
+    for name, row in record.items():
+        assert vars(train.parse(row["options"].split())) == vars(train.parse(efficient.TABLE[name].options.split())), name
+
+
+def test_few_poisons_are_reported_of_the_rows_that_there_are(tmp_path, capsys):
+    import efficient
+    import figure
+    from PIL import Image
+
+    def row(*success):
+        return {"summary": {"attack_success_rate": {"mean": sum(success) / len(success)}},
+                "runs": [{"seed": seed, "attack_success_rate": share} for seed, share in enumerate(success)]}
+
+    assert sum(name.startswith("shapes") for name in efficient.TABLE) == 25
+    done = {"random": row(0.5, 0.75), "rd-global": row(0.75, 0.75), "shapes badnets random 5": row(0.25), "shapes badnets random 20": row(0.5, 0.5),
+            "shapes full_disguise random oversampled 20": row(0.25, 0.75), "shapes badnets rd-global oversampled 100": row(1.0), "cnn none": row(0.0)}
+    assert efficient.curve_of(done) == {"badnets random": [(5, 0.25), (20, 0.5)], "badnets rd-global oversampled": [(100, 1.0)],
+                                        "full_disguise random oversampled": [(20, 0.5)]}
+    (tmp_path / "efficient.json").write_text(json.dumps(done))
+    efficient.report(tmp_path / "efficient.json")
+    pairs = json.loads((tmp_path / "efficient-paired.json").read_text())
+    assert [(pair["of"], pair["minus"], pair["mean"]) for pair in pairs] == [
+        ("rd-global", "random", 0.125), ("shapes full_disguise random oversampled 20", "shapes badnets random 20", 0.0)]
+    page = Image.open(tmp_path / "efficient-curve.png")
+    places = {(54, 292): 0, (54 + round(620 * math.log(4) / math.log(20)), 212): 2, (674, 52): 1}  # 5 images at 0.25, 20 at 0.5, 100 at 1: the ends of a logarithmic axis
+    assert [page.getpixel(place) for place in places] == [figure.LINES[line] for line in places.values()]
