@@ -31,7 +31,7 @@ def test_a_study_trains_measures_and_continues(tiny, tmp_path, monkeypatch):
     assert results["none"]["command"].startswith("python train.py --dataset")
     pair = [run["clean_accuracy"] for run in first["runs"]]
     assert first["summary"]["clean_accuracy"]["mean"] == pytest.approx(sum(pair) / 2) and kept["summary"]["clean_accuracy"]["sd"] is None
-    assert all(run["clean_model.gradcam.floor.pearson"] <= 1 and run["images_per_second"] > 0 for run in [*first["runs"], *kept["runs"]])
+    assert all(run["clean_model.gradcam.floor.pearson"] <= 1 and run["images_per_second"] > 0 and len(run["validation_success"]) == 1 for run in [*first["runs"], *kept["runs"]])
     lines = (tmp_path / "results" / "tiny.md").read_text().splitlines()
     assert len(lines) == 6 and lines[2].startswith("| a, b | 2 | ") and [p.name for p in (tmp_path / "results").glob("*.png")] == ["tiny-a_b.png"]
     before = {path: path.stat().st_mtime_ns for path in runs.runs.glob("*/*")}
