@@ -32,6 +32,7 @@ RECIPES = {  # the curve's lines
     "shapes badnets random oversampled": f"--attack badnets --selection random {MORE}",
     "shapes badnets rd-global oversampled": f"--attack badnets --selection rd-global {MORE}",
     "shapes full_disguise random oversampled": f"--attack full_disguise --selection random {MORE}",
+    "shapes full_disguise rd-global oversampled": f"--attack full_disguise --selection rd-global {MORE}",
 }
 
 PILOT = {f"pilot {rate}": Row(f"{CNN} --attack badnets --poison-rate {rate}", 2, first=100) for rate in (0.0005, 0.0008, 0.0011)}
@@ -40,7 +41,8 @@ CONTRAST = {name: Row(f"{CNN} --attack badnets --poison-rate {RATE} --selection 
 AGAINST = [("rd-global", "random"), ("rd-low", "random"), ("rd", "random"), ("rd-global, 15 epochs", "random, 15 epochs")]
 AGAINST += [(f"shapes {one} {count}", f"shapes {other} {count}") for count in COUNTS for one, other in (
     ("badnets rd-global", "badnets random"), ("badnets rd-global oversampled", "badnets random oversampled"), ("badnets random oversampled", "badnets random"),
-    ("full_disguise random oversampled", "badnets random oversampled"), ("full_disguise random oversampled", "badnets random"))]
+    ("full_disguise random oversampled", "badnets random oversampled"), ("full_disguise random oversampled", "badnets random"),
+    ("full_disguise rd-global oversampled", "full_disguise random oversampled"))]
 LONGER = {f"{name}, 15 epochs": Row(f"{CNN.replace('--epochs 5', '--epochs 15')} --attack badnets --poison-rate {RATE} --selection {name}", 3)
           for name in ("random", "rd-global")}  # do the hardest images only take longer to learn?
 

@@ -157,7 +157,7 @@ def test_few_poisons_are_reported_of_the_rows_that_there_are(tmp_path, capsys):
         return {"summary": {"attack_success_rate": {"mean": sum(success) / len(success)}},
                 "runs": [{"seed": seed, "attack_success_rate": share} for seed, share in enumerate(success)]}
 
-    assert sum(name.startswith("shapes") for name in efficient.TABLE) == 25
+    assert sum(name.startswith("shapes") for name in efficient.TABLE) == 30
     done = {"random": row(0.5, 0.75), "rd-global": row(0.75, 0.75), "shapes badnets random 5": row(0.25), "shapes badnets random 20": row(0.5, 0.5),
             "shapes full_disguise random oversampled 20": row(0.25, 0.75), "shapes badnets rd-global oversampled 100": row(1.0), "cnn none": row(0.0)}
     assert efficient.curve_of(done) == {"badnets random": [(5, 0.25), (20, 0.5)], "badnets rd-global oversampled": [(100, 1.0)],
