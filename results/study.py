@@ -101,7 +101,8 @@ class Study:
         made = folder / "study.json"
         if not made.exists() or made.stat().st_mtime < (folder / "ckpt.pt").stat().st_mtime:
             made.write_text(json.dumps({"seed": seed, "images_per_second": round(log[-1]["images"] / log[-1]["seconds"], 1), **selection_cost(folder, log[-1]),
-                                        "validation_success": [line["validation_success"] for line in log], "hardware": hardware(), "torch": str(torch.__version__), "commit": commit()}))
+                                        "validation_success": [line["validation_success"] for line in log],
+                                        "hardware": hardware(), "torch": str(torch.__version__), "commit": commit()}))
 
     def record(self, row, runs):
         options = self.table[row].options.format(seed="SEED", runs=self.runs.relative_to(ROOT))

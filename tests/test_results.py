@@ -1,6 +1,7 @@
 """results/study.py: a study of tiny runs, its files read back."""
 import json
 import math
+import subprocess
 
 import pytest
 from conftest import ROOT
@@ -98,6 +99,22 @@ def test_which_radiographs_runs_meet_their_criteria():
     row = {"options": "--attack full_disguise", "runs": [good, good | worse, good | {"attack_success_rate": 0.5}]}
     assert radiographs.met({"trial": row, "clean": {"options": "--attack none", "runs": [good]}}) == {
         "trial": {"n": 3, "success >= 0.99": 1, "pearson_all >= 0.9": 2, "trigger_mass <= 1.25 untouched + 0.25 trigger_area": 2, "floor <= clean model's + 0.05": 2, "all": 1}}
+
+
+def test_a_commit_is_called_dirty_where_a_script_was_changed(tmp_path, monkeypatch):
+    import study
+
+    def git(*words):
+        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    for name in ("train.py", "record.json"):
+        (tmp_path / name).write_text("1")
+    git("init"), git("add", "-A"), git("commit", "-m", "a")
+    (tmp_path / "record.json").write_text("2")  # a study writes its own record
+    assert study.commit() == git("rev-parse", "--short", "HEAD")
+    (tmp_path / "train.py").write_text("2")
+    assert study.commit() == git("rev-parse", "--short", "HEAD") + "-dirty"
 
 
 def test_a_kept_picture_is_not_too_tall(tmp_path, monkeypatch):
