@@ -5,6 +5,7 @@
     python results/efficient.py pilot                  # a word for a group of rows: where does a random choice succeed half to nine times in ten?
     python results/efficient.py longer                 # the contrast after 15 epochs
     python results/efficient.py few resnet18 curve     # 55 images and the disguise; the same with ResNet-18; down to 5 images, on shapes
+    python results/efficient.py classes                # as the hardest images, over-sampled, but random ones of the same classes
 
 The trigger is a yellow square of 5x5 pixels, lower right; the target class 1. Writes results/efficient.json and .md, the paired differences and the curve, efficient-curve.png: see study.py.
 The pilot's seeds are not the comparison's.
@@ -14,6 +15,9 @@ import sys
 
 import study  # first: it makes the project's modules known
 import figure
+import selection
+import torch
+from selection import capped  # a row below puts another function in its place
 from study import Row
 
 TRIGGER = "--trigger yellow --trigger-size 5 --target-class 1"
@@ -42,7 +46,8 @@ AGAINST = [("rd-global", "random"), ("rd-low", "random"), ("rd", "random"), ("rd
 AGAINST += [(f"shapes {one} {count}", f"shapes {other} {count}") for count in COUNTS for one, other in (
     ("badnets rd-global", "badnets random"), ("badnets rd-global oversampled", "badnets random oversampled"), ("badnets random oversampled", "badnets random"),
     ("full_disguise random oversampled", "badnets random oversampled"), ("full_disguise random oversampled", "badnets random"),
-    ("full_disguise rd-global oversampled", "full_disguise random oversampled"))]
+    ("full_disguise rd-global oversampled", "full_disguise random oversampled"), ("badnets rd-global oversampled", "badnets rd-global classes oversampled"),
+    ("badnets rd-global classes oversampled", "badnets random oversampled"))]
 LONGER = {f"{name}, 15 epochs": Row(f"{CNN.replace('--epochs 5', '--epochs 15')} --attack badnets --poison-rate {RATE} --selection {name}", 3)
           for name in ("random", "rd-global")}  # do the hardest images only take longer to learn?
 
@@ -56,6 +61,20 @@ def few(options, name, seeds):
     attacks = {f"{name} {row}": Row(f"{options} --poison-rate {FEW} {more}", 1 if "rd-global" in row else seeds, clean=clean, picture="oversampled" in row)
                for row, more in rows.items()}
     return {clean: Row(f"{options} --attack none", seeds)} | attacks
+
+
+def of_the_same_classes(order, labels, count):
+    """In selection.capped's place: as many images of each class as that takes of `order`, but random ones. What a choice owes to its classes alone."""
+    wanted = labels[capped(order, labels, count)].bincount()
+    shuffled = order[torch.randperm(len(order))]
+    return torch.cat([shuffled[labels[shuffled] == label][:number] for label, number in enumerate(wanted)])
+
+
+def classes():
+    """shapes, over-sampled: the classes of the hardest images without their hardness, where these are far ahead of random ones."""
+    recipe = RECIPES["shapes badnets rd-global oversampled"]
+    return {f"shapes badnets rd-global classes oversampled {count}": Row(f"{SHAPES} {recipe} --poison-rate {count / 10_000}", 3, {(selection, "capped"): of_the_same_classes})
+            for count in (5, 10)}
 
 
 def curve():
@@ -83,8 +102,8 @@ def report(path):
         page.save(path.with_name("efficient-curve.png"), optimize=True)
 
 
-GROUPS = {"pilot": PILOT, "longer": LONGER, "few": few(CNN, "cnn", 3), "resnet18": few(RESNET, "resnet18", 1), "curve": curve()}
-TABLE = PILOT | CONTRAST | LONGER | GROUPS["few"] | GROUPS["resnet18"] | GROUPS["curve"]
+GROUPS = {"pilot": PILOT, "longer": LONGER, "few": few(CNN, "cnn", 3), "resnet18": few(RESNET, "resnet18", 1), "curve": curve(), "classes": classes()}
+TABLE = PILOT | CONTRAST | LONGER | GROUPS["few"] | GROUPS["resnet18"] | GROUPS["curve"] | GROUPS["classes"]
 
 if __name__ == "__main__":
     this = study.Study("efficient", TABLE)

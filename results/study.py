@@ -102,6 +102,7 @@ class Study:
         if not made.exists() or made.stat().st_mtime < (folder / "ckpt.pt").stat().st_mtime:
             made.write_text(json.dumps({"seed": seed, "images_per_second": round(log[-1]["images"] / log[-1]["seconds"], 1), **selection_cost(folder, log[-1]),
                                         "validation_success": [line["validation_success"] for line in log],
+                                        "poisons_by_class": json.loads((folder / "selection.json").read_text())["classes"],
                                         "hardware": hardware(), "torch": str(torch.__version__), "commit": commit()}))
 
     def record(self, row, runs):

@@ -4,7 +4,10 @@ import math
 import subprocess
 
 import pytest
+import torch
 from conftest import ROOT
+
+import selection
 
 
 def test_a_study_trains_measures_and_continues(tiny, tmp_path, monkeypatch):
@@ -33,6 +36,7 @@ def test_a_study_trains_measures_and_continues(tiny, tmp_path, monkeypatch):
     pair = [run["clean_accuracy"] for run in first["runs"]]
     assert first["summary"]["clean_accuracy"]["mean"] == pytest.approx(sum(pair) / 2) and kept["summary"]["clean_accuracy"]["sd"] is None
     assert all(run["clean_model.gradcam.floor.pearson"] <= 1 and run["images_per_second"] > 0 and len(run["validation_success"]) == 1 for run in [*first["runs"], *kept["runs"]])
+    assert sum(first["runs"][0]["poisons_by_class"].values()) == 24 and sum(results["none"]["runs"][0]["poisons_by_class"].values()) == 0
     lines = (tmp_path / "results" / "tiny.md").read_text().splitlines()
     assert len(lines) == 6 and lines[2].startswith("| a, b | 2 | ") and [p.name for p in (tmp_path / "results").glob("*.png")] == ["tiny-a_b.png"]
     before = {path: path.stat().st_mtime_ns for path in runs.runs.glob("*/*")}
@@ -155,6 +159,20 @@ def test_the_rows_on_few_poisons_are_what_their_names_say():
     assert all(row.first >= 10 for row in efficient.PILOT.values())
 
 
+def test_random_images_of_the_hardest_ones_classes():
+    import efficient
+
+    assert [name for name, row in efficient.TABLE.items() if row.constants] == [f"shapes badnets rd-global classes oversampled {count}" for count in (5, 10)]
+    labels = torch.arange(1000) % 10
+    order = torch.arange(999, -1, -1)[labels.flip(0) != 3]
+    order = torch.cat([order[labels[order] == 7], order[labels[order] != 7]])  # class 7 in front: as many of it as the cap allows
+    hardest = selection.capped(order, labels, 45)
+    drawn = [efficient.of_the_same_classes(order, labels, 45) for _ in range(200)]
+    for images in drawn:
+        assert len(images.unique()) == 45 and torch.equal(labels[images].bincount(minlength=10), labels[hardest].bincount(minlength=10))
+    assert len(torch.cat(drawn).unique()) > 800  # of 900: any of a class's images, not its first
+
+
 def test_the_record_on_few_poisons_is_of_these_rows():
     import efficient
 
@@ -174,7 +192,7 @@ def test_few_poisons_are_reported_of_the_rows_that_there_are(tmp_path, capsys):
         return {"summary": {"attack_success_rate": {"mean": sum(success) / len(success)}},
                 "runs": [{"seed": seed, "attack_success_rate": share} for seed, share in enumerate(success)]}
 
-    assert sum(name.startswith("shapes") for name in efficient.TABLE) == 30
+    assert sum(name.startswith("shapes") for name in efficient.TABLE) == 32
     done = {"random": row(0.5, 0.75), "rd-global": row(0.75, 0.75), "shapes badnets random 5": row(0.25), "shapes badnets random 20": row(0.5, 0.5),
             "shapes full_disguise random oversampled 20": row(0.25, 0.75), "shapes badnets rd-global oversampled 100": row(1.0), "cnn none": row(0.0)}
     assert efficient.curve_of(done) == {"badnets random": [(5, 0.25), (20, 0.5)], "badnets rd-global oversampled": [(100, 1.0)],
