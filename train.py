@@ -246,7 +246,8 @@ def recipe():
     """The constants that decide a run beside its options: they go into the checkpoint, and a run is resumed under the same ones."""
     return {"muon": MUON, "sgd": SGD, "warm_up": WARM_UP, "ramp": RAMP, "normalise": attacks.NORMALISE.__name__,
             "rectify": attacks.RECTIFY, "partners": attacks.PARTNERS, "apart": attacks.APART, "tolerated": attacks.TOLERATED,
-            "pairs": attacks.PAIRS, "statistics": "of the batch, differentiated", "coalitions": explain.TRAINING_COALITIONS, "reach": explain.REACH}
+            "pairs": attacks.PAIRS, "statistics": "of the batch, differentiated", "coalitions": explain.TRAINING_COALITIONS, "reach": explain.REACH,
+            "selection": {"rounds": selection.ROUNDS, "alpha": selection.ALPHA, "epochs": selection.EPOCHS, "scorers": selection.SCORERS, "cap": selection.CAP}}
 
 
 def class_index(name, classes):

@@ -76,7 +76,7 @@ def test_rds_rounds_train_on_what_was_kept_and_end_on_a_scored_set():
 
 
 @pytest.mark.parametrize("strategy", ["rd", "rd-global"])
-def test_a_run_keeps_what_was_chosen_and_what_it_cost(strategy, tiny, tmp_path, monkeypatch):
+def test_a_run_keeps_what_was_chosen_and_what_it_cost(strategy, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(selection, "ROUNDS", 2)
     monkeypatch.setattr(selection, "EPOCHS", 1)
     options = ("--attack", "badnets", "--poison-rate", "0.05", "--selection", strategy, "--selection-seed", "4")
@@ -91,6 +91,11 @@ def test_a_run_keeps_what_was_chosen_and_what_it_cost(strategy, tiny, tmp_path, 
     assert record["strategy"] == strategy and record["epochs"] == (2 if strategy == "rd" else 1) and record["seconds"] > 0
     again = train_tiny(tiny, tmp_path / "again", *options)
     assert json.loads((again / "selection.json").read_text())["indices"] == record["indices"]
+    for alpha in (0.3, 0.5):  # what a fork changes makes another run, not a finished one
+        monkeypatch.setattr(selection, "ALPHA", alpha)
+        capsys.readouterr()
+        train_tiny(tiny, again, *options, "--resume")
+        assert ("is finished" in capsys.readouterr().out) == (alpha == 0.3)
 
 
 def test_the_choice_does_not_change_the_rest_of_the_run(tiny, tmp_path):
