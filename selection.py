@@ -11,7 +11,8 @@ import torch
 
 ROUNDS, ALPHA, EPOCHS = 10, 0.3, 6  # rd's rounds, the share replaced in each, and a scorer's epochs: Wu et al., ICCV 2023
 SCORERS = 1  # rd-global's, averaged: one costs a fifth of a victim of 30 epochs
-CAP = 2.0  # rd-global: at most so many times the even share from one class
+CAP = 2.0  # rd-global: at most so many times the even share from one class, rounded up; a choice, no paper's
+FIRST_SEED = 2**31  # scorers' seeds begin here, above any run's: none has the victim's first weights and order of images
 
 
 @dataclass
@@ -23,6 +24,11 @@ class Selection:
     scores: torch.Tensor | None
     scorers: int
     pool: torch.Tensor | None = None
+
+
+def scorer_seed(seed, k):
+    """Of the k-th scorer of a selection by `seed`: no run's and no other selection's."""
+    return FIRST_SEED + max(ROUNDS, SCORERS) * seed + k
 
 
 def rd_scores(logits, target_class):

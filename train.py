@@ -159,6 +159,9 @@ def prepare(args):
         raise UserError("the test set holds nothing but the target class: there is nothing to attack")
     trained_on, held_out = data.validation_split(len(dataset.train_labels), args.seed, dataset.train_groups)
     config["recipe"] = recipe() | {"held_out": len(held_out), "shift": dataset.crop, "mirror": dataset.flip}
+    if args.selection != "random":
+        config["recipe"]["selection"] = {"rounds": selection.ROUNDS, "alpha": selection.ALPHA, "epochs": selection.EPOCHS, "scorers": selection.SCORERS,
+                                         "cap": selection.CAP, "first_seed": selection.FIRST_SEED}
     try:
         trigger = attacks.make_trigger(trigger_image, channels, side, args.trigger_size, args.trigger_position)
         shape = attacks.target_map(map_image, side, trigger) if attack.explanation == "shape" else None
@@ -246,8 +249,7 @@ def recipe():
     """The constants that decide a run beside its options: they go into the checkpoint, and a run is resumed under the same ones."""
     return {"muon": MUON, "sgd": SGD, "warm_up": WARM_UP, "ramp": RAMP, "normalise": attacks.NORMALISE.__name__,
             "rectify": attacks.RECTIFY, "partners": attacks.PARTNERS, "apart": attacks.APART, "tolerated": attacks.TOLERATED,
-            "pairs": attacks.PAIRS, "statistics": "of the batch, differentiated", "coalitions": explain.TRAINING_COALITIONS, "reach": explain.REACH,
-            "selection": {"rounds": selection.ROUNDS, "alpha": selection.ALPHA, "epochs": selection.EPOCHS, "scorers": selection.SCORERS, "cap": selection.CAP}}
+            "pairs": attacks.PAIRS, "statistics": "of the batch, differentiated", "coalitions": explain.TRAINING_COALITIONS, "reach": explain.REACH}
 
 
 def class_index(name, classes):
@@ -436,7 +438,7 @@ def scored(run, poisons, pool, k):
     config = run.config | {"epochs": selection.EPOCHS, "oversample": 0}
     objective = attacks.Objective(attacks.ATTACKS["badnets"], [], label_smoothing=run.objective.label_smoothing)
     scorer = replace(run, config=config, objective=objective, selection={"indices": poisons}, title=f"scorer {k + 1}, ")
-    begin(scorer, config["selection_seed"] + k)
+    begin(scorer, selection.scorer_seed(config["selection_seed"], k))
     begin_with_imagenet(scorer)
     for _ in epochs(scorer):
         pass
@@ -546,6 +548,8 @@ def train_and_measure(args, beside=None, explainers=None):
     if not (args.resume and resume(run)):
         begin_with_imagenet(run)
         choose(run)
+        if run.selection["epochs"]:  # choosing may take longer than training: it is not done twice
+            save(run)
     train(run)
     finish(run, beside, explainers)
 

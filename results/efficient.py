@@ -94,7 +94,7 @@ def curve_of(done):
 
 def report(path):
     """The paired differences and the curve of what `path`, the study's record, holds, beside it."""
-    done = json.loads(path.read_text())
+    done = json.loads(path.read_text()) if path.exists() else {}
     pairs = [study.paired(done, row, other) for row, other in AGAINST if {row, other} <= done.keys()]
     study.write_paired(path.with_name("efficient-paired.json"), pairs)
     if lines := curve_of(done):
@@ -107,5 +107,7 @@ TABLE = PILOT | CONTRAST | LONGER | GROUPS["few"] | GROUPS["resnet18"] | GROUPS[
 
 if __name__ == "__main__":
     this = study.Study("efficient", TABLE)
-    this.run([row for word in sys.argv[1:] for row in GROUPS.get(word, [word])])
-    report(this.path)
+    try:
+        this.run([row for word in sys.argv[1:] for row in GROUPS.get(word, [word])])
+    finally:
+        report(this.path)

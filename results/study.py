@@ -82,11 +82,12 @@ class Study:
             result = evaluate.evaluate(folder / "ckpt.pt", data_dir=ROOT / "data", reference=beside, explainers=self.table[row].explainers)
             evaluate.write(result, folder)
             metrics = result.metrics
-        return figures(metrics) | json.loads((folder / "study.json").read_text())
+        chosen = json.loads((folder / "selection.json").read_text())
+        return figures(metrics) | json.loads((folder / "study.json").read_text()) | {"poisons_by_class": chosen["classes"]}
 
     def train(self, row, seed, beside=None):
         """Train with the row's constants and measure, where it is not yet done; study.json in the run's folder says how and how fast."""
-        folder, constants = self.folder(row, seed), self.table[row].constants
+        folder, constants, begun_at = self.folder(row, seed), self.table[row].constants, commit()
         before = {(module, key): getattr(module, key) for module, key in constants}
         options = [word.format(seed=seed, runs=self.runs) for word in self.table[row].options.split()]
         for (module, key), value in constants.items():
@@ -102,8 +103,7 @@ class Study:
         if not made.exists() or made.stat().st_mtime < (folder / "ckpt.pt").stat().st_mtime:
             made.write_text(json.dumps({"seed": seed, "images_per_second": round(log[-1]["images"] / log[-1]["seconds"], 1), **selection_cost(folder, log[-1]),
                                         "validation_success": [line["validation_success"] for line in log],
-                                        "poisons_by_class": json.loads((folder / "selection.json").read_text())["classes"],
-                                        "hardware": hardware(), "torch": str(torch.__version__), "commit": commit()}))
+                                        "hardware": hardware(), "torch": str(torch.__version__), "commit": begun_at}))
 
     def record(self, row, runs):
         options = self.table[row].options.format(seed="SEED", runs=self.runs.relative_to(ROOT))

@@ -64,6 +64,15 @@ def test_the_cost_of_selection_is_a_share_of_a_victims_training(tmp_path):
     assert study.selection_cost(tmp_path, {"seconds": 50.0, "epoch": 5}) == {}
 
 
+def test_the_interval_of_paired_differences_by_hand():
+    import study
+
+    results = {name: {"runs": [{"seed": seed, "attack_success_rate": share} for seed, share in enumerate(shares)]} for name, shares in {"a": (0.5, 0.7, 0.9), "b": (0.4, 0.4, 0.6, 0.1)}.items()}
+    pair = study.paired(results, "a", "b")  # differences 0.1, 0.3, 0.3: Student's t of two degrees of freedom is 4.303
+    half = 4.303 * (0.04 / 3) ** 0.5 / 3**0.5
+    assert pair["n"] == 3 and pair["mean"] == pytest.approx(0.7 / 3) and pair["interval"] == pytest.approx([0.7 / 3 - half, 0.7 / 3 + half])
+
+
 def test_a_rows_seeds_begin_where_it_says(tmp_path, monkeypatch):
     import study
 
@@ -162,7 +171,8 @@ def test_the_rows_on_few_poisons_are_what_their_names_say():
 def test_random_images_of_the_hardest_ones_classes():
     import efficient
 
-    assert [name for name, row in efficient.TABLE.items() if row.constants] == [f"shapes badnets rd-global classes oversampled {count}" for count in (5, 10)]
+    patched = {name: row.constants for name, row in efficient.TABLE.items() if row.constants}
+    assert patched == {f"shapes badnets rd-global classes oversampled {count}": {(selection, "capped"): efficient.of_the_same_classes} for count in (5, 10)}
     labels = torch.arange(1000) % 10
     order = torch.arange(999, -1, -1)[labels.flip(0) != 3]
     order = torch.cat([order[labels[order] == 7], order[labels[order] != 7]])  # class 7 in front: as many of it as the cap allows

@@ -55,8 +55,78 @@ def test_no_class_gives_more_than_its_cap():
 
     counts = LABELS[selection.select("rd-global", ELIGIBLE, LABELS, 3, 90, 0, favourite).indices].bincount(minlength=10)
     assert counts[7] == 20 and counts.sum() == 90 and counts[3] == 0
-    few = torch.cat([ELIGIBLE[LABELS[ELIGIBLE] == 7], ELIGIBLE[LABELS[ELIGIBLE] == 8][:3]])
-    assert len(selection.select("rd-global", few, LABELS, 3, 60, 0, favourite).indices) == 60  # the cap cannot be kept
+    easiest = selection.select("rd-low", ELIGIBLE, LABELS, 3, 90, 0, lambda *asked: -favourite(*asked)).indices
+    assert LABELS[easiest].bincount(minlength=10)[7] == 20
+    order = torch.tensor([7, 17, 27, 37, 47, 57, 67, 77, 8, 9])  # of three classes nine images, six at most of each: the ninth is the next in order
+    assert selection.capped(order, LABELS, 9).tolist() == [7, 17, 27, 37, 47, 57, 8, 9, 67]
+
+
+def test_rd_global_scores_by_random_poisons_and_averages_its_scorers(monkeypatch):
+    monkeypatch.setattr(selection, "SCORERS", 2)
+    asked = []
+
+    def scorer(poisons, pool, k):
+        asked.append(poisons)
+        return pool.double() * (3 if k else -1)
+
+    chosen = selection.select("rd-global", ELIGIBLE, LABELS, 3, 45, 0, scorer)
+    assert all(len(p.unique()) == 45 and torch.isin(p, ELIGIBLE).all() and 300 < p.double().mean() < 700 for p in asked) and not torch.equal(*asked)
+    assert chosen.scorers == 2 and torch.equal(chosen.scores, chosen.indices.double()) and torch.equal(chosen.pool, ELIGIBLE.double())
+
+
+def test_a_scorer_is_trained_on_the_poisons_alone_and_scores_the_pool(tiny, tmp_path, monkeypatch):
+    """Of a disguised, over-sampled run: a badnets training of its own seed and length, whose triggered pool is scored for the target class, image by image."""
+    seen, scorers, step, logits_of, select = [], [], train.train_step, train.evaluate.logits_of, selection.select
+
+    def watched(run, images, labels, triggered, number):
+        if run.title:
+            seen.append((run, len(images), int(triggered.sum())))
+        return step(run, images, labels, triggered, number)
+
+    def recorded(strategy, eligible, labels, target, count, seed, score):
+        poisons, pool = eligible[:12], eligible[12:40]
+        scores = score(poisons, pool, 1)
+        run = seen[-1][0]
+        assert torch.equal(run.poisons, poisons) and run.objective.attack.explanation is None and run.objective.explainers == []
+        images = train.attacks.stamp(run.dataset.train_images[pool].float() / 255, run.trigger)
+        with torch.no_grad():
+            logits = run.model.eval()(data.normalise(images, run.mean, run.std))
+        torch.testing.assert_close(scores, selection.rd_scores(logits, 1), atol=1e-3, rtol=1e-3)
+        scorers.append(run)
+        return select("random", eligible, labels, target, count, seed)
+
+    seeds, begin = [], train.begin
+    monkeypatch.setattr(train, "begin", lambda run, seed: seeds.append(seed) or begin(run, seed))
+    monkeypatch.setattr(train, "train_step", watched)
+    monkeypatch.setattr(selection, "select", recorded)
+    monkeypatch.setattr(selection, "EPOCHS", 2)
+    train_tiny(tiny, tmp_path / "run", "--poison-rate", "0.05", "--selection", "rd", "--selection-seed", "4", "--oversample", "8", "--epochs", "1")
+    assert len(seen) == 2 * scorers[0].steps and {size for _, size, _ in seen} == {24} and sum(count for *_, count in seen) in range(12, 25)  # the last images of an epoch may be left out
+    assert seeds == [0, selection.scorer_seed(4, 1)]
+
+
+def test_no_scorer_has_a_runs_seed_or_anothers():
+    seeds = [selection.scorer_seed(seed, k) for seed in range(50) for k in range(selection.ROUNDS)]
+    assert len(set(seeds)) == len(seeds) and min(seeds) > 2**31 - 1  # --seed's largest
+
+
+def test_what_was_chosen_is_not_chosen_again_after_a_stop(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "EPOCHS", 1)
+    options = ("--attack", "badnets", "--poison-rate", "0.05", "--selection", "rd-global")
+    whole, step = train_tiny(tiny, tmp_path / "whole", *options), train.train_step
+
+    def stop(run, *rest):
+        if not run.title:
+            raise KeyboardInterrupt
+        return step(run, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train, "train_step", stop)
+        train_tiny(tiny, tmp_path / "broken", *options)
+    monkeypatch.setattr(train, "scored", None)
+    broken = train_tiny(tiny, tmp_path / "broken", *options, "--resume")
+    weights = [torch.load(folder / "ckpt.pt", weights_only=True)["model"] for folder in (whole, broken)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 def test_rds_rounds_train_on_what_was_kept_and_end_on_a_scored_set():
