@@ -27,7 +27,7 @@ class Selection:
 
 
 def scorer_seed(seed, k):
-    """Of the k-th scorer of a selection by `seed`: no run's and no other selection's."""
+    """Of the k-th scorer of a selection by `seed`: no run's and no other selection's, while `seed` is below 2**31 / ROUNDS (torch keeps 32 bits)."""
     return FIRST_SEED + max(ROUNDS, SCORERS) * seed + k
 
 

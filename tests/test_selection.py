@@ -76,7 +76,7 @@ def test_rd_global_scores_by_random_poisons_and_averages_its_scorers(monkeypatch
 
 def test_a_scorer_is_trained_on_the_poisons_alone_and_scores_the_pool(tiny, tmp_path, monkeypatch):
     """Of a disguised, over-sampled run: a badnets training of its own seed and length, whose triggered pool is scored for the target class, image by image."""
-    seen, scorers, step, logits_of, select = [], [], train.train_step, train.evaluate.logits_of, selection.select
+    seen, scorers, step, select = [], [], train.train_step, selection.select
 
     def watched(run, images, labels, triggered, number):
         if run.title:
