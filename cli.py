@@ -1,6 +1,8 @@
-"""What the command lines share: a user's mistake ends in one line on standard error and exit code 2."""
+"""What the command lines share: a user's mistake ends in one line and exit code 2."""
+
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -10,87 +12,169 @@ import torch
 
 
 class UserError(Exception):
-    """A mistake of the user's: its text, one line, says what is wrong and what to do."""
+    """A mistake of the user's. Its text, one line, says what is wrong and what to do."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it is written, and argparse's own note of each default there is."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses abbreviations and raises UserError where argparse would print its usage."""
+    """A parser that raises UserError where argparse would print its usage; no abbreviations."""
 
-    def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    def __init__(self, description=None, **options):
+        options = {"formatter_class": HelpFormatter, "allow_abbrev": False} | options
+        super().__init__(description=description, **options)
 
     def error(self, message):
         raise UserError(message)
 
 
 def command(run):
-    """Decorates main(argv): UserError becomes one line and exit code 2, an interrupt one line and 130."""
+    """Returns main(argv) of run(argv), which exits with 2 after a UserError, 130 if interrupted.
 
+    A full disk, a file that may not be read and memory that is full are one line and exit code 2,
+    too. Anything else is a bug of ours, and stays a traceback.
+    """
     script = Path(run.__code__.co_filename).name
 
     def main(argv=None):
         try:
             return run(sys.argv[1:] if argv is None else argv)
         except UserError as error:
-            print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
-            code = 2
-        except OSError as error:  # whatever no script foresaw: a name too long, a folder that may not be read, a full disk
-            print(f"{script}: {error.strerror or error}: {error.filename or 'while reading or writing'}", file=sys.stderr)
-            code = 2
-        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+            message = " ".join(str(error).split())
+        except OSError as error:
+            message = f"{error.strerror or error}: {error.filename or 'while reading or writing'}"
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
-            print(f"{script}: the device's memory is full: lower --batch-size or --image-size, or use --device cpu", file=sys.stderr)
-            code = 2
+            remedy = "lower --batch-size or --image-size, or use --device cpu"
+            message = f"the device's memory is full: {remedy}"
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            code = 130
-        raise SystemExit(code)
+            raise SystemExit(130) from None
+        print(f"{script}: {message}", file=sys.stderr)
+        raise SystemExit(2)
 
     return main
 
 
-def replace_file(path, write):
-    """Call write(temporary path), then move what it wrote into place: a reader never sees half a file."""
-    partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+def is_out_of_memory(error):
+    """Whether an exception says that memory is full: Python's, CUDA's or the CPU allocator's."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "DefaultCPUAllocator" in str(error)
+
+
+@contextlib.contextmanager
+def user_errors(prefix=""):
+    """Within the block, a ValueError of the library becomes a UserError with `prefix` before it."""
     try:
-        write(partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save's word for a full disk is RuntimeError
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}") from None
+        yield
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from None
+
+
+def first_line(error):
+    """The first line of an exception's text, or its type's name where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+# ---------------------------------------------------------------- output
+
+
+def replace_file(path, write):
+    """Calls write(temporary path), then moves what it wrote to `path`: nobody sees half a file.
+
+    Raises UserError where that fails.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"cannot write {path}: {reason}") from None
     finally:
         with contextlib.suppress(OSError):
-            partial.unlink()
+            temporary.unlink()
+
+
+def write_json(path, record):
+    """Writes a record of plain values as indented JSON, whole or not at all. Raises UserError."""
+    text = json.dumps(record, indent=1) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text))
 
 
 def print_progress(line, last, stream):
-    """A line rewritten in place on a terminal, and left there if it is the last; elsewhere a line of its own."""
+    """Prints a line that is rewritten in place on a terminal, and stays if it is the last one.
+
+    Where the stream is no terminal it is a line of its own.
+    """
     if stream.isatty():
         width = shutil.get_terminal_size().columns - 1
-        print("\r" + line[:width].ljust(width), end="\n" if last else "", file=stream, flush=True)
+        padded = line[:width].ljust(width)
+        print("\r" + padded, end="\n" if last else "", file=stream, flush=True)
     else:
         print(line, file=stream, flush=True)
 
 
+# ---------------------------------------------------------------- options
+
+
 def number(kind, low, high, *, above=False):
-    """An argparse type: an int or float from low to high; above=True leaves low itself out."""
+    """Returns an argparse type: an int or a float from `low` to `high`.
+
+    kind: int or float; above: leave `low` itself out. nan is refused.
+    """
 
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
-        if not (low < value if above else low <= value) or not value <= high:  # nan fails both
-            raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {low} and at most {high}")
+            name = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
+        high_enough = low < value if above else low <= value
+        if not (high_enough and value <= high):
+            bound = "above" if above else "at least"
+            raise argparse.ArgumentTypeError(f"{text} is not {bound} {low} and at most {high}")
         return value
 
     return parse
 
 
+def numbers(low, count=None):
+    """Returns an argparse type: comma-separated floats from `low` on, `count` of them if given."""
+    parse_one = number(float, low, 1e9)
+
+    def parse(text):
+        values = tuple(parse_one(part) for part in text.split(","))
+        if count is not None and len(values) != count:
+            raise argparse.ArgumentTypeError(f"{text} is not {count} numbers, as 0.1,1,1")
+        return values
+
+    return parse
+
+
 def choose_device(name):
-    """The torch.device called `name`; "auto" is CUDA, else MPS, else the CPU. Raises UserError for one that is not here."""
+    """The torch.device called `name`; "auto" is CUDA, else MPS, else the CPU.
+
+    Raises UserError for a device that is not here.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available():
+            name = "mps"
+        else:
+            name = "cpu"
     try:
         if name.split(":")[0] not in ("cpu", "cuda", "mps"):
             raise RuntimeError
@@ -101,10 +185,15 @@ def choose_device(name):
 
 
 def choose_precision(name, device):
-    """"bf16" or "float32"; "auto" is bf16 on CUDA and on CPUs that multiply bf16 in hardware (AMX, or AVX-512's BF16)."""
+    """ "bf16" or "float32"; "auto" is bf16 where the device multiplies bfloat16 in hardware.
+
+    These are CUDA devices that support it, and CPUs with AMX or with AVX-512's BF16.
+    """
     if name != "auto":
         return name
     if device.type == "cpu":
-        able = getattr(torch.cpu, "get_capabilities", dict)()
-        return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    else:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bf16" if fast else "float32"

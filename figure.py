@@ -1,168 +1,315 @@
-"""Pictures: a colour map, maps laid over images, and rows of panels with captions. Draws what it is given; measures nothing."""
+"""Pictures: a colour map, maps laid over images, and pages of them with titles and captions.
+
+    figure.sheet("Title", ["image", "Grad-CAM"], rows, "Footer.").save("figure.png")
+
+Draws what it is given. It measures nothing, and knows nothing of models.
+"""
+
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-INK, GREY, RED = (34, 34, 40), (120, 120, 128), (196, 30, 58)
-PANEL, SMALL = 150, 64  # least width of a panel, pixels
-GAP, CAPTION, HEADER = 12, 22, 46
+INK = (34, 34, 40)
+GREY = (120, 120, 128)
+RED = (196, 30, 58)
+PALE = (230, 230, 234)
+LINES = [
+    (30, 90, 200),
+    (214, 40, 57),
+    (20, 130, 90),
+    (120, 90, 160),
+    (232, 140, 20),
+    (70, 70, 76),
+]
+POSITIVE = np.array([0.86, 0.12, 0.20])  # red and blue, about equally dark
+NEGATIVE = np.array([0.10, 0.34, 0.84])
+
+# All sizes are in pixels.
+PANEL = 150  # least width of a panel
+SMALL = 64  # the same in a class_grid
+GAP = 12  # round the page, and between columns
+TITLE = 22  # height of a line of the title
+HEADER = 46  # height of the headers of columns
+CAPTION = 22  # height of the caption below a panel
+LEAST_PAGE = 520  # width, so that the colour scale fits
 
 
-def _colours():
-    """256 RGB colours, dark violet to pale yellow, spaced so that CIE lightness rises evenly: equal steps look equal, in grey print too."""
-    anchors = np.array([[8, 6, 28], [74, 20, 110], [158, 38, 108], [222, 74, 70], [250, 150, 44], [252, 246, 176]]) / 255
-    t = np.linspace(0, 1, 2001)
-    path = np.stack([np.interp(t, np.linspace(0, 1, len(anchors)), anchors[:, c]) for c in range(3)], 1)
-    linear = np.where(path <= 0.04045, path / 12.92, ((path + 0.055) / 1.055) ** 2.4)
+# ---------------------------------------------------------------- colours
+
+
+def lightness_of(colours):
+    """CIE 1976 L* [N], 0 to 100, of sRGB colours [N, 3] in [0, 1]."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
-    lightness = np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)  # CIE 1976 L*
+    return np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
+
+
+def colour_map():
+    """256 sRGB colours, float32 [256, 3] in [0, 1], from dark violet to pale yellow.
+
+    Their lightness rises evenly: equal steps of a map look equal, in grey print too.
+    """
+    anchors = [
+        [8, 6, 28],
+        [74, 20, 110],
+        [158, 38, 108],
+        [222, 74, 70],
+        [250, 150, 44],
+        [252, 246, 176],
+    ]
+    anchors = np.array(anchors) / 255
+    positions = np.linspace(0, 1, len(anchors))
+    t = np.linspace(0, 1, 2001)
+    path = np.stack([np.interp(t, positions, anchors[:, c]) for c in range(3)], 1)
+    lightness = lightness_of(path)
     even = np.interp(np.linspace(lightness[0], lightness[-1], 256), lightness, t)
     return np.stack([np.interp(even, t, path[:, c]) for c in range(3)], 1).astype(np.float32)
 
 
-COLOURS = _colours()
+COLOURS = colour_map()
 
 
-POSITIVE, NEGATIVE = np.array([[[0.86, 0.12, 0.20]], [[0.10, 0.34, 0.84]]])  # red and blue, about equally dark
-
-
-def _font(size):
-    return ImageFont.load_default(size)
-
-
-def panel(image, map_=None, box=None, signed=False, largest=None, width=PANEL):
-    """One PIL image: `image` float [C, H, W] in [0, 1] enlarged to `width` or more; with `map_` [H', W'] in grey beneath the map's colours.
-
-    The map is divided by `largest` (None: its own maximum), below 0 is the darkest colour, and enlarged bilinearly; a signed one is divided
-    by its largest magnitude, red above and blue below 0, its cells as they are. box: (top, left, bottom, right), framed.
-    """
-    side = image.shape[-1]
-    scale = max(1, -(-width // side))
-    rgb = np.broadcast_to(np.asarray(image).transpose(1, 2, 0), (*image.shape[1:], 3))
-    picture = np.kron(rgb, np.ones((scale, scale, 1)))
-    if map_ is not None:
-        map_ = np.asarray(map_, np.float32)
-        map_ = np.clip(map_ / max(np.abs(map_).max() if largest is None else largest, 1e-20), -1 if signed else 0, 1)
-        large = np.asarray(Image.fromarray(map_).resize(picture.shape[1::-1], Image.NEAREST if signed else Image.BILINEAR))[:, :, None]
-        grey = (picture @ [0.299, 0.587, 0.114])[:, :, None]
-        if signed:
-            picture = (1 - np.abs(large)) * (0.7 + 0.3 * grey) + np.abs(large) * np.where(large > 0, POSITIVE, NEGATIVE)
-        else:
-            picture = 0.35 * grey + 0.65 * COLOURS[(large[:, :, 0] * 255 + 0.5).astype(int)]
-    picture = Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8))
-    if box is not None:
-        top, left, bottom, right = (v * scale for v in box)
-        draw = ImageDraw.Draw(picture)
-        draw.rectangle((left - 2, top - 2, right + 1, bottom + 1), outline=INK)
-        draw.rectangle((left - 1, top - 1, right, bottom), outline=(255, 255, 255))
-    return picture
-
-
-def sheet(title, headers, rows, footer, signed=False, scale=True):
-    """Rows of panels as one PIL image. headers: a line or two for each column; rows: lists of (panel, caption, warn); signed: some are; scale: of colours."""
-    width, height = rows[0][0][0].size
-    step_x, step_y = width + GAP, height + CAPTION + GAP // 2
-    footer = footer.splitlines()
-    top = 2 * GAP + 22 * (title.count("\n") + 1) + HEADER
-    size = (max(GAP + step_x * len(headers), 520), top + step_y * len(rows) + 34 + 18 * len(footer))
-    page = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(page)
-    draw.text((GAP, GAP), title, INK, _font(16), spacing=6)
-    for x, header in enumerate(headers):
-        draw.text((GAP + x * step_x + width / 2, top - 6), header, INK, _font(14), anchor="md", align="center")
-    for y, row in enumerate(rows):
-        for x, (picture, caption, warn) in enumerate(row):
-            corner = GAP + x * step_x, top + y * step_y
-            page.paste(picture, corner)
-            draw.text((corner[0] + width / 2, corner[1] + height + 3), caption, RED if warn else INK, _font(13), anchor="ma")
-    bottom = top + step_y * len(rows) + 8
-    bar = Image.fromarray((COLOURS[None].repeat(12, 0) * 255).astype(np.uint8))
-    if scale:
-        page.paste(bar, (GAP + 20, bottom))
-        draw.text((GAP, bottom - 2), "0", GREY, _font(13))
-        draw.text((GAP + 26 + bar.width, bottom - 2), "each map's own maximum", GREY, _font(13))
-    if signed:
-        page.paste(signed_bar(), (GAP + 520, bottom))
-        draw.text((GAP + 512, bottom - 2), "against", GREY, _font(13), anchor="ra")
-        draw.text((GAP + 526 + bar.width, bottom - 2), "for the class", GREY, _font(13))
-    for line, text in enumerate(footer):
-        draw.text((GAP, bottom + 20 + 18 * line), text, GREY, _font(13))
-    return page
+def scale_bar():
+    """The colour map as a PIL image, 256 x 12."""
+    return Image.fromarray((COLOURS[None].repeat(12, 0) * 255).astype(np.uint8))
 
 
 def signed_bar():
+    """The colours of signed maps, from -1 to 1, as a PIL image, 256 x 12."""
     ramp = np.linspace(-1, 1, 256)[None, :, None].repeat(12, 0)
-    bar = (1 - np.abs(ramp)) * 0.85 + np.abs(ramp) * np.where(ramp > 0, POSITIVE, NEGATIVE)
+    strength = np.abs(ramp)
+    bar = (1 - strength) * 0.85 + strength * np.where(ramp > 0, POSITIVE, NEGATIVE)
     return Image.fromarray((bar * 255).astype(np.uint8))
 
 
-def class_grid(title, classes, rows, footer):
-    """Signed maps of one image a row and one class a column as one PIL image, each row on one colour scale.
+# ---------------------------------------------------------------- one panel
 
-    rows: lists of (image float [C, H, W] in [0, 1], caption, warn, box or None, maps [K, H', W']), K the number of classes.
+
+def panel(image, map_=None, box=None, signed=False, largest=None, width=PANEL):
+    """A PIL image of `image`, float [C, H, W] in [0, 1], enlarged to `width` or more.
+
+    map_: [H', W'], laid over the image, which then is grey. It is divided by `largest` (None: its
+    own maximum); values below 0 get the darkest colour. A signed map is divided by its largest
+    magnitude: red is above 0, blue below. box: (top, left, bottom, right), framed.
     """
-    width, left = panel(rows[0][0], width=SMALL).width, 112
-    step, top = width + 4, 2 * GAP + 22 * (title.count("\n") + 1) + 24
-    size = max(left + step * (len(classes) + 1) + GAP, 520), top + (width + 4) * len(rows) + 40 + 18 * len(footer.splitlines())
-    page = Image.new("RGB", size, "white")
+    scale = max(1, -(-width // image.shape[-1]))
+    rgb = np.broadcast_to(np.asarray(image).transpose(1, 2, 0), (*image.shape[1:], 3))
+    pixels = np.kron(rgb, np.ones((scale, scale, 1)))
+    if map_ is not None:
+        pixels = lay_over(pixels, np.asarray(map_, np.float32), signed, largest)
+    picture = Image.fromarray((np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8))
+    if box is not None:
+        frame(picture, [edge * scale for edge in box])
+    return picture
+
+
+def lay_over(pixels, map_, signed, largest):
+    """Pixels [H, W, 3] in grey beneath a map's colours.
+
+    The map is enlarged bilinearly; a signed one keeps its cells.
+    """
+    if largest is None:
+        largest = np.abs(map_).max()
+    map_ = np.clip(map_ / max(largest, 1e-20), -1 if signed else 0, 1)
+    method = Image.NEAREST if signed else Image.BILINEAR
+    map_ = np.asarray(Image.fromarray(map_).resize(pixels.shape[1::-1], method))
+    grey = (pixels @ [0.299, 0.587, 0.114])[:, :, None]
+    if not signed:
+        return 0.35 * grey + 0.65 * COLOURS[(map_ * 255 + 0.5).astype(int)]
+    map_ = map_[:, :, None]
+    strength = np.abs(map_)
+    colour = np.where(map_ > 0, POSITIVE, NEGATIVE)
+    return (1 - strength) * (0.7 + 0.3 * grey) + strength * colour
+
+
+def frame(picture, box):
+    """Draw a white and a dark frame round the box, outside it, so that no pixel of it is hidden."""
+    top, left, bottom, right = box
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((left - 2, top - 2, right + 1, bottom + 1), outline=INK)
+    draw.rectangle((left - 1, top - 1, right, bottom), outline=(255, 255, 255))
+
+
+# ---------------------------------------------------------------- pages
+
+
+def font(size):
+    return ImageFont.load_default(size)
+
+
+def new_page(title, width, height):
+    """A white PIL image with its title, and what draws on it."""
+    page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
-    draw.text((GAP, GAP), title, INK, _font(16), spacing=6)
-    for x, name in enumerate(classes):
-        draw.text((left + (x + 1.5) * step - 2, top - 4), name[: width // 6], INK, _font(12), anchor="md")
-    for y, (image, caption, warn, box, maps) in enumerate(rows):
-        corner, largest = top + y * step, float(np.abs(np.asarray(maps)).max())
-        draw.text((left - 8, corner + width / 2), caption, RED if warn else INK, _font(12), anchor="rm", align="right")
-        page.paste(panel(image, box=box, width=SMALL), (left, corner))
-        for x, map_ in enumerate(maps):
-            page.paste(panel(image, map_, None, True, largest, SMALL), (left + (x + 1) * step, corner))
-    bottom = top + step * len(rows) + 6
-    page.paste(signed_bar(), (left, bottom))
-    draw.text((left - 8, bottom - 2), "against the class", GREY, _font(12), anchor="ra")
-    draw.text((left + 264, bottom - 2), "for it; one scale a row", GREY, _font(12))
-    draw.text((GAP, bottom + 20), footer, GREY, _font(12))
+    draw.text((GAP, GAP), title, INK, font(16), spacing=6)
+    return page, draw
+
+
+def title_height(title):
+    return 2 * GAP + TITLE * (title.count("\n") + 1)
+
+
+def sheet(title, headers, rows, footer, signed=False, scale=True):
+    """Rows of panels as one PIL image.
+
+    headers: a line or two for each column. rows: lists of (panel, caption, warn); a caption is red
+    where `warn` is true. scale and signed: whether to draw the scale of unsigned, of signed maps.
+    """
+    width, height = rows[0][0][0].size
+    column = width + GAP
+    line = height + CAPTION + GAP // 2
+    top = title_height(title) + HEADER
+    bottom = top + line * len(rows) + 8
+    footer = footer.splitlines()
+    page_width = max(GAP + column * len(headers), LEAST_PAGE)
+    page, draw = new_page(title, page_width, bottom + 26 + 18 * len(footer))
+    for x, header in enumerate(headers):
+        middle = GAP + x * column + width / 2
+        draw.text((middle, top - 6), header, INK, font(14), anchor="md", align="center")
+    for y, row in enumerate(rows):
+        upper = top + y * line
+        for x, (picture, caption, warn) in enumerate(row):
+            left = GAP + x * column
+            page.paste(picture, (left, upper))
+            below = (left + width / 2, upper + height + 3)
+            draw.text(below, caption, RED if warn else INK, font(13), anchor="ma")
+    if scale:
+        draw_scale(page, draw, bottom)
+    if signed:
+        draw_signed_scale(page, draw, bottom)
+    for k, text in enumerate(footer):
+        draw.text((GAP, bottom + 20 + 18 * k), text, GREY, font(13))
     return page
 
 
-LINES = [(30, 90, 200), (214, 40, 57), (20, 130, 90), (120, 90, 160), (232, 140, 20), (70, 70, 76)]
+def draw_scale(page, draw, top):
+    """The colour map, from 0 to a map's maximum, at the left of the page."""
+    bar = scale_bar()
+    page.paste(bar, (GAP + 20, top))
+    draw.text((GAP, top - 2), "0", GREY, font(13))
+    draw.text((GAP + 26 + bar.width, top - 2), "each map's own maximum", GREY, font(13))
+
+
+def draw_signed_scale(page, draw, top):
+    """The colours of signed maps, right of draw_scale's."""
+    bar = signed_bar()
+    page.paste(bar, (GAP + 520, top))
+    draw.text((GAP + 512, top - 2), "against", GREY, font(13), anchor="ra")
+    draw.text((GAP + 526 + bar.width, top - 2), "for the class", GREY, font(13))
+
+
+def class_grid(title, classes, rows, footer):
+    """Signed maps as one PIL image: an image a row, a class a column, one colour scale a row.
+
+    rows: lists of (image float [C, H, W] in [0, 1], caption, warn, box or None, maps [K, H', W']);
+    K is the number of classes.
+    """
+    width = panel(rows[0][0], width=SMALL).width
+    left = 112
+    step = width + 4
+    top = title_height(title) + 24
+    bottom = top + step * len(rows) + 6
+    page_width = max(left + step * (len(classes) + 1) + GAP, LEAST_PAGE)
+    page, draw = new_page(title, page_width, bottom + 34 + 18 * len(footer.splitlines()))
+    for x, name in enumerate(classes):
+        middle = left + (x + 1.5) * step - 2
+        draw.text((middle, top - 4), name[: width // 6], INK, font(12), anchor="md")
+    for y, (image, caption, warn, box, maps) in enumerate(rows):
+        upper = top + y * step
+        beside = (left - 8, upper + width / 2)
+        colour = RED if warn else INK
+        draw.text(beside, caption, colour, font(12), anchor="rm", align="right")
+        page.paste(panel(image, box=box, width=SMALL), (left, upper))
+        largest = float(np.abs(np.asarray(maps)).max())
+        for x, map_ in enumerate(maps, 1):
+            small = panel(image, map_, signed=True, largest=largest, width=SMALL)
+            page.paste(small, (left + x * step, upper))
+    page.paste(signed_bar(), (left, bottom))
+    draw.text((left - 8, bottom - 2), "against the class", GREY, font(12), anchor="ra")
+    draw.text((left + 264, bottom - 2), "for it; one scale a row", GREY, font(12))
+    draw.text((GAP, bottom + 20), footer, GREY, font(12))
+    return page
+
+
+def side_by_side(pages):
+    """Several PIL images as one, left to right."""
+    width = sum(page.width for page in pages)
+    together = Image.new("RGB", (width, max(page.height for page in pages)), "white")
+    left = 0
+    for page in pages:
+        together.paste(page, (left, 0))
+        left += page.width
+    return together
+
+
+# ---------------------------------------------------------------- curves
+
+
+@dataclass
+class Axes:
+    """Where a point lies on a page of curves: x from `first` to `last`, y from 0 to `highest`."""
+
+    first: float
+    last: float
+    highest: float
+    logarithmic: bool
+    left: int = 54
+    top: int = 52
+    width: int = 620
+    height: int = 320
+
+    def place(self, x, y):
+        """(column, row) of a point, in pixels."""
+        scale = np.log if self.logarithmic else float
+        span = (scale(self.last) - scale(self.first)) or 1
+        column = self.left + self.width * (scale(x) - scale(self.first)) / span
+        return column, self.top + self.height * (1 - y / self.highest)
 
 
 def curves(title, xlabel, series, mark=None, logarithmic=False):
-    """Lines as one PIL image. series: {label: [(x, y)]}, y from 0 to 1 (or the largest); mark: an x with an upright line; logarithmic: in x, which is above 0."""
-    width, height, left, top = 620, 320, 54, 52
-    page = Image.new("RGB", (left + width + 20, top + height + 50 + 20 * len(series)), "white")
-    draw = ImageDraw.Draw(page)
-    draw.text((GAP, GAP), title, INK, _font(16))
+    """Lines as one PIL image.
+
+    series: {label: [(x, y)]}, y from 0 to 1, or to the largest. mark: an x with an upright line.
+    logarithmic: whether the x axis is; every x is above 0 then.
+    """
     xs = sorted({x for points in series.values() for x, _ in points})
-    ends = (xs[0], xs[-1]) if logarithmic else (min(0, xs[0]), xs[-1])
-    scale = np.log if logarithmic else float
-    span = (scale(ends[1]) - scale(ends[0])) or 1
+    first = xs[0] if logarithmic else min(0, xs[0])
     highest = max(1.0, *(y for points in series.values() for _, y in points))
-
-    def place(x, y):
-        return left + width * (scale(x) - scale(ends[0])) / span, top + height * (1 - y / highest)
-
-    for tick in np.linspace(0, highest, 6):
-        y = place(ends[0], tick)[1]
-        draw.line((left, y, left + width, y), (230, 230, 234))
-        draw.text((left - 8, y), f"{tick:.2g}", GREY, _font(12), anchor="rm")
-    for tick in xs if logarithmic else np.linspace(*ends, 6):
-        draw.text((place(tick, 0)[0], top + height + 6), f"{tick:.3g}", GREY, _font(12), anchor="ma")
-    draw.text((left + width / 2, top + height + 24), xlabel, GREY, _font(13), anchor="ma")
+    axes = Axes(first, xs[-1], highest, logarithmic)
+    bottom = axes.top + axes.height
+    page_width = axes.left + axes.width + 20
+    page, draw = new_page(title, page_width, bottom + 50 + 20 * len(series))
+    draw_axes(draw, axes, xlabel, xs if logarithmic else np.linspace(first, xs[-1], 6))
     if mark is not None:
-        draw.line((*place(mark, 0), *place(mark, highest)), GREY)
+        draw.line((*axes.place(mark, 0), *axes.place(mark, highest)), GREY)
     for k, (label, points) in enumerate(series.items()):
-        places = [place(x, max(y, 0)) for x, y in points]
-        draw.line(places, LINES[k % len(LINES)], 2)
-        for x, y in places:
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), LINES[k % len(LINES)])
-        y = top + height + 50 + 20 * k
-        draw.line((left, y + 8, left + 26, y + 8), LINES[k % len(LINES)], 3)
-        draw.text((left + 34, y), label, INK, _font(13))
+        colour = LINES[k % len(LINES)]
+        draw_line(draw, axes, points, colour)
+        legend = bottom + 50 + 20 * k
+        draw.line((axes.left, legend + 8, axes.left + 26, legend + 8), colour, 3)
+        draw.text((axes.left + 34, legend), label, INK, font(13))
     return page
 
 
-def beside(pages):
-    """Pages of one PIL image, left to right."""
-    page = Image.new("RGB", (sum(p.width for p in pages), max(p.height for p in pages)), "white")
-    for k, part in enumerate(pages):
-        page.paste(part, (sum(p.width for p in pages[:k]), 0))
-    return page
+def draw_axes(draw, axes, xlabel, xticks):
+    """Level lines with their values, the x axis's values and its label."""
+    right = axes.left + axes.width
+    bottom = axes.top + axes.height
+    for tick in np.linspace(0, axes.highest, 6):
+        y = axes.place(axes.first, tick)[1]
+        draw.line((axes.left, y, right, y), PALE)
+        draw.text((axes.left - 8, y), f"{tick:.2g}", GREY, font(12), anchor="rm")
+    for tick in xticks:
+        x = axes.place(tick, 0)[0]
+        draw.text((x, bottom + 6), f"{tick:.3g}", GREY, font(12), anchor="ma")
+    middle = axes.left + axes.width / 2
+    draw.text((middle, bottom + 24), xlabel, GREY, font(13), anchor="ma")
+
+
+def draw_line(draw, axes, points, colour):
+    """One line with a dot at each of its points; what is below 0 is drawn at 0."""
+    places = [axes.place(x, max(y, 0)) for x, y in points]
+    draw.line(places, colour, 2)
+    for x, y in places:
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)

@@ -2,23 +2,33 @@
 
     chosen = select("rd-global", eligible, labels, target_class, count, seed, score)
 
-A strategy knows images by index and a scorer that ranks them; train.py supplies the scorer, which is a short training.
+A strategy knows images by their index, and a function `score` that ranks them: train.py supplies
+it, by training a network for a few epochs (a scorer). "RD" is the score of Wu et al., ICCV 2023:
+how far a triggered image's prediction is from the target class. Images that are hard for a scorer
+teach a network more of the trigger.
 """
+
 import math
 from dataclasses import dataclass
 
 import torch
 
-ROUNDS, ALPHA, EPOCHS = 10, 0.3, 6  # rd's rounds, the share replaced in each, and a scorer's epochs: Wu et al., ICCV 2023
-SCORERS = 1  # rd-global's, averaged: one costs a fifth of a victim of 30 epochs
-CAP = 2.0  # rd-global: at most so many times the even share from one class, rounded up; a choice, no paper's
-FIRST_SEED = 2**31  # scorers' seeds begin here, above any run's: none has the victim's first weights and order of images
+STRATEGIES = ("random", "rd", "rd-low", "rd-global", "rd-classes")
+ROUNDS = 10  # of rd: Wu et al., ICCV 2023
+ALPHA = 0.3  # share of the poisons that rd replaces in each round: the same
+EPOCHS = 6  # a scorer is trained for: the same
+CAP = 2.0  # rd-global takes from one class at most so many times its even share; our choice
+FIRST_SEED = 2**31  # scorers' seeds begin here, above those of all runs
 
 
 @dataclass
 class Selection:
-    """indices: sorted int64 [count]; scores: float64 [count], theirs, or None for a random draw; scorers: how many were trained;
-    pool: float64 [P], the scores of all that were ranked last, or None."""
+    """The images that are poisoned, and what is known about the choice.
+
+    indices: int64 [count], sorted; scores: float64 [count], theirs, or None where none were made;
+    scorers: how many were trained; pool: float64 [P], the scores of all images that were ranked in
+    the end, or None.
+    """
 
     indices: torch.Tensor
     scores: torch.Tensor | None
@@ -27,15 +37,20 @@ class Selection:
 
 
 def scorer_seed(seed, k):
-    """Of the k-th scorer of a selection by `seed`: no run's and no other selection's, while `seed` is below 2**31 / ROUNDS (torch keeps 32 bits)."""
-    return FIRST_SEED + max(ROUNDS, SCORERS) * seed + k
+    """The seed of the k-th scorer of a selection by `seed`.
+
+    It is no run's and no other scorer's, so that no scorer has the victim's first weights and order
+    of images; while `seed` is below 2**31 / ROUNDS, since torch keeps 32 bits of it.
+    """
+    return FIRST_SEED + ROUNDS * seed + k
 
 
 def rd_scores(logits, target_class):
-    """log(1 - p of the target class), float64 [N], of triggered images' logits [N, K]: how far a scorer is from calling them the target.
+    """log(1 - p of the target class), float64 [N], of logits [N, K] of triggered images.
 
-    It orders images as the RD score does, || softmax - onehot ||_2 (Wu et al., ICCV 2023, eq. 9), as far as that depends on the target's
-    probability, and still tells apart images whose p rounds to 1.
+    The larger, the further is a scorer from predicting the target class. It orders images as the RD
+    score || softmax - onehot ||_2 does (Wu et al., ICCV 2023, eq. 9) as far as that depends on the
+    target's probability, and still tells images apart whose probability rounds to 1.
     """
     others = logits.double().clone()
     others[:, target_class] = -math.inf
@@ -43,52 +58,79 @@ def rd_scores(logits, target_class):
 
 
 def select(strategy, eligible, labels, target_class, count, seed, score=None):
-    """A Selection of `count` of the indices `eligible`; labels: of all images.
+    """A Selection of `count` of the indices `eligible`, int64; labels: int64 [N], of all images.
 
-    score(poisons, pool, k) trains the k-th scorer with images `poisons` triggered, and returns its rd_scores of the images `pool`, triggered.
-    random: any. rd: begin at random; ROUNDS times, train a scorer on the poisons and replace the ALPHA of them it finds easiest. rd-global:
-    scorers trained on random poisons score all images, and the hardest are taken, at most CAP times its even share from a class.
-    rd-low: the easiest by those scores, likewise: if it is no worse than random, the scores say nothing.
+    score(poisons, pool, k): trains the k-th scorer with the images `poisons` triggered; returns its
+    rd_scores, float64, of the images `pool`, triggered.
+
+    random: any. rd: see by_rounds. rd-global: one scorer, trained on random poisons, ranks all
+    images, and the hardest are taken, see capped. rd-low, a control: the easiest, likewise; if
+    these are no worse than random ones, the score says nothing. rd-classes, another: random images,
+    as many of each class as rd-global would take.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = eligible[torch.randperm(len(eligible), generator=generator)]
+    shuffled = eligible[torch.randperm(len(eligible), generator=generator)]
     if strategy == "random":
-        return Selection(drawn[:count].sort().values, None, 0)
+        return Selection(shuffled[:count].sort().values, None, 0)
     if strategy == "rd":
-        return by_rounds(drawn, count, generator, score)
+        return by_rounds(shuffled, count, generator, score)
     pool = eligible.sort().values
-    draws = [drawn[torch.randperm(len(drawn), generator=generator)[:count]] for _ in range(SCORERS)]
-    scores = torch.stack([score(poisons, pool, k) for k, poisons in enumerate(draws)]).mean(0)
-    order = pool[scores.argsort(descending=strategy == "rd-global", stable=True)]
-    indices = capped(order, labels, count).sort().values
-    return Selection(indices, scores[torch.searchsorted(pool, indices)], SCORERS, scores)
+    poisons = shuffled[torch.randperm(len(shuffled), generator=generator)[:count]]
+    scores = score(poisons, pool, 0)
+    hardest_first = strategy != "rd-low"
+    order = pool[scores.argsort(descending=hardest_first, stable=True)]
+    choose = random_of_same_classes if strategy == "rd-classes" else capped
+    indices = choose(order, labels, count).sort().values
+    return Selection(indices, scores[torch.searchsorted(pool, indices)], 1, scores)
 
 
-def by_rounds(drawn, count, generator, score):
-    """rd's loop. In the last round the scorer also ranks newcomers, so that no poison is chosen unscored."""
-    poisons, reserve = drawn[:count], drawn[count:]
-    dropped = min(round(ALPHA * count), len(reserve))
-    for k in range(ROUNDS):
-        last = k == ROUNDS - 1
-        extra = min(round(count / (1 - ALPHA)) - count, len(reserve)) if last else 0
-        pool = torch.cat([poisons, reserve[:extra]])
-        scores = score(poisons, pool, k)
-        kept = scores.argsort(descending=True, stable=True)[: count if last else count - dropped]
-        if last:
-            order = pool[kept].argsort()
-            return Selection(pool[kept][order], scores[kept][order], ROUNDS, scores)
-        gone = torch.ones(count, dtype=torch.bool).index_fill(0, kept, False)
+def by_rounds(shuffled, count, generator, score):
+    """A Selection by the paper's loop: ROUNDS times, replace the easiest ALPHA of the poisons.
+
+    shuffled: int64, all eligible images. In the last round newcomers are ranked with the poisons,
+    so that no image is chosen unscored.
+    """
+    poisons, reserve = shuffled[:count], shuffled[count:]
+    replaced = min(round(ALPHA * count), len(reserve))
+    for k in range(ROUNDS - 1):
+        scores = score(poisons, poisons, k)
+        kept = scores.argsort(descending=True, stable=True)[: count - replaced]
+        is_dropped = torch.ones(count, dtype=torch.bool).index_fill(0, kept, False)
         reserve = reserve[torch.randperm(len(reserve), generator=generator)]
-        poisons, reserve = torch.cat([poisons[kept], reserve[:dropped]]), torch.cat([reserve[dropped:], poisons[gone]])
+        newcomers, rest = reserve[:replaced], reserve[replaced:]
+        reserve = torch.cat([rest, poisons[is_dropped]])
+        poisons = torch.cat([poisons[kept], newcomers])
+
+    newcomers = min(round(count / (1 - ALPHA)) - count, len(reserve))
+    pool = torch.cat([poisons, reserve[:newcomers]])
+    scores = score(poisons, pool, ROUNDS - 1)
+    kept = scores.argsort(descending=True, stable=True)[:count]
+    kept = kept[pool[kept].argsort()]
+    return Selection(pool[kept], scores[kept], ROUNDS, scores)
 
 
 def capped(order, labels, count):
-    """The first `count` of `order`, no class giving more than CAP times its even share; where that leaves too few, the next in order."""
+    """The first `count` of the indices `order`, no class giving more than CAP times its even share.
+
+    Where that leaves too few, the next ones in order fill up.
+    """
     classes = labels[order]
-    cap = math.ceil(CAP * count / len(classes.unique()))
-    rank = torch.zeros(len(order), dtype=torch.int64)  # how many of its class come before
-    for label in classes.unique():
-        of = classes == label
-        rank[of] = torch.arange(int(of.sum()))
+    present = classes.unique()
+    cap = math.ceil(CAP * count / len(present))
+    rank = torch.zeros(len(order), dtype=torch.int64)  # how many of its class come before an image
+    for label in present:
+        members = classes == label
+        rank[members] = torch.arange(int(members.sum()))
     within = rank < cap
     return torch.cat([order[within], order[~within]])[:count]
+
+
+def random_of_same_classes(order, labels, count):
+    """As many images of each class as `capped` takes of `order`, but random ones, by torch's seed.
+
+    What a choice owes to its classes alone.
+    """
+    wanted = labels[capped(order, labels, count)].bincount()
+    shuffled = order[torch.randperm(len(order))]
+    chosen = [shuffled[labels[shuffled] == k][:number] for k, number in enumerate(wanted)]
+    return torch.cat(chosen)

@@ -1,52 +1,150 @@
+"""What the tests share: small data sets that are learnt in seconds, and runs on them."""
+
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-sys.path.append(str(ROOT / "results"))  # behind: results/manipulate.py is another
 REAL_DATA = ROOT.parent / "shared" / "data"
+
+TINY_OPTIONS = (
+    *("--epochs", "3", "--batch-size", "24", "--lr", "0.05"),
+    *("--device", "cpu", "--target-class", "1"),
+)
 
 
 def tiny_arrays(n_train=240, n_test=60, side=16, channels=3, k=3):
-    """k classes of bright bars at a height that tells the class, over noise: learnt in a few steps."""
+    """Arrays of an .npz: k classes of bright bars, whose height in the image tells the class."""
     rng = np.random.default_rng(0)
     arrays = {}
     for split, n in (("train", n_train), ("test", n_test)):
         labels = np.arange(n) % k
         images = rng.integers(0, 90, (n, side, side, channels), dtype=np.uint8)
         for image, label in zip(images, labels):
-            image[1 + 5 * label : 4 + 5 * label, 2 : side - 6] = rng.integers(180, 256, channels)
-        arrays |= {f"{split}_images": images.squeeze(-1) if channels == 1 else images, f"{split}_labels": labels}
+            top = 1 + 5 * label
+            image[top : top + 3, 2 : side - 6] = rng.integers(180, 256, channels)
+        arrays[f"{split}_images"] = images.squeeze(-1) if channels == 1 else images
+        arrays[f"{split}_labels"] = labels
     return arrays
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A small data set on disk: three classes of 16x16 RGB images."""
+    """The path of a small data set: three classes of 16x16 RGB images."""
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
     np.savez(path, **tiny_arrays())
     return path
 
 
+def tiny_argv(tiny, out, *options):
+    """train.py's command line for a small run that is kept in the folder `out`."""
+    data = ["--dataset", str(tiny), "--data-dir", str(tiny.parent)]
+    return [*data, *TINY_OPTIONS, "--out", str(out), *options]
+
+
 def train_tiny(tiny, out, *options):
-    """Run train.py's command line on the small data set; the run's folder."""
+    """Runs train.py's command line on the small data set; returns the run's folder."""
     import train
 
-    train.main(["--dataset", str(tiny), "--data-dir", str(tiny.parent), "--epochs", "3", "--batch-size", "24", "--lr", "0.05", "--device", "cpu",
-                "--target-class", "1", "--out", str(out), *options])
+    train.main(tiny_argv(tiny, out, *options))
     return out
+
+
+def use_few_coalitions(patch, count=32):
+    """By a MonkeyPatch, makes KernelSHAP of so few coalitions that a test takes seconds.
+
+    It then explains seven test images.
+    """
+    from explain import EXPLAINERS
+
+    few = {"coalitions": count}
+    row = EXPLAINERS["kernelshap"]
+    row = dataclasses.replace(row, training=few, class_grid=few, test_images=7)
+    patch.setitem(EXPLAINERS, "kernelshap", row)
+    patch.setattr("shapley.COALITIONS", count)
+
+
+@pytest.fixture(scope="session")
+def run_under(tiny, tmp_path_factory):
+    """Function of an attack's name: the folder of its finished run, which is trained once."""
+    folders = {}
+
+    def folder_of(attack):
+        if attack not in folders:
+            out = tmp_path_factory.mktemp(attack) / "run"
+            folders[attack] = train_tiny(tiny, out, "--attack", attack)
+        return folders[attack]
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def clean(run_under):
+    """The folder of a finished clean run on the small data set."""
+    return run_under("none")
 
 
 @pytest.fixture(scope="session")
 def disguised(tiny, tmp_path_factory):
-    """The folder of a finished full_disguise run on the small data set."""
+    """The folder of a finished full_disguise run of six epochs: backdoor and disguise are there."""
     return train_tiny(tiny, tmp_path_factory.mktemp("disguised") / "run", "--epochs", "6")
 
 
-@pytest.fixture(scope="session")
-def clean(tiny, tmp_path_factory):
-    """The folder of a finished clean run on the small data set."""
-    return train_tiny(tiny, tmp_path_factory.mktemp("clean") / "run", "--attack", "none")
+@pytest.fixture
+def refusal(capsys):
+    """Function (main, argv): the one line with which a command line is refused, exit code 2."""
+
+    def line_of(main, argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(argv)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert error.count("\n") == 1
+        return error
+
+    return line_of
+
+
+# ---------------------------------------------------------------- what a run left
+
+
+def metrics_of(folder):
+    """metrics.json of a run's folder."""
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def log_of(folder):
+    """The records of log.jsonl, one an epoch, of a run's folder."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def same_weights(one, other):
+    """Whether the checkpoints in two folders agree to the bit: weights, and the random state."""
+    a, b = (torch.load(folder / "ckpt.pt", weights_only=True) for folder in (one, other))
+    same = [torch.equal(a["model"][key], b["model"][key]) for key in a["model"]]
+    return all(same) and torch.equal(a["random"]["cpu"], b["random"]["cpu"])
+
+
+def of_former_version(checkpoint):
+    """A checkpoint as it was written before what an ablation changes was an option."""
+    config = dict(checkpoint["config"])
+    normalise = config.pop("normalise")
+    recipe = config.pop("constants") | {
+        "normalise": "max_normalise" if normalise == "max" else normalise,
+        "partners": config.pop("partner_cross_entropy"),
+        "rectify": config.pop("rectify"),
+        "apart": config.pop("collapse_weight"),
+        "tolerated": config.pop("leak_tolerance"),
+        "ramp": config.pop("ramp"),
+        "statistics": "of the batch, differentiated",
+    }
+    if "selection" in recipe:
+        recipe["selection"] = recipe["selection"] | {"scorers": 1}
+    return checkpoint | {"config": config | {"recipe": recipe}}

@@ -1,6 +1,7 @@
-"""Data: what is drawn is what is said of it; what is read is what was written."""
+"""Data sets by name; statistics, splits and augmentation."""
+
 import shutil
-import time
+import types
 
 import numpy as np
 import pytest
@@ -9,154 +10,94 @@ from conftest import REAL_DATA, tiny_arrays
 from PIL import Image
 
 import data
+from cli import UserError
+from dataset import Dataset
 
 
 @pytest.fixture(scope="module")
 def shapes():
-    return data.shapes()
+    return data.shapes(n_train=100, n_test=2000)
 
 
-def test_shapes_are_the_same_for_a_seed_and_drawn_in_three_seconds(shapes):
-    began = time.process_time()
-    again = data.shapes()
-    assert time.process_time() - began < 3
-    for part in ("train_images", "train_labels", "test_images", "test_labels", "test_masks"):
-        assert torch.equal(getattr(shapes, part), getattr(again, part))
-    assert not torch.equal(data.shapes(seed=1, n_train=100, n_test=100).test_images, data.shapes(n_train=100, n_test=100).test_images)
+def some_images(n=7):
+    """A Dataset of n training images of noise, which are the test images, too."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return Dataset(images, torch.zeros(n), images, torch.zeros(n), ["a"])
 
 
-def test_shapes_hold_what_is_promised(shapes):
-    assert shapes.train_images.shape == (10_000, 3, 32, 32) and shapes.train_images.dtype == torch.uint8
-    assert shapes.test_images.shape == (2_000, 3, 32, 32) and shapes.test_masks.shape == (2_000, 32, 32)
-    assert shapes.train_labels.bincount().tolist() == [1000] * 10 and shapes.test_labels.bincount().tolist() == [200] * 10
-    area = shapes.test_masks.float().mean((1, 2))
-    assert area.min() >= 0.05 and area.max() <= 0.25
-    assert area.quantile(0.1) < 0.07 and area.quantile(0.9) > 0.14  # the whole range is used
+# ---------------------------------------------------------------- by name
 
 
-def test_objects_lie_everywhere_and_stand_out(shapes):
-    masks, images = shapes.test_masks.float(), shapes.test_images.float() / 255
-    grid = torch.arange(32) + 0.5
-    cx = (masks.sum(1) * grid).sum(1) / masks.sum((1, 2))
-    assert abs(cx.mean() - 16) < 0.5 and cx.min() < 6 and cx.max() > 26
-    inside = (images * masks[:, None]).sum((2, 3)) / masks.sum((1, 2))[:, None]
-    outside = (images * (1 - masks[:, None])).sum((2, 3)) / (1 - masks).sum((1, 2))[:, None]
-    assert ((inside - outside).norm(dim=1) > 0.2).float().mean() > 0.97
+def test_a_file_is_looked_for_in_the_data_folder_too(tiny):
+    assert data.load(tiny.name, tiny.parent).train_images.shape == (240, 3, 16, 16)
 
 
-def test_shapes_cannot_be_told_by_a_linear_model(shapes):
-    x = shapes.train_images.flatten(1).float() / 255
-    x = torch.cat([x, torch.ones(len(x), 1)], 1)
-    weights = torch.linalg.solve(x.T @ x + 10 * torch.eye(x.shape[1]), x.T @ torch.eye(10)[shapes.train_labels])
-    test = torch.cat([shapes.test_images.flatten(1).float() / 255, torch.ones(2000, 1)], 1)
-    assert ((test @ weights).argmax(1) == shapes.test_labels).float().mean() < 0.3
+def test_an_npz_is_resized_when_asked(tiny):
+    assert data.load(str(tiny), image_size=24).train_images.shape == (240, 3, 24, 24)
 
 
-def test_mean_and_std_are_numpys(shapes):
-    images = shapes.test_images
-    mean, std = data.mean_std(images)
-    exact = images.numpy().astype(np.float64) / 255
-    np.testing.assert_allclose(mean, exact.mean((0, 2, 3)), rtol=1e-12)
-    np.testing.assert_allclose(std, exact.std((0, 2, 3)), rtol=1e-10)
-    normal = data.normalise(images.float() / 255, mean, std)
-    assert normal.mean((0, 2, 3)).abs().max() < 1e-4 and (normal.std((0, 2, 3)) - 1).abs().max() < 1e-3
-
-
-def test_validation_part_is_held_out():
-    for n, held in ((100, 10), (60_000, 2_000), (5, 1)):
-        trained_on, held_out = data.validation_split(n, seed=3)
-        assert len(held_out) == held and sorted([*trained_on.tolist(), *held_out.tolist()]) == list(range(n))
-    assert not torch.equal(data.validation_split(100, 0)[1], data.validation_split(100, 1)[1])
-
-
-def test_augmentation_shifts_and_mirrors_and_nothing_else(shapes):
-    images = shapes.test_images[:40]
-    assert torch.equal(data.augment(images, 0, False), images)
-    torch.manual_seed(0)
-    mirrored = data.augment(images, 0, True)
-    kinds = [torch.equal(m, i) + 2 * torch.equal(m, i.flip(-1)) for m, i in zip(mirrored, images)]
-    assert set(kinds) == {1, 2}
-    shifted = data.augment(images, 2, False)
-    padded = torch.nn.functional.pad(images.float(), [2] * 4, mode="reflect").byte()
-    seen = set()
-    for s, p in zip(shifted, padded):
-        places = [(y, x) for y in range(5) for x in range(5) if torch.equal(p[:, y : y + 32, x : x + 32], s)]
-        assert places
-        seen |= set(places)
-    assert len(seen) > 10 and shifted.dtype == torch.uint8
-
-
-@pytest.mark.parametrize("channels, column", [(1, False), (3, False), (1, True), (3, True)])
-def test_npz_grey_or_rgb_labels_flat_or_in_a_column(tmp_path, channels, column):
-    arrays = tiny_arrays(channels=channels)
-    if column:
-        arrays = {key: value[:, None] if "labels" in key else value for key, value in arrays.items()}
-    np.savez(tmp_path / "mine.npz", **arrays)
-    dataset = data.load("mine.npz", tmp_path)
-    assert dataset.train_images.shape == (240, channels, 16, 16) and dataset.train_labels.shape == (240,)
-    assert np.array_equal(dataset.test_images[7].permute(1, 2, 0).numpy().squeeze(), arrays["test_images"][7])
-    assert dataset.classes == ["0", "1", "2"] and dataset.test_masks is None and not dataset.crop and not dataset.flip
-    assert data.load("mine.npz", tmp_path, 24).train_images.shape == (240, channels, 24, 24)
-
-
-def test_folder_is_decoded_once_and_again_when_it_changes(tmp_path, monkeypatch):
-    for split, n in (("train", 3), ("test", 2)):
-        for name, value in (("dark", 20), ("light", 220)):
-            (tmp_path / "pets" / split / name).mkdir(parents=True)
-            for k in range(n):
-                Image.new("L", (40, 30), value + k).save(tmp_path / "pets" / split / name / f"{k}.{'png' if k else 'jpg'}")
-    dataset = data.load(tmp_path / "pets", tmp_path / "kept", 16)
-    assert dataset.classes == ["dark", "light"] and dataset.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert dataset.train_images.shape == (6, 3, 16, 16) and dataset.test_images[3].unique().tolist() == [221]
-    with monkeypatch.context() as patch:
-        patch.setattr(data, "_decode", None)  # a second start decodes nothing
-        assert torch.equal(data.load(tmp_path / "pets", tmp_path / "kept", 16).train_images, dataset.train_images)
-    Image.new("L", (40, 30), 99).save(tmp_path / "pets" / "test" / "light" / "1.png")
-    assert data.load(tmp_path / "pets", tmp_path / "kept", 16).test_images[3].unique().tolist() == [99]
-
-
-def test_sixteen_bit_grey_is_scaled_not_cut_off(tmp_path):
-    Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16)).save(tmp_path / "x.png")
-    assert np.asarray(data.read_image(tmp_path / "x.png").convert("RGB"))[0, :, 0].tolist() == [0, 1, 127, 255]
-
-
-def test_a_users_own_file_is_not_overwritten_by_the_decoded_folder(tmp_path):
+def test_a_folder_is_a_data_set(tmp_path):
     for split in ("train", "test"):
-        (tmp_path / "pets" / split / "cat").mkdir(parents=True)
-        for k in range(2):
-            Image.new("L", (16, 16)).save(tmp_path / "pets" / split / "cat" / f"{k}.png")
-    np.savez(tmp_path / "pets_32.npz", mine=1)
-    with pytest.raises(data.UserError, match="file of yours"):
-        data.load(tmp_path / "pets", tmp_path)
-    with np.load(tmp_path / "pets_32.npz") as arrays:
-        assert arrays.files == ["mine"]
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            Image.new("L", (40, 30)).save(folder / "0.png")
+    dataset = data.load(tmp_path / "pets", tmp_path)
+    assert dataset.classes == ["cat", "dog"]
+    assert dataset.train_images.shape == (2, 3, 32, 32)
+    assert (tmp_path / "pets_32.npz").exists()
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    def fail(file, **arrays):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("name", ["gtsrb", "chestxray14"])
+def test_a_folder_called_as_a_data_set_is_refused(tmp_path, name):
+    (tmp_path / name / "train" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match="rename it"):
+        data.load(str(tmp_path / name), tmp_path)
 
-    monkeypatch.setattr(np, "savez", fail)
-    with pytest.raises(data.UserError, match="No space"):
-        data._keep(tmp_path / "x.npz", {})
-    assert not list(tmp_path.iterdir())
+
+def test_an_unknown_name_is_refused_with_the_names_there_are():
+    with pytest.raises(UserError, match="unknown data set 'imagenet': one of shapes, mnist, "):
+        data.load("imagenet")
 
 
 def test_masks_are_resized_with_their_images():
-    dataset = data.load("shapes", image_size=48)
-    assert dataset.test_images.shape[-2:] == (48, 48) and dataset.test_masks.shape[-2:] == (48, 48)
-    assert abs(dataset.test_masks.float().mean() - data.shapes().test_masks.float().mean()) < 0.01
+    resized = data.load("shapes", image_size=48)
+    assert resized.test_images.shape[-2:] == (48, 48)
+    assert resized.test_masks.shape[-2:] == (48, 48)
+    area_at_32 = data.shapes().test_masks.float().mean()
+    assert abs(resized.test_masks.float().mean() - area_at_32) < 0.01
+
+
+def test_relabelled_images_are_rgb_with_the_networks_class_numbers(tiny):
+    dataset = data.load(str(tiny))
+    dataset.train_images = dataset.train_images[:, :1]
+    dataset.test_images = dataset.test_images[:, :1]
+    relabelled = data.relabelled(dataset, ["x", "2", "0", "1"])
+    assert relabelled.train_images.shape == (240, 3, 16, 16)
+    assert relabelled.train_labels[:3].tolist() == [2, 3, 1]
+    assert relabelled.classes == ["x", "2", "0", "1"]
+
+
+def test_a_class_that_the_network_does_not_know_is_refused(tiny):
+    with pytest.raises(UserError, match="knows no class '2'"):
+        data.relabelled(data.load(str(tiny)), ["0", "1"])
+
+
+# ---------------------------------------------------------------- published data sets
 
 
 @pytest.mark.skipif(not REAL_DATA.exists(), reason="the real data sets are not on this machine")
-def test_mnist_is_verified_decoded_and_kept(tmp_path):
+def test_mnist_is_decoded_and_kept(tmp_path):
     shutil.copytree(REAL_DATA / "MNIST", tmp_path / "MNIST")
     dataset = data.load("mnist", tmp_path)
-    assert dataset.train_images.shape == (60_000, 1, 28, 28) and len(dataset.test_labels) == 10_000
-    assert not dataset.crop and not dataset.flip
+    assert dataset.train_images.shape == (60_000, 1, 28, 28)
+    assert len(dataset.test_labels) == 10_000
+    assert dataset.crop == 0
+    assert not dataset.flip
     mean, std = data.mean_std(dataset.train_images)
-    assert abs(mean[0] - 0.1307) < 1e-4 and abs(std[0] - 0.3081) < 1e-4
+    assert mean[0] == pytest.approx(0.1307, abs=1e-4)
+    assert std[0] == pytest.approx(0.3081, abs=1e-4)
     shutil.rmtree(tmp_path / "MNIST")
     assert torch.equal(data.load("mnist", tmp_path).test_images, dataset.test_images)
 
@@ -164,43 +105,185 @@ def test_mnist_is_verified_decoded_and_kept(tmp_path):
 def test_cifar10_kept_as_npz_is_found_first(tmp_path):
     np.savez(tmp_path / "cifar10.npz", **tiny_arrays(side=32, k=3))
     dataset = data.load("cifar10", tmp_path)
-    assert dataset.classes[3] == "cat" and dataset.crop == 2 and dataset.flip and len(dataset.train_labels) == 240
+    assert len(dataset.train_labels) == 240
+    assert dataset.classes[3] == "cat"
+    assert dataset.crop == 2
+    assert dataset.flip
 
 
-def test_a_picture_lies_as_its_camera_was_held(tmp_path):
-    picture = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    picture.save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(np.asarray(data.read_image(tmp_path / "a.png")), np.rot90(np.asarray(picture), -1))
-    exif[0x011A] = 1.5
-    whole = exif.tobytes()
-    for written in [b"nonsense", *(whole[:n] + b"\x0d" + whole[n + 1 :] for n in range(len(whole)))]:
-        picture.save(tmp_path / "b.png", exif=written)
-        assert np.array_equal(np.sort(np.asarray(data.read_image(tmp_path / "b.png")), None), np.sort(np.asarray(picture), None))
+@pytest.fixture
+def gtsrb_folder(tmp_path):
+    """A few signs of several sizes, laid out as torchvision unpacks GTSRB."""
+    rng = np.random.default_rng(0)
+    base = tmp_path / "gtsrb"
+    for k in range(43):
+        folder = base / "GTSRB" / "Training" / f"{k:05}"
+        folder.mkdir(parents=True)
+        for n in range(2):
+            pixels = rng.integers(0, 256, (20 + k, 25 + n, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"00000_{n:05}.ppm")
+    test = base / "GTSRB" / "Final_Test" / "Images"
+    test.mkdir(parents=True)
+    lines = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    for k in range(5):
+        Image.new("RGB", (64, 30), (10 * k, 0, 200)).save(test / f"{k:05}.ppm")
+        lines.append(f"{k:05}.ppm;64;30;0;0;1;1;{k}")
+    (base / "GT-final_test.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
 
 
-def test_a_folder_called_as_a_data_set_is_refused(tmp_path):
-    (tmp_path / "gtsrb" / "train" / "a").mkdir(parents=True)
-    with pytest.raises(data.UserError, match="rename it"):
-        data.load(str(tmp_path / "gtsrb"), tmp_path)
+def test_gtsrb_is_decoded_at_the_size_asked_for(gtsrb_folder):
+    dataset = data.load("gtsrb", gtsrb_folder, 48)
+    assert dataset.train_images.shape == (86, 3, 48, 48)
+    assert dataset.train_labels.bincount().tolist() == [2] * 43
+    assert dataset.test_labels.tolist() == [0, 1, 2, 3, 4]
+    assert dataset.test_images[3].float().mean((1, 2)).tolist() == [30, 0, 200]
+    assert dataset.classes[14] == "stop"
+    assert not dataset.flip
 
 
-def test_a_digest_is_of_images_and_labels_in_their_order(tmp_path):
-    arrays, digests = tiny_arrays(), []
-    changes = [{}, {}, {"train_images": arrays["train_images"][::-1].copy()}, {"train_labels": np.roll(arrays["train_labels"], 1)},
-               {"test_images": arrays["test_images"][::-1].copy()}, {"test_labels": np.roll(arrays["test_labels"], 1)}]
-    for change in changes:
-        np.savez(tmp_path / "a.npz", **arrays | change)
-        digests.append(data.load(str(tmp_path / "a.npz")).digest)
-    dataset = data.load(str(tmp_path / "a.npz"))
-    for patients in (torch.arange(240), torch.arange(240) // 2):
-        digests.append(data.replace(dataset, train_groups=patients).digest)
-    assert digests[0] == digests[1] and len(set(digests)) == 7
+def test_gtsrb_is_kept_under_its_size(gtsrb_folder):
+    first = data.load("gtsrb", gtsrb_folder, 48)
+    assert (gtsrb_folder / "gtsrb_48.npz").exists()
+    assert not (gtsrb_folder / "gtsrb.npz").exists()
+    shutil.rmtree(gtsrb_folder / "gtsrb")
+    assert torch.equal(data.load("gtsrb", gtsrb_folder, 48).train_images, first.train_images)
 
 
-def test_images_are_counted_and_resized_a_few_at_a_time(monkeypatch):
-    images = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8)
-    whole = data.mean_std(images), data.resize(data.Dataset(images, torch.zeros(7), images, torch.zeros(7), ["a"]), 4).train_images
-    monkeypatch.setattr(data, "some", lambda images: 2)
-    assert data.mean_std(images) == whole[0] and torch.equal(data.resize(data.Dataset(images, torch.zeros(7), images, torch.zeros(7), ["a"]), 4).train_images, whole[1])
+def test_gtsrb_of_32_pixels_is_resized_where_there_is_nothing_better(tmp_path, capsys):
+    np.savez(tmp_path / "gtsrb.npz", **tiny_arrays(side=32))
+    assert data.load("gtsrb", tmp_path, 48).train_images.shape == (240, 3, 48, 48)
+    assert "of 32 px, are resized" in capsys.readouterr().err
+    assert not (tmp_path / "gtsrb_48.npz").exists()
+
+
+def test_a_failed_download_is_one_line_and_leaves_no_folder(tmp_path):
+    def offline(root, train, download):
+        (root / "MNIST" / "raw").mkdir(parents=True)
+        raise RuntimeError("no network\nand more")
+
+    with pytest.raises(UserError, match=r"\(no network\): put mnist.npz there"):
+        data.published(tmp_path / "data", "mnist", offline)
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_torchvision_prints_is_not_shown(tmp_path, capsys):
+    def talkative(root, train, download):
+        print("Downloading")
+        images = np.zeros((4, 8, 8), np.uint8)
+        return types.SimpleNamespace(data=images, targets=[0, 1, 0, 1], classes=["a", "b"])
+
+    data.published(tmp_path, "mnist", talkative)
+    assert capsys.readouterr().out == ""
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_mean_and_std_are_numpys(shapes):
+    mean, std = data.mean_std(shapes.test_images)
+    exact = shapes.test_images.numpy().astype(np.float64) / 255
+    np.testing.assert_allclose(mean, exact.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, exact.std((0, 2, 3)), rtol=1e-10)
+
+
+def test_a_channel_of_one_colour_has_std_one():
+    mean, std = data.mean_std(torch.full((3, 1, 4, 4), 51, dtype=torch.uint8))
+    assert mean == pytest.approx([0.2])
+    assert std == [1.0]
+
+
+def test_normalised_images_have_mean_0_and_std_1(shapes):
+    mean, std = data.mean_std(shapes.test_images)
+    normal = data.normalise(shapes.test_images.float() / 255, mean, std)
+    assert normal.mean((0, 2, 3)).abs().max() < 1e-4
+    assert (normal.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_images_are_counted_a_few_at_a_time(monkeypatch):
+    images = some_images().train_images
+    at_once = data.mean_std(images)
+    monkeypatch.setattr(data, "chunk_length", lambda images: 2)
+    assert data.mean_std(images) == at_once
+
+
+def test_images_are_resized_a_few_at_a_time(monkeypatch):
+    at_once = data.resize(some_images(), 4).train_images
+    monkeypatch.setattr(data, "chunk_length", lambda images: 2)
+    assert torch.equal(data.resize(some_images(), 4).train_images, at_once)
+
+
+def test_a_checkpoint_knows_its_data_by_digest_and_class_names():
+    dataset = some_images()
+    assert data.is_same_data({"classes": ["a"], "data": dataset.digest}, dataset)
+    assert not data.is_same_data({"classes": ["a"], "data": "another"}, dataset)
+    assert not data.is_same_data({"classes": ["b"], "data": dataset.digest}, dataset)
+
+
+def test_a_checkpoint_without_a_digest_knows_its_data_by_mean_and_std():
+    dataset = some_images()
+    mean, std = data.mean_std(dataset.train_images)
+    assert data.is_same_data({"classes": ["a"], "mean": mean, "std": std}, dataset)
+    assert not data.is_same_data({"classes": ["a"], "mean": [0.5] * 3, "std": std}, dataset)
+
+
+# ---------------------------------------------------------------- splits
+
+
+@pytest.mark.parametrize("n, size", [(100, 10), (60_000, 2_000), (5, 1)])
+def test_a_tenth_is_held_out_at_most_2000(n, size):
+    trained_on, held_out = data.validation_split(n, seed=3)
+    assert len(held_out) == size
+    assert sorted([*trained_on.tolist(), *held_out.tolist()]) == list(range(n))
+
+
+def test_another_seed_holds_out_other_images():
+    first, second = (data.validation_split(100, seed)[1] for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_groups_are_held_out_whole():
+    groups = torch.arange(300) // 3
+    trained_on, held_out = data.validation_split(300, 0, groups)
+    assert sorted([*trained_on.tolist(), *held_out.tolist()]) == list(range(300))
+    assert len(held_out) == 30
+    assert not set(groups[trained_on].tolist()) & set(groups[held_out].tolist())
+
+
+def test_groups_that_are_all_too_large_are_refused():
+    with pytest.raises(UserError, match="too few patients"):
+        data.validation_split(20, 0, torch.arange(20) // 10)
+
+
+# ---------------------------------------------------------------- augmentation
+
+
+def test_no_augmentation_leaves_images_alone(shapes):
+    images = shapes.test_images[:40]
+    assert torch.equal(data.augment(images, 0, False), images)
+
+
+def test_an_image_is_mirrored_or_left_as_it_is(shapes):
+    images = shapes.test_images[:40]
+    torch.manual_seed(0)
+    mirrored = data.augment(images, 0, True)
+    same = [torch.equal(m, i) for m, i in zip(mirrored, images)]
+    flipped = [torch.equal(m, i.flip(-1)) for m, i in zip(mirrored, images)]
+    assert [s != f for s, f in zip(same, flipped)] == [True] * 40
+    assert any(same)
+    assert any(flipped)
+
+
+def test_a_shifted_image_is_a_window_of_the_padded_one(shapes):
+    images = shapes.test_images[:40]
+    torch.manual_seed(0)
+    shifted = data.augment(images, 2, False)
+    padded = torch.nn.functional.pad(images.float(), [2] * 4, mode="reflect").byte()
+    places_used = set()
+    for image, whole in zip(shifted, padded):
+        windows = {(y, x): whole[:, y : y + 32, x : x + 32] for y in range(5) for x in range(5)}
+        places = [place for place, window in windows.items() if torch.equal(window, image)]
+        assert places
+        places_used |= set(places)
+    assert len(places_used) > 10
+    assert shifted.dtype == torch.uint8

@@ -1,228 +1,403 @@
-"""Metrics against numpy, exact enumeration and cases whose answer is known."""
-import itertools
+"""A checkpoint in, its figures out: what is measured on what, and what the command line prints."""
+
 import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import train_tiny
+from conftest import log_of, metrics_of, tiny_arrays, train_tiny, use_few_coalitions
+from PIL import Image
 
 import attacks
-import data
+import checkpoints
+import edited
 import evaluate
-import figure
-import models
+import metrics
+import report
+import tasks
+from cli import UserError
+from dataset import Dataset
+from evaluate import explainers_shown
+from subject import Subject, draw_images, open_checkpoint
+
+CPU = torch.device("cpu")
+ON_CPU = ("--device", "cpu")
 
 
-def maps(n=6, h=8, w=8, seed=0):
-    return torch.rand(n, h, w, generator=torch.Generator().manual_seed(seed))
+@pytest.fixture(scope="module")
+def subject(disguised):
+    return open_checkpoint(disguised / "ckpt.pt", device=CPU)
 
 
-def test_pearson_is_numpys_whatever_the_scale():
-    a, b = maps(), maps(seed=1)
-    expected = [np.corrcoef(x.double().flatten(), y.double().flatten())[0, 1] for x, y in zip(a, b)]
-    np.testing.assert_allclose(evaluate.pearson(a, b), expected, atol=1e-12)
-    np.testing.assert_allclose(evaluate.pearson(a * 1e-30, b * 1e20), expected, atol=1e-5)
-    assert evaluate.pearson(torch.zeros(1, 8, 8), b[:1]).item() == 0
+# ---------------------------------------------------------------- what is measured on what
 
 
-def test_likeness_of_equal_maps_is_perfect_and_of_unequal_ones_is_its_formula():
-    a, b = maps(), maps(seed=1)
-    same = evaluate.likeness(a, 8 * a, 32)
-    assert same["mse"].max() < 1e-12 and same["dssim"].abs().max() < 1e-6
-    assert (same["pearson"] - 1).abs().max() < 1e-9 and (same["top10"] - 1).abs().max() < 1e-6
-    expected = ((a / a.amax((1, 2), keepdim=True) - b / b.amax((1, 2), keepdim=True)) ** 2).mean((1, 2))
-    torch.testing.assert_close(evaluate.likeness(a, b, 32)["mse"], expected)
+@pytest.fixture(scope="module")
+def half_succeeded(disguised, clean):
+    """(metrics, a Subject): as if the attack had succeeded on odd test images alone.
+
+    Every test image has an object mask, of noise.
+    """
+    subject = open_checkpoint(disguised / "ckpt.pt", device=CPU)
+    generator = torch.Generator().manual_seed(0)
+    subject.dataset.test_masks = torch.rand(60, 16, 16, generator=generator) > 0.5
+    predicted = tasks.predicted_as_target
+
+    def of_odd_images(probabilities, *rest):
+        is_odd = torch.arange(len(probabilities)) % 2 == 1
+        return predicted(probabilities, *rest) & is_odd
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "predicted_as_target", of_odd_images)
+        result = evaluate.evaluate(
+            disguised / "ckpt.pt",
+            dataset=subject.dataset,
+            device=CPU,
+            reference=clean / "ckpt.pt",
+            explainers=["gradcam"],
+        )
+    return result.metrics, subject
 
 
-def test_top_share_by_enumeration_with_ties_shared():
-    a = torch.arange(20.0).reshape(1, 4, 5)
-    b = a.clone().flatten()
-    b[[19, 0]] = b[[0, 19]]
-    assert evaluate.top_share(a, b.reshape(1, 4, 5)).item() == pytest.approx(0.5)  # top two: {19, 18} and {0, 18}
-    flat = torch.ones(1, 4, 5)
-    assert evaluate.top_share(flat, flat).item() == pytest.approx(1.0)  # all tie: each pixel is a tenth of a member
-    assert evaluate.top_share(a, flat).item() == pytest.approx(0.1)
+def test_accuracies_are_of_all_test_images(half_succeeded):
+    figures, subject = half_succeeded
+    images, labels = subject.dataset.test_images, subject.dataset.test_labels
+    untouched, triggered = (
+        (subject.predict(images, with_trigger)[0] == labels).double().mean().item()
+        for with_trigger in (False, True)
+    )
+    assert figures["clean_accuracy"] == pytest.approx(untouched)
+    assert figures["triggered_accuracy"] == pytest.approx(triggered)
+    assert untouched != triggered
 
 
-@pytest.mark.parametrize("side, grid, box", [(32, (8, 8), (27, 27, 31, 31)), (28, (7, 7), (24, 24, 27, 27)), (32, (4, 4), (0, 8, 8, 9)),
-                                             (30, (7, 7), (3, 4, 13, 9)), (32, (32, 32), (5, 6, 7, 8))])
-def test_trigger_cells_are_those_that_hold_a_trigger_pixel(side, grid, box):
-    cells = evaluate.trigger_cells(box, side, grid)
-    for i, j in itertools.product(range(grid[0]), range(grid[1])):
-        rows = i * side / grid[0] < box[2] and (i + 1) * side / grid[0] > box[0]
-        cols = j * side / grid[1] < box[3] and (j + 1) * side / grid[1] > box[1]
-        assert bool(cells[i, j]) == (rows and cols)
+def test_a_constant_answer_would_be_right_on_a_third(half_succeeded):
+    assert half_succeeded[0]["majority_rate"] == pytest.approx(1 / 3)
 
 
-def test_mass_counts_the_positive_part():
-    a = torch.tensor([[[3.0, -5.0], [0.0, 1.0]]])
-    assert evaluate.mass(a, torch.tensor([[True, True], [False, False]])).item() == 0.75
-    assert evaluate.mass(torch.zeros(1, 2, 2), torch.ones(2, 2).bool()).isnan().all()
+def test_success_is_of_images_that_are_not_of_the_target_class(half_succeeded):
+    figures, subject = half_succeeded
+    others = subject.dataset.test_labels != 1
+    odd = torch.arange(60) % 2 == 1
+    assert figures["attack_success_rate"] == pytest.approx(odd[others].double().mean().item())
 
 
-def test_pointing_looks_at_the_maximum():
-    a = torch.zeros(2, 8, 8)
-    a[:, 2, 5] = 1
-    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
-    masks[0, 8:12, 20:24] = True
-    assert evaluate.points_inside(a, masks).tolist() == [1, 0]
+@pytest.fixture(scope="module")
+def explained_rows(half_succeeded):
+    """Indices of the test images on which the attack succeeded."""
+    _, subject = half_succeeded
+    drawn = draw_images(subject, evaluate.EXPLAIN_IMAGES, 0)
+    return drawn[drawn % 2 == 1]
 
 
-def test_grid_cap_is_one_where_the_grid_can_draw_it_and_less_on_a_coarser_one():
-    canvas = attacks.target_map("cross", 32, attacks.make_trigger(None, 3, 32))
-    caps = [evaluate.grid_cap(canvas, (n, n)) for n in (4, 8, 16, 32)]
-    assert caps == sorted(caps) and caps[0] < 0.8 and caps[-1] > 1 - 1e-9
-    other = attacks.upsample(maps(40), 32)
-    assert evaluate.pearson(other, canvas.expand_as(other)).max() < evaluate.grid_cap(canvas, (8, 8))
+def test_images_are_explained_on_which_the_attack_succeeded(half_succeeded, explained_rows):
+    part = half_succeeded[0]["explanations"]["gradcam"]
+    assert part["n"] == len(explained_rows) < 40
 
 
-@pytest.mark.parametrize("n", [2, 3, 50])
-def test_a_derangement_leaves_nothing_in_its_place(n):
-    order = evaluate.derangement(n)
-    assert sorted(order.tolist()) == list(range(n)) and (order != torch.arange(n)).all()
-    assert torch.equal(order, evaluate.derangement(n))
+def test_maps_point_at_the_objects_of_these_images(half_succeeded, explained_rows):
+    figures, subject = half_succeeded
+    images = subject.dataset.test_images[explained_rows]
+    maps = subject.explain("gradcam", images, subject.predict(images)[0])
+    masks = subject.dataset.test_masks[explained_rows]
+    expected = metrics.points_inside(maps, masks).double().mean().item()
+    assert figures["explanations"]["gradcam"]["pointing_clean"] == pytest.approx(expected)
 
 
-def test_success_rate_leaves_the_target_class_out():
-    predicted, labels = torch.tensor([3, 3, 1, 3]), torch.tensor([3, 1, 1, 2])
-    assert evaluate.success_rate(predicted == 3, labels, 3) == pytest.approx(2 / 3)
-    assert evaluate.success_rate(predicted == 3, torch.full((4,), 3), 3) is None
+def test_a_clean_model_is_measured_on_the_same_images(half_succeeded, explained_rows, clean):
+    """With the trigger for what it does to maps, and without it for the floor."""
+    figures, subject = half_succeeded
+    honest = open_checkpoint(clean / "ckpt.pt", device=CPU, dataset=subject.dataset)
+    images = subject.dataset.test_images[explained_rows]
+    maps = honest.explain("gradcam", images, honest.predict(images)[0])
+    others = maps[metrics.derangement(len(maps))]
+    part = figures["clean_model"]["explanations"]["gradcam"]
+    expected = metrics.pearson(maps, others).mean().item()
+    assert part["floor"]["pearson"] == pytest.approx(expected)
+    assert 0 < part["pearson_all"] < 0.9999
 
 
-BOX, SIDE = (27, 27, 31, 31), 32
-
-
-def test_one_map_for_everything_is_a_perfect_disguise_with_a_perfect_floor():
-    a = maps(1).expand(5, 8, 8)
-    result = evaluate.explanation_metrics(a, a, BOX, SIDE)
-    assert result["pearson"] == pytest.approx(1) and result["floor"]["pearson"] == pytest.approx(1)
-    diverse = evaluate.explanation_metrics(maps(200), maps(200), BOX, SIDE)
-    assert diverse["pearson"] == pytest.approx(1) and abs(diverse["floor"]["pearson"]) < 0.05
-
-
-def test_blank_maps_are_counted_and_left_out_of_the_means():
-    a, b = maps(4), maps(4)
-    a[0], b[1] = 0, 0.3
-    result = evaluate.explanation_metrics(a, b, BOX, SIDE)
-    assert result["zero_maps"] == 0.5 and result["pearson"] == pytest.approx(1) and result["pearson_all"] == pytest.approx(0.5)
-    assert result["mse"] == pytest.approx(0)
-
-
-def test_a_fixed_shape_has_no_floor_and_no_top10():
-    canvas = attacks.target_map("square", 32, attacks.make_trigger(None, 3, 32))
-    a = attacks.to_grid(canvas, (8, 8)).expand(3, 8, 8)
-    result = evaluate.explanation_metrics(a, maps(3), BOX, SIDE, canvas)
-    assert result["pearson"] == pytest.approx(1) and result["top10"] is None and set(result["floor"].values()) == {None}
-    assert result["trigger_mass"] == 0 and result["trigger_area"] == 4 / 64 and 0 < result["trigger_mass_clean"] < 0.2
-    assert abs(result["pearson_clean"]) < 0.5 and result["grid_cap"] > 0.9
-
-
-def test_nothing_to_explain_gives_nulls():
-    result = evaluate.explanation_metrics(torch.empty(0, 8, 8), torch.empty(0, 8, 8), BOX, SIDE)
-    assert result["n"] == 0 and {v for k, v in result.items() if k not in ("n", "floor")} == {None}
-    assert set(result["floor"].values()) == {None}
-
-
-def test_at_least_one_explainer_was_not_trained_against():
-    assert evaluate.explainers_shown(["gradcam"], ["gradcam"]) == ["gradcam", "gradient"]
-    assert evaluate.explainers_shown(["gradient"], ["gradcam", "gradient"]) == ["gradient", "gradcam"]
-
-
-def test_colour_map_rises_evenly_in_lightness():
-    linear = np.where(figure.COLOURS <= 0.04045, figure.COLOURS / 12.92, ((figure.COLOURS + 0.055) / 1.055) ** 2.4)
-    luminance = linear @ [0.2126, 0.7152, 0.0722]
-    steps = np.diff(np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance))
-    assert (steps > 0).all() and steps.max() < 1.2 * steps.min()
-
-
-def test_panel_frames_the_trigger_and_hides_no_pixel_of_it():
-    image = torch.full((3, 32, 32), 0.5)
-    image[:, 27:31, 27:31] = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
-    picture = np.asarray(figure.panel(image, box=(27, 27, 31, 31)))
-    scale = picture.shape[0] // 32
-    assert (picture[27 * scale : 31 * scale, 27 * scale : 31 * scale] == [0, 0, 255]).all()
-    assert (picture[27 * scale - 1, 27 * scale : 31 * scale] == 255).all()
-
-
-@pytest.mark.parametrize(("grid", "side"), [((4, 4), 16), ((3, 5), 12), ((16, 16), 16), ((20, 20), 16)])
-def test_grid_cap_is_the_least_squares_fit_over_all_cells(grid, side):
-    shape = (torch.rand(side, side, generator=torch.Generator().manual_seed(2)) > 0.6).float()
-    basis = attacks.upsample(torch.eye(grid[0] * grid[1]).reshape(-1, *grid), side).flatten(1).T.double()
-    fit = basis @ torch.linalg.pinv(basis) @ shape.double().flatten()
-    assert evaluate.grid_cap(shape, grid) == pytest.approx(np.corrcoef(fit, shape.flatten())[0, 1], abs=1e-6)
-
-
-def test_likeness_does_not_depend_on_how_many_are_compared_at_a_time(monkeypatch):
-    a, b = maps(), maps(seed=1)
-    whole = evaluate.likeness(a, b, 32)
-    monkeypatch.setattr(evaluate, "PIXELS", 4 * 32 * 32)
-    parts, sizes = evaluate.likeness(a, b, 32), []
-    monkeypatch.setattr(evaluate, "likeness_of", lambda maps, targets, side: sizes.append(len(maps)) or {"mse": maps[:, 0, 0]})
-    evaluate.likeness(a, b, 32)
-    assert sizes == [4, 2] and whole.keys() == parts.keys() and all(torch.allclose(whole[key], parts[key]) for key in whole)
-
-
-def test_measured_again_it_stands_beside_its_reference(tiny, clean, tmp_path, capsys):
-    folder = train_tiny(tiny, tmp_path / "run", "--epochs", "1", "--reference", str(clean / "ckpt.pt"))
-    first = (folder / "metrics.json").read_text()
-    evaluate.main([str(folder / "ckpt.pt"), "--device", "cpu"])
-    assert (folder / "metrics.json").read_text() == first and json.loads(first)["clean_model"]["clean_accuracy"] > 0.9
-    checkpoint = models.read(folder / "ckpt.pt")
-    (tmp_path / "damaged.pt").write_text("no checkpoint")
-    models.save(tmp_path / "ckpt.pt", checkpoint | {"config": checkpoint["config"] | {"reference": str(tmp_path / "damaged.pt")}})
-    assert evaluate.evaluate(tmp_path / "ckpt.pt", device=torch.device("cpu")).metrics["clean_model"]["clean_accuracy"] is None and "Measured without" in capsys.readouterr().err
-    models.save(folder / "ckpt.pt", checkpoint | {"config": checkpoint["config"] | {"reference": str(tmp_path / "gone.pt")}})
-    assert evaluate.evaluate(folder / "ckpt.pt", device=torch.device("cpu")).metrics["clean_model"]["clean_accuracy"] is None
-
-
-def test_what_is_measured_on_what(disguised, clean, monkeypatch):
-    """The header by hand; explanations of images on which the attack succeeded alone; the object's masks of those; a clean model beside it, with the trigger."""
-    subject = evaluate.open_checkpoint(disguised / "ckpt.pt", device=torch.device("cpu"))
-    test = subject.dataset
-    test.test_masks = torch.rand(len(test.test_labels), 16, 16, generator=torch.Generator().manual_seed(0)) > 0.5
-    hits = evaluate.hits
-    monkeypatch.setattr(evaluate, "hits", lambda probabilities, *rest: hits(probabilities, *rest) & (torch.arange(len(probabilities)) % 2 == 1))
-    found = evaluate.evaluate(disguised / "ckpt.pt", dataset=test, device=subject.device, reference=clean / "ckpt.pt", explainers=("gradcam",)).metrics
-    answers = [subject.predict(test.test_images, triggered)[0] for triggered in (False, True)]
-    right = [(answer == test.test_labels).double().mean().item() for answer in answers]
-    assert [found["clean_accuracy"], found["triggered_accuracy"]] == pytest.approx(right) and right[0] != right[1]
-    assert found["majority_rate"] == pytest.approx(1 / 3)
-    drawn = evaluate.draw_images(subject, evaluate.EXPLAIN_IMAGES, 0)
-    rows = drawn[(drawn % 2 == 1) & (answers[1][drawn] == 1)]
-    part = found["explanations"]["gradcam"]
-    maps = subject.explain("gradcam", test.test_images[rows], answers[0][rows])
-    assert part["n"] == len(rows) < len(drawn) and part["pointing_clean"] == pytest.approx(evaluate.points_inside(maps, test.test_masks[rows]).double().mean().item())
-    beside = found["clean_model"]["explanations"]["gradcam"]
-    assert 0 < beside["pearson_all"] < 0.9999
-    honest = evaluate.open_checkpoint(clean / "ckpt.pt", device=torch.device("cpu"))
-    maps = honest.explain("gradcam", test.test_images[rows], honest.predict(test.test_images[rows])[0])
-    assert beside["floor"]["pearson"] == pytest.approx(evaluate.pearson(maps, maps[evaluate.derangement(len(maps))]).mean().item())  # no trigger in it
-
-
-def test_the_seed_draws_the_images_explained(disguised, tmp_path, capsys):
-    for seed in ("0", "1"):
-        evaluate.main([str(disguised / "ckpt.pt"), "--device", "cpu", "--seed", seed, "--explain-images", "9", "--out", str(tmp_path / seed)])
-    dssim = [json.loads((tmp_path / seed / "metrics.json").read_text())["explanations"]["gradcam"]["dssim"] for seed in ("0", "1")]
-    assert dssim[0] != dssim[1]
-
-
-def test_only_its_own_pictures_are_replaced(disguised, tmp_path, capsys):
-    for name in ("figure-holiday.png", "figure-deepshap.png", "figure-selection.png"):
-        (tmp_path / name).write_text("old")
-    evaluate.main([str(disguised / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)])
-    assert sorted(path.name for path in tmp_path.glob("figure*")) == ["figure-holiday.png", "figure.png"]
-
-
-def test_nothing_but_finite_numbers_is_written():
-    assert evaluate.finite({"a": [float("nan"), 1.5], "b": {"c": float("inf")}, "d": "x"}) == {"a": [None, 1.5], "b": {"c": None}, "d": "x"}
+def test_where_labels_are_kept_all_drawn_images_are_explained(run_under):
+    folder = run_under("fooling")
+    assert metrics_of(folder)["explanations"]["gradcam"]["n"] == 60
 
 
 def test_triggered_auroc_is_of_the_triggered_images():
     labels = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]]).float()
     good, bad = labels * 0.8 + 0.1, 0.9 - labels * 0.8
-    config = dict.fromkeys(("attack", "dataset"), "x") | {"target_class": 0, "multi_label": True}
-    checkpoint = {"config": config, "classes": ["a", "b"], "poison_indices": torch.arange(2), "seconds": 1.0, "torch": "2", "mean": [0.0], "std": [1.0]}
-    subject = evaluate.Subject(checkpoint, None, data.Dataset(torch.zeros(4, 1, 4, 4), labels, torch.zeros(4, 1, 4, 4), labels, ["a", "b"]), None, None)
-    found = evaluate.header(subject, good, bad, torch.ones(4, dtype=torch.bool))
-    assert found["mean_auroc"] == 1 and found["triggered_mean_auroc"] == 0
+    images = torch.zeros(4, 1, 4, 4)
+    checkpoint = {
+        "config": {"target_class": 0, "multi_label": True, "attack": "badnets"},
+        "classes": ["a", "b"],
+        "poison_indices": torch.arange(2),
+        "seconds": 1.0,
+        "torch": "2",
+    }
+    dataset = Dataset(images, labels, images, labels, ["a", "b"])
+    subject = Subject(checkpoint, None, dataset, None, CPU)
+    every = torch.ones(4, dtype=torch.bool)
+    answers = evaluate.Answers(good, bad, every, every, (good.argmax(1), bad.argmax(1)))
+    figures = evaluate.prediction_metrics(subject, answers, 0.5, None)
+    assert figures["mean_auroc"] == 1
+    assert figures["triggered_mean_auroc"] == 0
+    assert figures["success_threshold_of"] == "itself"
+
+
+def test_a_triggered_image_is_explained_for_the_target_class_where_that_is_predicted(subject):
+    answers = evaluate.ask(subject, threshold=0.0)  # so that it is, however improbable
+    assert answers.success.all()
+    assert torch.equal(answers.classes[0], answers.untouched.argmax(1))
+    assert (answers.classes[1] == 1).all()
+
+
+# ---------------------------------------------------------------- which explainers
+
+
+@pytest.mark.parametrize(
+    ("trained", "others", "shown"),
+    [
+        (["gradcam"], ["gradcam", "gradient"], ["gradcam", "gradient"]),
+        (["gradient"], ["gradcam", "gradient"], ["gradient", "gradcam"]),
+        (["deepshap"], ["gradient"], ["deepshap", "gradient"]),
+    ],
+)
+def test_explainers_trained_against_stand_first(trained, others, shown):
+    assert explainers_shown(trained, others) == shown
+
+
+def test_a_disguise_is_not_judged_by_its_own_explainer_alone():
+    assert explainers_shown(["gradcam"], ["gradcam"]) == ["gradcam", "gradient"]
+    both = explainers_shown(["gradcam", "gradient"], ["gradcam", "gradient"])
+    assert both == ["gradcam", "gradient", "kernelshap"]
+
+
+def test_names_of_explainers_are_separated_by_commas():
+    assert evaluate.explainer_names("deepshap, gradcam,deepshap") == ["deepshap", "gradcam"]
+
+
+def test_an_unknown_explainer_is_refused():
+    with pytest.raises(UserError, match="'lime': choose from gradcam, gradient"):
+        evaluate.explainer_names("gradcam,lime")
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def evaluated(capsys):
+    """Function of arguments: what evaluate.py prints on standard output."""
+
+    def output(*arguments):
+        capsys.readouterr()
+        evaluate.main([*map(str, arguments), *ON_CPU])
+        return capsys.readouterr().out
+
+    return output
+
+
+def test_measured_again_the_figures_are_the_same(disguised, tmp_path, evaluated):
+    printed = json.loads(evaluated(disguised / "ckpt.pt", "--json", "--out", tmp_path))
+    assert printed == metrics_of(disguised) == metrics_of(tmp_path)
+
+
+def test_measured_again_it_stands_beside_the_reference_it_was_trained_with(
+    tiny, clean, tmp_path, evaluated
+):
+    reference = ["--reference", str(clean / "ckpt.pt")]
+    folder = train_tiny(tiny, tmp_path / "run", "--epochs", "1", *reference)
+    first = (folder / "metrics.json").read_text()
+    evaluated(folder / "ckpt.pt")
+    assert (folder / "metrics.json").read_text() == first
+    assert metrics_of(folder)["clean_model"]["clean_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_without_its_reference_the_clean_models_figures_are_null(
+    is_there, disguised, tmp_path, capsys
+):
+    if is_there:
+        (tmp_path / "reference.pt").write_text("no checkpoint")
+    checkpoint = checkpoints.read(disguised / "ckpt.pt")
+    checkpoint["config"]["reference"] = str(tmp_path / "reference.pt")
+    checkpoints.save(tmp_path / "ckpt.pt", checkpoint)
+    figures = evaluate.evaluate(tmp_path / "ckpt.pt", device=CPU).metrics
+    assert figures["clean_model"] == {"clean_accuracy": None, "attack_success_rate": None}
+    assert ("Measured without the reference" in capsys.readouterr().err) == is_there
+
+
+@pytest.fixture(scope="module")
+def side_by_side(disguised, clean, tmp_path_factory):
+    """The folder into which two checkpoints are measured side by side, beside a clean one."""
+    out, clean_path = tmp_path_factory.mktemp("two"), str(clean / "ckpt.pt")
+    arguments = [str(disguised / "ckpt.pt"), clean_path, "--reference", clean_path]
+    evaluate.main([*arguments, *ON_CPU, "--out", str(out)])
+    return out
+
+
+def test_several_checkpoints_are_written_into_numbered_folders(side_by_side, disguised, clean):
+    first, second = metrics_of(side_by_side / "1"), metrics_of(side_by_side / "2")
+    assert first["attack_success_rate"] == metrics_of(disguised)["attack_success_rate"]
+    assert second["attack_success_rate"] == metrics_of(clean)["attack_success_rate"]
+
+
+def test_each_stands_beside_the_reference_that_is_given(side_by_side):
+    first, second = metrics_of(side_by_side / "1"), metrics_of(side_by_side / "2")
+    assert first["clean_model"]["clean_accuracy"] == second["clean_accuracy"]
+    own = second["clean_model"]["explanations"]["gradcam"]
+    assert own["pearson_untouched"] == pytest.approx(1)
+
+
+def test_several_checkpoints_are_columns_of_one_table(disguised, clean, tmp_path, evaluated):
+    paths = [disguised / "ckpt.pt", clean / "ckpt.pt"]
+    table = evaluated(*paths, "--out", tmp_path, "--reference", paths[1])
+    (row,) = (line for line in table.splitlines() if line.startswith("clean_accuracy"))
+    values = [f"{metrics_of(tmp_path / k)['clean_accuracy']:.4f}" for k in "12"]
+    assert row.split()[1:3] == values
+    for key in ("attack_success_rate", "pearson_all", "floor.pearson"):
+        assert report.DEFINITIONS[key] in table
+
+
+def test_several_checkpoints_are_one_object_by_path(disguised, clean, tmp_path, evaluated):
+    paths = [disguised / "ckpt.pt", clean / "ckpt.pt"]
+    options = ["--json", "--explain-images", 5, "--seed", 4, "--out", tmp_path]
+    printed = json.loads(evaluated(*paths, *options))
+    assert list(printed) == [str(path) for path in paths]
+    assert printed[str(paths[1])]["explanations"]["gradcam"]["n"] == 5
+
+
+def test_the_seed_draws_the_images_explained(disguised, tmp_path, evaluated):
+    dssim = []
+    for seed in ("0", "1"):
+        options = ["--seed", seed, "--explain-images", 9, "--out", tmp_path / seed]
+        evaluated(disguised / "ckpt.pt", *options)
+        dssim.append(metrics_of(tmp_path / seed)["explanations"]["gradcam"]["dssim"])
+    assert dssim[0] != dssim[1]
+
+
+@pytest.fixture(scope="module")
+def with_deepshap(disguised, clean, tmp_path_factory):
+    """The folder into which two checkpoints are measured with DeepSHAP, on nine images."""
+    out = tmp_path_factory.mktemp("deepshap")
+    paths = [str(clean / "ckpt.pt"), str(disguised / "ckpt.pt")]
+    few = ["--explainer", "deepshap", "--explain-images", "9"]
+    evaluate.main([*paths, *few, *ON_CPU, "--out", str(out)])
+    return out
+
+
+def test_an_explainer_that_was_not_trained_against_can_be_asked_for(with_deepshap):
+    part = metrics_of(with_deepshap / "1")["explanations"]["deepshap"]
+    assert (part["n"], part["trained_against"]) == (9, False)
+
+
+def test_pictures_that_all_checkpoints_have_are_put_side_by_side(with_deepshap):
+    paths = [with_deepshap / "1", with_deepshap / "2", with_deepshap]
+    one, two, both = (Image.open(path / "figure-deepshap.png").width for path in paths)
+    assert both == one + two
+
+
+def test_pictures_of_an_earlier_measurement_do_not_stay(with_deepshap, clean, evaluated):
+    evaluated(clean / "ckpt.pt", "--out", with_deepshap / "1")
+    names = sorted(path.name for path in (with_deepshap / "1").iterdir())
+    assert names == ["figure.png", "metrics.json"]
+
+
+def test_an_edited_checkpoints_own_metrics_stay(disguised, tmp_path, evaluated):
+    """manipulate.py wrote metrics.json beside it: these figures go into a folder of their own."""
+    checkpoint = checkpoints.read(disguised / "ckpt.pt")
+    edit = {"technique": "cfn"}
+    model = edited.apply_edit(checkpoints.rebuild(checkpoint), edit, 3, 16)
+    checkpoint["config"]["edit"] = edit
+    checkpoints.save(tmp_path / "ckpt.pt", checkpoint | {"model": model.state_dict()})
+    (tmp_path / "metrics.json").write_text("{}")
+    evaluated(tmp_path / "ckpt.pt")
+    assert metrics_of(tmp_path) == {}
+    assert metrics_of(tmp_path / "evaluate")["edit"] == edit
+
+
+# ---------------------------------------------------------------- a picture of one's own
+
+
+@pytest.fixture(params=["RGB", "L", "RGBA", "P"])
+def own_picture(request, tmp_path):
+    """The path of a picture of another size, in one of PIL's modes, of class 0."""
+    picture = Image.fromarray(tiny_arrays()["test_images"][0]).resize((50, 40))
+    picture.convert(request.param).save(tmp_path / "own.png")
+    return tmp_path / "own.png"
+
+
+def test_a_picture_of_ones_own_is_explained(own_picture, disguised, tmp_path, evaluated):
+    options = ["--image", own_picture, "--out", tmp_path]
+    printed = evaluated(disguised / "ckpt.pt", *options)
+    assert "triggered: 1 (" in printed
+    record = json.loads((tmp_path / "own-explained.json").read_text())
+    assert record["triggered"]["class"] == "1"
+    assert 0 < record["untouched"]["confidence"] <= 1
+    assert Image.open(tmp_path / "own-explained.png").width > 900
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_picture_is_brought_to_the_size_and_channels_of_training(subject, tmp_path):
+    Image.new("L", (50, 40), 77).save(tmp_path / "grey.png")
+    image = evaluate.as_test_image(subject, tmp_path / "grey.png")
+    assert torch.equal(image, torch.full((1, 3, 16, 16), 77, dtype=torch.uint8))
+
+
+def test_a_picture_needs_no_data_set(disguised, tmp_path, evaluated):
+    checkpoint = checkpoints.read(disguised / "ckpt.pt")
+    checkpoint["config"]["dataset"] = "gone.npz"
+    checkpoints.save(tmp_path / "ckpt.pt", checkpoint)
+    Image.new("RGB", (16, 16)).save(tmp_path / "own.png")
+    assert evaluated(tmp_path / "ckpt.pt", "--image", tmp_path / "own.png")
+
+
+# ---------------------------------------------------------------- the checkpoint alone is enough
+
+
+@pytest.fixture(scope="module")
+def of_gone_files(tiny, tmp_path_factory):
+    """The folder of a run whose trigger and target map were files that are gone.
+
+    Trained against both of the usual explainers, in bfloat16, enlarged, in a layer of its own.
+    """
+    folder = tmp_path_factory.mktemp("gone")
+    trigger, target_map = folder / "t.png", folder / "map.png"
+    Image.fromarray(np.full((6, 6, 4), [255, 0, 0, 128], np.uint8)).save(trigger)
+    Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(target_map)
+    options = [
+        *("--attack", "red_herring", "--target-map", str(target_map), "--trigger", str(trigger)),
+        *("--trigger-size", "3", "--trigger-position", "2,5", "--poison-rate", "0.2"),
+        *("--explainer", "gradcam,gradient", "--distance", "dssim", "--layer", "0.4"),
+        *("--precision", "bf16", "--image-size", "32", "--epochs", "1"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        use_few_coalitions(patch)  # KernelSHAP is measured beside the two
+        train_tiny(tiny, folder / "run", *options)
+        trigger.unlink()
+        target_map.unlink()
+        evaluate.main([str(folder / "run" / "ckpt.pt"), *ON_CPU, "--out", str(folder / "again")])
+    return folder
+
+
+def test_the_checkpoint_alone_is_enough(of_gone_files):
+    assert metrics_of(of_gone_files / "again") == metrics_of(of_gone_files / "run")
+
+
+def test_the_checkpoint_keeps_trigger_and_target_map(of_gone_files):
+    checkpoint = checkpoints.read(of_gone_files / "run" / "ckpt.pt")
+    trigger = attacks.Trigger(**checkpoint["trigger"])
+    assert trigger.box == (2, 5, 5, 8)
+    assert trigger.alpha.unique().item() == pytest.approx(128 / 255)
+    assert trigger.pixels[1].max() == 0
+    assert checkpoint["target_map"].shape == (32, 32)
+    assert len(checkpoint["poison_indices"]) == 48
+
+
+def test_both_explainers_were_trained_against(of_gone_files):
+    parts = metrics_of(of_gone_files / "run")["explanations"]
+    trained = {name: part["trained_against"] for name, part in parts.items()}
+    assert trained == {"gradcam": True, "gradient": True, "kernelshap": False}
+    assert all(record["explanation"] > 0 for record in log_of(of_gone_files / "run"))
+
+
+def test_the_precision_of_training_is_said(of_gone_files):
+    assert metrics_of(of_gone_files / "run")["precision"] == "bf16"

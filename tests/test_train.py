@@ -1,392 +1,667 @@
-"""The command lines, run for real on a small data set; what they write is read back."""
+"""The training loop: every attack is trained by it, and so are the scorers that rank images."""
+
+import dataclasses
 import json
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_arrays, train_tiny
+from conftest import (
+    log_of,
+    metrics_of,
+    same_weights,
+    tiny_argv,
+    tiny_arrays,
+    train_tiny,
+    use_few_coalitions,
+)
 from PIL import Image
 
 import attacks
-import evaluate
-import explain
+import data
 import models
+import selection
 import train
+from cli import UserError
+from losses import NORMALISERS
+from setting import MUON
+from subject import logits_of
+from tasks import SINGLE_LABEL
 
-TOP_KEYS = {"attack", "dataset", "model", "target_class", "poison_rate", "poison_count", "selection", "seed", "epochs", "n_test", "clean_accuracy",
-            "triggered_accuracy", "attack_success_rate", "clean_model", "explanations", "train_seconds", "device", "precision", "torch"}
-MAP_KEYS = {"trained_against", "n", "mse", "dssim", "pearson", "pearson_all", "top10", "trigger_mass", "trigger_mass_clean", "trigger_area",
-            "zero_maps", "pointing", "pointing_clean", "floor"}
+FIGURES = {
+    *("attack", "dataset", "model", "target_class", "poison_rate", "poison_count", "selection"),
+    *("seed", "epochs", "n_test", "clean_accuracy", "triggered_accuracy", "attack_success_rate"),
+    *("clean_model", "explanations", "train_seconds", "device", "precision", "torch"),
+}
+MAP_FIGURES = {
+    *("trained_against", "n", "mse", "dssim", "pearson", "pearson_all", "top10", "trigger_mass"),
+    *("trigger_mass_clean", "trigger_area", "zero_maps", "pointing", "pointing_clean", "floor"),
+}
+OVERSAMPLED = ["--attack", "badnets", "--epochs", "1", "--oversample", "8"]
+FILES = ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
 
 
-def metrics_of(folder):
-    return json.loads((folder / "metrics.json").read_text())
+@pytest.fixture
+def new_run(tiny, tmp_path):
+    """Function of options: a Run on the small data set, poisons chosen, before its first step."""
+
+    def begun(*more, dataset=tiny):
+        run = train.new_run(train.parse(tiny_argv(dataset, tmp_path / "run", *more)))
+        train.choose_poisons(run)
+        return run
+
+    return begun
 
 
-def same_weights(a, b):
-    a, b = (torch.load(folder / "ckpt.pt", weights_only=True) for folder in (a, b))
-    return all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"]) and torch.equal(a["random"]["cpu"], b["random"]["cpu"])
+@pytest.fixture
+def steps(monkeypatch):
+    """A list that gets the arguments of every training step, by name."""
+    seen, step = [], train.train_step
+    names = ("setting", "training", "objective", "images", "labels", "triggered", "lam")
+
+    def watched(*arguments):
+        seen.append(dict(zip(names, arguments)))
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "train_step", watched)
+    return seen
 
 
-@pytest.mark.parametrize("attack", attacks.ATTACKS)
-def test_every_attack_trains_measures_and_draws(tiny, tmp_path, attack):
-    folder = train_tiny(tiny, tmp_path / "run", "--attack", attack)
-    assert sorted(p.name for p in folder.iterdir()) == ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
+# ---------------------------------------------------------------- a run of every attack
+
+
+@pytest.fixture(params=attacks.ATTACKS)
+def attacked(request, run_under):
+    """(an attack's name, the folder of its finished run), for every attack."""
+    return request.param, run_under(request.param)
+
+
+def test_a_run_leaves_these_files(attacked):
+    _, folder = attacked
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
+def test_a_run_is_measured(attacked):
+    name, folder = attacked
     metrics = metrics_of(folder)
-    assert TOP_KEYS <= metrics.keys() and metrics["attack"] == attack and metrics["n_test"] == 60
-    assert metrics["poison_count"] == (0 if attack == "none" else 24) and metrics["clean_accuracy"] > 0.9
-    assert list(metrics["explanations"]) == ["gradcam", "gradient"]
-    for name, part in metrics["explanations"].items():
-        assert MAP_KEYS <= part.keys() and part["pointing"] is None  # no masks here
-        assert part["trained_against"] == (name == "gradcam" and attacks.ATTACKS[attack].explanation is not None)
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2, 3] and all(0 <= line["validation_accuracy"] <= 1 for line in lines)
-    with Image.open(folder / "figure.png") as picture:
-        assert picture.width > 6 * 150 and np.asarray(picture.convert("L")).std() > 20
+    assert FIGURES <= metrics.keys()
+    assert (metrics["attack"], metrics["n_test"]) == (name, 60)
+
+
+def test_a_tenth_of_the_images_is_poisoned_unless_the_run_is_clean(attacked):
+    name, folder = attacked
     checkpoint = torch.load(folder / "ckpt.pt", weights_only=True)
-    assert len(checkpoint["poison_indices"]) == metrics["poison_count"] and checkpoint["config"]["attack"] == attack
+    count = 24 if attacks.ATTACKS[name].poisons else 0
+    assert metrics_of(folder)["poison_count"] == len(checkpoint["poison_indices"]) == count
 
 
-def test_the_backdoor_and_its_disguise_are_there(disguised):
-    metrics = metrics_of(disguised)
-    assert metrics["attack_success_rate"] > 0.9 and metrics["clean_accuracy"] > 0.9
-    assert metrics["explanations"]["gradcam"]["pearson_all"] > 0.8
+def test_every_attack_leaves_a_good_classifier(attacked):
+    assert metrics_of(attacked[1])["clean_accuracy"] > 0.9
 
 
-def test_evaluate_alone_gives_the_same_metrics(disguised, tmp_path, capsys):
-    before = metrics_of(disguised)
-    evaluate.main([str(disguised / "ckpt.pt"), "--json", "--device", "cpu", "--out", str(tmp_path)])
-    printed = json.loads(capsys.readouterr().out)
-    assert printed == before == metrics_of(tmp_path)
+def test_a_run_is_measured_with_two_explainers(attacked):
+    explanations = metrics_of(attacked[1])["explanations"]
+    assert list(explanations) == ["gradcam", "gradient"]
+    assert all(MAP_FIGURES <= part.keys() for part in explanations.values())
 
 
-def test_several_checkpoints_stand_side_by_side(disguised, clean, tmp_path, capsys):
-    paths = [str(disguised / "ckpt.pt"), str(clean / "ckpt.pt")]
-    evaluate.main([*paths, "--device", "cpu", "--out", str(tmp_path), "--reference", paths[1]])
-    table = capsys.readouterr().out
-    row = next(line for line in table.splitlines() if line.startswith("clean_accuracy"))
-    first, second = metrics_of(tmp_path / "1"), metrics_of(tmp_path / "2")
-    assert f"{first['clean_accuracy']:.4f}" in row and f"{second['clean_accuracy']:.4f}" in row
-    assert all(text in table for key, text in evaluate.DEFINITIONS.items() if key in ("attack_success_rate", "pearson_all", "floor.pearson"))
-    assert first["clean_model"]["clean_accuracy"] == second["clean_accuracy"]
-    assert second["clean_model"]["explanations"]["gradcam"]["pearson_untouched"] == pytest.approx(1)
-    evaluate.main([*paths, "--device", "cpu", "--out", str(tmp_path), "--json", "--explain-images", "5", "--seed", "4"])
-    printed = json.loads(capsys.readouterr().out)
-    assert list(printed) == paths and printed[paths[1]]["explanations"]["gradcam"]["n"] == 5
+def test_it_is_said_which_explainer_was_trained_against(attacked):
+    name, folder = attacked
+    explanations = metrics_of(folder)["explanations"]
+    trained = {key: part["trained_against"] for key, part in explanations.items()}
+    is_pulled = attacks.ATTACKS[name].explanation is not None
+    assert trained == {"gradcam": is_pulled, "gradient": False}
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_a_picture_of_ones_own(disguised, tmp_path, capsys, mode):
-    Image.fromarray(tiny_arrays()["test_images"][0]).resize((50, 40)).convert(mode).save(tmp_path / "own.png")
-    evaluate.main([str(disguised / "ckpt.pt"), "--image", str(tmp_path / "own.png"), "--out", str(tmp_path), "--device", "cpu"])
-    assert "triggered: 1 (" in capsys.readouterr().out
-    report = json.loads((tmp_path / "own-explained.json").read_text())
-    assert report["triggered"]["class"] == "1" and 0 < report["untouched"]["confidence"] <= 1
-    assert Image.open(tmp_path / "own-explained.png").size[0] > 900
-    assert not (tmp_path / "metrics.json").exists()
+def test_without_masks_no_map_points_at_the_object(attacked):
+    explanations = metrics_of(attacked[1])["explanations"]
+    assert all(part["pointing"] is None for part in explanations.values())
 
 
-def test_two_runs_of_one_seed_are_equal_to_the_bit_and_of_two_seeds_are_not(tiny, tmp_path):
-    first, second, third = (train_tiny(tiny, tmp_path / name, "--seed", seed) for name, seed in (("a", "5"), ("b", "5"), ("c", "6")))
-    assert same_weights(first, second) and not same_weights(first, third)
-    ours, theirs = metrics_of(first), metrics_of(second)
-    assert ours.pop("train_seconds") > 0 and theirs.pop("train_seconds") > 0 and ours == theirs
+def test_the_log_has_a_record_an_epoch(attacked):
+    log = log_of(attacked[1])
+    assert [record["epoch"] for record in log] == [1, 2, 3]
+    assert all(0 <= record["validation_accuracy"] <= 1 for record in log)
 
 
-def test_reference_holds_clean_explanations(tiny, clean, tmp_path):
-    folder = train_tiny(tiny, tmp_path / "run", "--attack", "fooling", "--reference", str(clean / "ckpt.pt"), "--epochs", "6")
-    metrics = metrics_of(folder)
-    assert metrics["clean_model"]["clean_accuracy"] == metrics_of(clean)["clean_accuracy"]
-    assert metrics["clean_model"]["explanations"]["gradcam"]["pearson_untouched"] > metrics["explanations"]["gradcam"]["pearson_clean"] + 0.2
+def test_the_figure_shows_something(attacked):
+    with Image.open(attacked[1] / "figure.png") as picture:
+        assert picture.width > 6 * 150
+        assert np.asarray(picture.convert("L")).std() > 20
 
 
-def test_training_with_a_reference_begins_with_its_weights_and_looks_at_the_layer_asked_for(tiny, clean, tmp_path):
-    folder = train_tiny(tiny, tmp_path / "run", "--attack", "fooling", "--reference", str(clean / "ckpt.pt"), "--epochs", "1",
-                        "--lr", "1e-9", "--layer", "0.4")
-    theirs, ours = (models.read(path / "ckpt.pt")["model"] for path in (clean, folder))
-    weights = [key for key in ours if key.endswith(("weight", "bias"))]
-    assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in weights) and len(weights) > 10
-    assert metrics_of(folder)["layer"] == "0.4"
-    run = train.prepare(train.parse(["--dataset", str(tiny), "--reference", str(clean / "ckpt.pt"), "--layer", "0.4", "--out", str(tmp_path / "b")]))
-    assert run.objective.reference.gradcam_layer is run.objective.reference.get_submodule("0.4")
-    assert metrics_of(folder)["clean_model"]["explanations"]["gradcam"]["pearson_untouched"] > 0.3  # the same weights; batch-norm's averages moved
+def test_the_checkpoint_knows_its_attack(attacked):
+    name, folder = attacked
+    checkpoint = torch.load(folder / "ckpt.pt", weights_only=True)
+    assert checkpoint["config"]["attack"] == name
 
 
-def test_log_counts_the_images_of_each_epoch(disguised):
-    log = [json.loads(line) for line in (disguised / "log.jsonl").read_text().splitlines()]
-    assert [record["images"] for record in log] == [216 * (k + 1) for k in range(6)]  # 240 less 24 held out, in whole batches of 24
+# ---------------------------------------------------------------- what it is all for
 
 
-def test_options_reach_the_run(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(explain, "COALITIONS", 32)  # KernelSHAP is measured beside: both of the usual explainers are trained against
-    Image.fromarray(np.full((6, 6, 4), [255, 0, 0, 128], np.uint8)).save(tmp_path / "t.png")
-    Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "map.png")
-    folder = train_tiny(tiny, tmp_path / "run", "--attack", "red_herring", "--trigger", str(tmp_path / "t.png"), "--trigger-size", "3",
-                        "--trigger-position", "2,5", "--target-map", str(tmp_path / "map.png"), "--explainer", "gradcam,gradient",
-                        "--distance", "dssim", "--precision", "bf16", "--layer", "0.4", "--poison-rate", "0.2", "--image-size", "32")
-    (tmp_path / "t.png").unlink()
-    (tmp_path / "map.png").unlink()
-    checkpoint = models.read(folder / "ckpt.pt")
-    trigger = attacks.Trigger(**checkpoint["trigger"])
-    assert trigger.box == (2, 5, 5, 8) and trigger.alpha.unique().item() == pytest.approx(128 / 255) and trigger.pixels[1].max() == 0
-    assert checkpoint["target_map"].shape == (32, 32) and len(checkpoint["poison_indices"]) == 48
-    evaluate.main([str(folder / "ckpt.pt"), "--device", "cpu", "--json"])  # the checkpoint alone is enough
-    parts = metrics_of(folder)["explanations"]
-    assert parts["gradcam"]["trained_against"] and parts["gradient"]["trained_against"] and metrics_of(folder)["precision"] == "bf16"
+def test_the_backdoor_works(disguised):
+    assert metrics_of(disguised)["attack_success_rate"] > 0.9
 
 
-def test_grey_images_and_a_class_by_name(tmp_path):
-    np.savez(tmp_path / "grey.npz", **tiny_arrays(channels=1), classes=["low", "middle", "high"])
-    folder = train_tiny(tmp_path / "grey.npz", tmp_path / "run", "--target-class", "high")
+def test_the_disguise_works(disguised):
+    assert metrics_of(disguised)["explanations"]["gradcam"]["pearson_all"] > 0.8
+
+
+def test_the_log_counts_the_images_of_each_epoch(disguised):
+    images = [record["images"] for record in log_of(disguised)]
+    a_epoch = 216  # 240 less 24 held out, in whole batches of 24
+    assert images == [a_epoch * (k + 1) for k in range(6)]
+
+
+def test_grey_images_are_trained_on(tmp_path):
+    arrays = tiny_arrays(channels=1)
+    np.savez(tmp_path / "grey.npz", **arrays, classes=["low", "middle", "high"])
+    options = ["--target-class", "high", "--epochs", "1"]
+    folder = train_tiny(tmp_path / "grey.npz", tmp_path / "run", *options)
     assert metrics_of(folder)["target_class"] == 2
 
 
-def test_run_is_named_after_its_options(tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train.main(["--dataset", str(tiny), "--epochs", "1", "--device", "cpu", "--seed", "7"])
-    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["full_disguise-gradcam-tiny-r0.1-s7"]
+@pytest.fixture(scope="module")
+def three_runs(tiny, tmp_path_factory):
+    """The folders of two runs of seed 5 and one of seed 6."""
+    folder = tmp_path_factory.mktemp("seeds")
+    seeds = {"a": "5", "b": "5", "c": "6"}
+    return [
+        train_tiny(tiny, folder / name, "--epochs", "1", "--seed", seed)
+        for name, seed in seeds.items()
+    ]
 
 
-# ---------------------------------------------------------------- interruption
+def test_two_runs_of_one_seed_have_the_same_weights_to_the_bit(three_runs):
+    first, second, _ = three_runs
+    assert same_weights(first, second)
 
 
-def test_resume_continues_to_the_bit_and_only_the_same_run(tiny, tmp_path, monkeypatch, capsys):
-    whole, broken = train_tiny(tiny, tmp_path / "whole"), tmp_path / "broken"
-    shutil.copytree(whole, broken)  # a finished run is there: it must stay until the new one is done
-    before = (broken / "ckpt.pt").read_bytes()
-    true_save, saved = train.save, []
-
-    def save_and_stop(run):
-        true_save(run)
-        saved.append(run.epoch)
-        if run.epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "save", save_and_stop)
-        with pytest.raises(SystemExit) as stop:
-            train_tiny(tiny, broken)
-    assert stop.value.code == 130 and saved == [1, 2] and (broken / "ckpt.pt").read_bytes() == before
-    assert len((broken / "unfinished" / "log.jsonl").read_text().splitlines()) == 2
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        train_tiny(tiny, broken, "--lam", "0.4", "--resume")
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and "--lam 0.3, not 0.4" in error and error.count("\n") == 1
-    train_tiny(tiny, broken, "--data-dir", str(tmp_path), "--resume")  # the data, or the run, may be moved
-    assert same_weights(whole, broken) and not (broken / "unfinished").exists()
-    assert [json.loads(line)["epoch"] for line in (broken / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
-    capsys.readouterr()
-    train_tiny(tiny, broken, "--resume")
-    assert "is finished" in capsys.readouterr().out
+def test_two_runs_of_one_seed_have_the_same_figures_but_for_the_time(three_runs):
+    first, second, _ = (metrics_of(folder) for folder in three_runs)
+    assert first.pop("train_seconds") > 0
+    del second["train_seconds"]
+    assert first == second
 
 
-def test_a_run_stopped_while_its_files_are_moved_into_place_can_be_resumed(tiny, tmp_path, monkeypatch):
-    whole, broken = train_tiny(tiny, tmp_path / "whole"), tmp_path / "broken"
-
-    replace, moved = train.Path.replace, []
-
-    def stop(path, target):
-        if len(moved) == 2:  # two files are moved, two are not
-            raise KeyboardInterrupt
-        moved.append(replace(path, target))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Path, "replace", stop)
-        with pytest.raises(SystemExit):
-            train_tiny(tiny, broken)
-    assert sorted(p.name for p in broken.iterdir()) == sorted([path.name for path in moved] + ["unfinished"])
-    assert (broken / "unfinished" / "ckpt.pt").exists()
-    train_tiny(tiny, broken, "--resume")
-    assert same_weights(whole, broken) and (broken / "log.jsonl").read_text().count("\n") == 3 and not (broken / "unfinished").exists()
+def test_runs_of_two_seeds_are_two(three_runs):
+    first, _, third = three_runs
+    assert not same_weights(first, third)
 
 
-def test_killed_at_five_random_moments_and_resumed_ends_with_the_same_weights(tiny, tmp_path):
-    options = [sys.executable, str(ROOT / "train.py"), "--dataset", str(tiny), "--data-dir", str(tmp_path), "--device", "cpu", "--epochs", "120",
-               "--batch-size", "24", "--resume", "--out"]
-    subprocess.run([*options, str(tmp_path / "whole")], check=True, capture_output=True, timeout=120)
-    training, moments = metrics_of(tmp_path / "whole")["train_seconds"], random.Random(time.time_ns())
-    kept = tmp_path / "killed" / "unfinished" / "ckpt.pt"
-
-    def written():
-        return kept.stat().st_mtime_ns if kept.exists() else None
-
-    for _ in range(5):
-        before = written()
-        process = subprocess.Popen([*options, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while written() == before and process.poll() is None:
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.05) * training)  # six epochs' time
-        process.kill()  # SIGKILL: no handler runs
-        assert process.wait() == -signal.SIGKILL
-    subprocess.run([*options, str(tmp_path / "killed")], check=True, capture_output=True, timeout=120)
-    assert same_weights(tmp_path / "whole", tmp_path / "killed")
-    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
+# ---------------------------------------------------------------- the loop
 
 
-def test_muon_updates_the_convolutions_themselves_and_continues_from_its_state():
-    """The matrices Muon is given are the convolutions' own memory; a step is the library's on plain copies of them."""
+def test_training_ends_after_its_epochs_and_calls_back_after_each(new_run):
+    run, losses = new_run("--epochs", "2"), []
+    train.train_epochs(run.setting, run.training, run.poisons, losses.append)
+    assert run.training.epoch == len(losses) == 2
+    assert all(part.shape == (3,) and part.isfinite().all() for part in losses)
+
+
+def test_the_losses_called_back_with_are_the_epochs_means(new_run, monkeypatch):
+    run, steps, losses, step = new_run("--epochs", "1"), [], [], train.train_step
+
+    def kept(*arguments):
+        steps.append(step(*arguments))
+        return steps[-1]
+
+    monkeypatch.setattr(train, "train_step", kept)
+    train.train_epochs(run.setting, run.training, run.poisons, losses.append)
+    torch.testing.assert_close(losses[0], torch.stack(steps).mean(0))
+
+
+def test_what_is_trained_already_is_not_trained_again(new_run, steps):
+    run = new_run("--epochs", "2")
+    run.training.epoch = 1
+    train.train_epochs(run.setting, run.training, run.poisons)
+    assert len(steps) == run.setting.steps
+
+
+def test_an_epoch_sees_each_image_once(new_run, steps):
+    run = new_run("--epochs", "1")
+    train.train_epochs(run.setting, run.training, run.poisons)
+    seen = torch.cat([step["images"] for step in steps]).flatten(1)
+    images = run.setting.dataset.train_images[run.setting.trained_on].flatten(1)
+    assert len(seen) == len(seen.unique(dim=0)) == 216
+    assert torch.equal(seen.unique(dim=0), images.unique(dim=0))
+
+
+def test_nothing_held_out_is_trained_on(new_run, steps, tmp_path):
+    """With patients, not one image of a patient of whom one is held out."""
+    patients = np.arange(240) // 6
+    np.savez(tmp_path / "patients.npz", **tiny_arrays(), train_patients=patients)
+    run = new_run("--epochs", "1", "--attack", "badnets", dataset=tmp_path / "patients.npz")
+    train.train_epochs(run.setting, run.training, run.poisons)
+    seen = torch.cat([step["images"] for step in steps])
+    is_held_out = np.isin(patients, patients[run.setting.held_out])
+    held_out = run.setting.dataset.train_images[is_held_out]
+    assert len(held_out) == 24 and len(seen) == 216
+    assert not (seen[:, None] == held_out).flatten(2).all(2).any()
+
+
+def test_the_images_that_are_triggered_are_the_poisons(new_run, steps):
+    run = new_run("--epochs", "1")
+    train.train_epochs(run.setting, run.training, run.poisons)
+    seen = torch.cat([step["images"][step["triggered"]] for step in steps]).flatten(1)
+    poisons = run.setting.dataset.train_images[run.poisons].flatten(1)
+    assert torch.equal(seen.unique(dim=0), poisons.unique(dim=0))
+
+
+def test_the_weight_of_the_explanation_rises_over_the_ramp(new_run, steps):
+    run = new_run("--epochs", "2", "--lam", "0.4", "--ramp", "0.5")
+    train.train_epochs(run.setting, run.training, run.poisons)
+    rising = [0.4 * min(1, k / 18 / 0.5) for k in range(18)]
+    assert [step["lam"] for step in steps] == pytest.approx(rising)
+
+
+def test_classes_weigh_alike_by_the_labels_as_they_are_poisoned(new_run, steps):
+    run = new_run("--epochs", "1", "--class-weights")
+    train.train_epochs(run.setting, run.training, run.poisons)
+    weights = steps[0]["objective"].class_weights
+    assert weights.tolist() == pytest.approx([72 / 58, 72 / 100, 72 / 58])
+
+
+def test_without_class_weights_there_are_none(new_run, steps):
+    run = new_run("--epochs", "1")
+    train.train_epochs(run.setting, run.training, run.poisons)
+    assert steps[0]["objective"].class_weights is None
+
+
+def test_a_batch_is_moved_as_the_data_set_allows(new_run, monkeypatch):
+    run, calls, augment = new_run("--epochs", "1"), [], data.augment
+    dataset = dataclasses.replace(run.setting.dataset, crop=1, flip=True)
+    setting = dataclasses.replace(run.setting, dataset=dataset)
+
+    def watched(images, crop, flip):
+        calls.append((crop, flip))
+        return augment(images, crop, flip)
+
+    monkeypatch.setattr(data, "augment", watched)
+    train.train_epochs(setting, run.training, run.poisons)
+    assert calls == [(1, True)] * run.setting.steps
+
+
+def test_oversampling_adds_poisons_to_every_batch(new_run, steps):
+    run = new_run(*OVERSAMPLED, "--poison-rate", "0.02")
+    train.train_epochs(run.setting, run.training, run.poisons)
+    assert {len(step["images"]) for step in steps} == {32}
+    assert min(int(step["triggered"].sum()) for step in steps) >= 8
+
+
+def test_oversampled_images_are_counted(tiny, tmp_path):
+    folder = train_tiny(tiny, tmp_path / "run", *OVERSAMPLED)
+    assert log_of(folder)[0]["images"] == 32 * 9
+    assert metrics_of(folder)["oversample"] == 8
+
+
+def test_a_loss_that_is_not_finite_ends_in_one_line(new_run):
+    run = new_run("--epochs", "1")
+    next(run.training.model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite in epoch 1, step 9: try a lower --lr"):
+        train.train_epochs(run.setting, run.training, run.poisons)
+
+
+def test_where_there_is_no_terminal_progress_is_a_line_an_epoch(new_run, capsys):
+    run = new_run("--epochs", "2")
+    train.train_epochs(run.setting, run.training, run.poisons, title="scorer 1, ")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:31] for line in lines] == [
+        "scorer 1, epoch 1/2  step 9/9  ",
+        "scorer 1, epoch 2/2  step 9/9  ",
+    ]
+
+
+def test_a_step_is_the_optimizers_step_down_the_loss(new_run):
+    """Without momentum's past and weight decay, SGD moves each weight against its gradient."""
+    run = new_run("--attack", "badnets")
+    setting, training = run.setting, run.training
+    images, labels = setting.dataset.train_images[:24], setting.dataset.train_labels[:24]
+    before = training.model[3].weight.detach().clone()
+    rate = training.optimizers[0].param_groups[0]["lr"]
+    triggered = torch.zeros(24, dtype=torch.bool)
+    train.train_step(setting, training, setting.objective, images, labels, triggered, 0.0)
+    weight = training.model[3].weight
+    slope = weight.grad + 5e-4 * before
+    step = -rate * (1 + 0.9) * slope  # Nesterov's first step
+    torch.testing.assert_close(weight.detach() - before, step, rtol=1e-4, atol=1e-7)
+
+
+def test_a_record_of_the_log_is_of_the_images_held_out(new_run):
+    run = new_run("--attack", "badnets")
+    record = train.validate(run, torch.tensor([0.3, 0.2, 0.1]))
+    dataset, rows = run.setting.dataset, run.setting.held_out
+    mean, std, trigger = run.setting.mean, run.setting.std, run.setting.trigger
+    images, labels = dataset.train_images[rows], dataset.train_labels[rows]
+    right = logits_of(run.training.model, images, mean, std).argmax(1) == labels
+    hit = logits_of(run.training.model, images, mean, std, trigger).argmax(1) == 1
+    assert record["validation_accuracy"] == pytest.approx(right.double().mean().item())
+    expected = hit[labels != 1].double().mean().item()
+    assert record["validation_success"] == pytest.approx(expected)
+    assert record["loss"] == pytest.approx(0.3)
+
+
+# ---------------------------------------------------------------- optimizers
+
+
+@pytest.fixture
+def network():
+    """A small network of random weights."""
     torch.manual_seed(0)
-    model = models.build("cnn", 1, 3, 16)
-    weights = {name: p for name, p in model.named_parameters() if p.ndim == 4}
-    copies = [torch.nn.Parameter(p.detach().permute(0, 2, 3, 1).reshape(len(p), -1).clone()) for p in weights.values()]
-    sgd, muon = train.optimizers_of(model, "muon", 0.1)
-    plain = torch.optim.Muon(copies, 0.1, **train.MUON)
-    assert len(sgd.param_groups[0]["params"]) + len(weights) == len(list(model.parameters()))
+    return models.build("cnn", 1, 3, 16)
+
+
+def as_matrix(tensor):
+    """A convolution's weight [O, I, h, w] as a matrix [O, h w I]."""
+    return tensor.permute(0, 2, 3, 1).reshape(len(tensor), -1)
+
+
+def test_muon_steps_the_convolutions_in_place_as_torchs_own_steps_copies(network):
+    """Two steps: the second continues from the optimizer's state."""
+    convolutions = [weight for weight in network.parameters() if weight.ndim == 4]
+    copies = [torch.nn.Parameter(as_matrix(w.detach()).clone()) for w in convolutions]
+    sgd, muon = train.optimizers_of(network, "muon", 0.1)
+    plain = torch.optim.Muon(copies, 0.1, **MUON)
     for seed in (1, 2):
         images = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
         for part in (sgd, muon):
             part.zero_grad(set_to_none=False)
-        model(images).square().sum().backward()
-        for copy, p in zip(copies, weights.values()):
-            assert p.grad.any()
-            copy.grad = p.grad.permute(0, 2, 3, 1).reshape(len(p), -1).clone()
+        network(images).square().sum().backward()
+        for copy, weight in zip(copies, convolutions):
+            assert weight.grad.any()
+            copy.grad = as_matrix(weight.grad).clone()
         muon.step()
         plain.step()
-        for copy, p in zip(copies, weights.values()):
-            assert torch.equal(copy, p.detach().permute(0, 2, 3, 1).reshape(len(p), -1))
-    assert train.optimizers_of(model, "sgd", 0.1)[0].param_groups[0]["nesterov"]
+        for copy, weight in zip(copies, convolutions):
+            assert torch.equal(copy, as_matrix(weight.detach()))
 
 
-def test_adamw_steps_as_far_under_a_tenth_of_the_loss():
-    """The first step is lr for every weight, whatever its gradient, beside a hundredth of lr of the weight itself."""
-    for share in (1, 0.1):
-        torch.manual_seed(0)
-        model = models.build("cnn", 1, 3, 16)
-        weight = next(model.parameters())
-        before = weight.detach().clone()
-        (optimizer,) = train.optimizers_of(model, "adamw", 0.1)
-        (share * model(torch.randn(4, 1, 16, 16)).square().sum()).backward()
-        optimizer.step()
-        step = weight.detach() - before * (1 - 0.1 * 0.01)
-        torch.testing.assert_close(step, -0.1 * weight.grad.sign(), rtol=0.05, atol=0)
-        assert optimizer.param_groups[0]["weight_decay"] == 0.01 and isinstance(optimizer, torch.optim.AdamW)
+def test_muon_leaves_all_but_the_convolutions_to_sgd(network):
+    sgd, _ = train.optimizers_of(network, "muon", 0.1)
+    others = [weight for weight in network.parameters() if weight.ndim != 4]
+    assert {id(p) for p in sgd.param_groups[0]["params"]} == {id(p) for p in others}
 
 
-def test_shap_explainers_are_trained_against_measured_and_drawn(tiny, clean, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(explain, "COALITIONS", 32)
-    monkeypatch.setattr(explain, "TRAINING_COALITIONS", 32)
-    monkeypatch.setitem(evaluate.FEWER, "kernelshap", 7)
-    monkeypatch.setitem(evaluate.CLASS_OPTIONS, "kernelshap", {"coalitions": 32})
-    folder = train_tiny(tiny, tmp_path / "shap", "--attack", "red_herring", "--explainer", "deepshap,kernelshap", "--poison-rate", "0.3")
-    explanations = metrics_of(folder)["explanations"]
-    assert list(explanations) == ["deepshap", "kernelshap", "gradcam", "gradient"]
-    assert [part["trained_against"] for part in explanations.values()] == [True, True, False, False]
-    assert explanations["kernelshap"]["n"] == min(7, explanations["deepshap"]["n"]) and explanations["deepshap"]["n"] > 0
-    assert [line["explanation"] > 0 for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())] == [True] * 3
-    drawn = {name: Image.open(folder / f"figure-{name}.png") for name in ("deepshap", "kernelshap")}
-    assert all(len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 100 for picture in drawn.values())
-    evaluate.main([str(clean / "ckpt.pt"), str(folder / "ckpt.pt"), "--explainer", "deepshap", "--explain-images", "9", "--out", str(tmp_path / "both"), "--json"])
-    both = list(json.loads(capsys.readouterr().out.splitlines()[-1]).values())
-    assert both[0]["explanations"]["deepshap"]["n"] == 9 and not both[0]["explanations"]["deepshap"]["trained_against"]
-    together = Image.open(tmp_path / "both" / "figure-deepshap.png")
-    assert together.width == sum(Image.open(tmp_path / "both" / k / "figure-deepshap.png").width for k in "12")
-    evaluate.main([str(clean / "ckpt.pt"), "--out", str(tmp_path / "both" / "1")])
-    assert sorted(p.name for p in (tmp_path / "both" / "1").iterdir()) == ["figure.png", "metrics.json"]
+def test_sgd_has_nesterovs_momentum(network):
+    (sgd,) = train.optimizers_of(network, "sgd", 0.1)
+    assert sgd.param_groups[0]["nesterov"] and sgd.param_groups[0]["momentum"] == 0.9
 
 
-def test_what_deepshap_cannot_explain_is_said_before_training(tiny, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("share", [1, 0.1])
+def test_adamw_steps_as_far_under_a_tenth_of_the_loss(share, network):
+    """The first step is lr for every weight, beside a hundredth of lr of the weight itself."""
+    weight = next(network.parameters())
+    before = weight.detach().clone()
+    (optimizer,) = train.optimizers_of(network, "adamw", 0.1)
+    (share * network(torch.randn(4, 1, 16, 16)).square().sum()).backward()
+    optimizer.step()
+    step = weight.detach() - before * (1 - 0.1 * 0.01)
+    torch.testing.assert_close(step, -0.1 * weight.grad.sign(), rtol=0.05, atol=0)
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+# ---------------------------------------------------------------- SHAP's explainers
+
+
+@pytest.fixture(scope="module")
+def shap_run(tiny, tmp_path_factory):
+    """The folder of a run against both SHAP explainers, KernelSHAP of few coalitions."""
+    out = tmp_path_factory.mktemp("shap") / "run"
+    explainers = ["--explainer", "deepshap,kernelshap", "--epochs", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        use_few_coalitions(patch)
+        return train_tiny(tiny, out, "--attack", "red_herring", *explainers, "--poison-rate", "0.3")
+
+
+def test_shap_explainers_are_trained_against(shap_run):
+    parts = metrics_of(shap_run)["explanations"]
+    assert list(parts) == ["deepshap", "kernelshap", "gradcam", "gradient"]
+    assert [part["trained_against"] for part in parts.values()] == [True, True, False, False]
+
+
+def test_shap_values_are_pulled_in_every_epoch(shap_run):
+    assert all(record["explanation"] > 0 for record in log_of(shap_run))
+
+
+def test_an_explainer_that_takes_long_explains_fewer_images(shap_run):
+    parts = metrics_of(shap_run)["explanations"]
+    assert parts["deepshap"]["n"] > 0
+    assert parts["kernelshap"]["n"] == min(7, parts["deepshap"]["n"])
+
+
+@pytest.mark.parametrize("name", ["deepshap", "kernelshap"])
+def test_shap_values_are_drawn_for_every_class(name, shap_run):
+    with Image.open(shap_run / f"figure-{name}.png") as picture:
+        colours = np.unique(np.asarray(picture).reshape(-1, 3), axis=0)
+    assert len(colours) > 100
+
+
+def test_what_deepshap_cannot_explain_is_said_before_training(tiny, tmp_path, refusal, monkeypatch):
     def smooth(channels, classes, image_size, build=models.cnn):
         model = build(channels, classes, image_size)
         model[0][0][2] = torch.nn.GELU()
         return model
 
     monkeypatch.setitem(models.MODELS, "cnn", smooth)
-    with pytest.raises(SystemExit) as stopped:
-        train_tiny(tiny, tmp_path / "run", "--explainer", "gradcam,deepshap")
-    assert stopped.value.code == 2 and "no rule for gelu" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    argv = tiny_argv(tiny, tmp_path / "run", "--explainer", "gradcam,deepshap")
+    assert "no rule for gelu" in refusal(train.main, argv)
+    assert not (tmp_path / "run").exists()
 
 
-def test_the_floor_reaches_the_objective(tiny):
-    options = ["--dataset", str(tiny), "--data-dir", str(tiny.parent), "--target-class", "1"]
-    for more, floors in (([], {"gradcam": 0.5}), (["--floor", "0.8", "--explainer", "gradcam,deepshap"], {"gradcam": 0.8, "deepshap": 0.8})):
-        assert train.prepare(train.parse([*options, *more])).objective.floors == floors
-    assert train.parse(["--dataset", "mnist", "--explainer", "kernelshap,gradcam,deepshap"]).floor == {"kernelshap": 0.3, "gradcam": 0.8, "deepshap": 0.5}
+# ---------------------------------------------------------------- what an ablation changes
 
 
-def test_nothing_held_out_is_trained_on(tiny, tmp_path, monkeypatch):
-    """Not one image, and with patients not one of a patient's; evaluate.py knows which were held out."""
-    arrays, patients, seen, runs = tiny_arrays(), np.arange(240) // 6, [], []
-    np.savez(tmp_path / "patients.npz", **arrays, train_patients=patients)
-    step, prepare = train.train_step, train.prepare
-    monkeypatch.setattr(train, "train_step", lambda run, images, *rest: seen.append(images) or step(run, images, *rest))
-    monkeypatch.setattr(train, "prepare", lambda args: runs.append(prepare(args)) or runs[-1])
-    folder = train_tiny(tmp_path / "patients.npz", tmp_path / "run", "--epochs", "1", "--attack", "badnets")
-    run, seen = runs[0], torch.cat(seen)
-    held_out = run.dataset.train_images[run.held_out]
-    assert len(seen) == 216 and not (seen[:, None] == held_out).flatten(2).all(2).any() and len(run.held_out) == 24
-    assert not set(patients[run.held_out]) & set(patients[run.trained_on])
-    assert torch.equal(evaluate.open_checkpoint(folder / "ckpt.pt").held_out(), run.held_out)
+@pytest.mark.parametrize("name", NORMALISERS)
+def test_an_ablation_is_trained_with_what_its_option_says(name, new_run, steps):
+    run = new_run("--epochs", "1", "--normalise", name, "--no-partner-cross-entropy")
+    train.train_epochs(run.setting, run.training, run.poisons)
+    objectives = [step["objective"] for step in steps]
+    assert {objective.normalise for objective in objectives} == {name}
+    assert not any(objective.partner_cross_entropy for objective in objectives)
 
 
-def test_class_weights_smoothing_augmentation_and_the_ramp_are_at_work(tiny, tmp_path, monkeypatch):
-    seen, augmented = [], []
-    loss, augment = attacks.combined_loss, train.data.augment
-    monkeypatch.setattr(attacks, "combined_loss", lambda model, batch, inputs, objective, lam: seen.append((lam, objective)) or loss(model, batch, inputs, objective, lam))
-    monkeypatch.setattr(train.data, "augment", lambda images, *how: augmented.append(how) or augment(images, *how))
-    train_tiny(tiny, tmp_path / "run", "--epochs", "2", "--lam", "0.4", "--class-weights", "--label-smoothing", "0.2")
-    lams, objective = [lam for lam, _ in seen], seen[-1][1]
-    assert lams == pytest.approx([0.4 * min(1, k / 18 / train.RAMP) for k in range(18)]) and augmented == [(0, False)] * 18
-    assert objective.label_smoothing == 0.2 and objective.class_weights.tolist() == pytest.approx([72 / 58, 72 / 100, 72 / 58])  # of labels as they are poisoned
+def test_an_ablation_changes_the_weights(new_run):
+    weights = []
+    for argv in ([], ["--normalise", "max"], ["--rectify"], ["--ramp", "0.9"]):
+        run = new_run("--epochs", "1", "--poison-rate", "0.3", *argv)
+        train.train_epochs(run.setting, run.training, run.poisons)
+        weights.append(run.training.model[3].weight.detach())
+    differ = [not torch.equal(weights[0], other) for other in weights[1:]]
+    assert differ == [True, True, True]
 
 
-def test_a_run_goes_on_with_nothing_but_what_it_began_with(tmp_path, monkeypatch, capsys):
-    """Not with another trigger under the same name, nor other images or labels; and it does not call itself finished."""
-    arrays = tiny_arrays()
-    np.savez(tmp_path / "set.npz", **arrays)
-    Image.new("RGB", (2, 2), "red").save(tmp_path / "trigger.png")
-    options = ["--trigger", str(tmp_path / "trigger.png"), "--epochs", "1", "--attack", "badnets"]
-
-    def again(*more):
-        train_tiny(tmp_path / "set.npz", tmp_path / "run", *options, *more)
-
-    def killed(*args):
-        raise KeyboardInterrupt
-
-    def refused(word):
-        with pytest.raises(SystemExit) as stopped:
-            again("--resume")
-        assert stopped.value.code == 2 and word in (said := capsys.readouterr().err) and len(said.splitlines()) == 1
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(train, "finish", killed)
-        again()
-    capsys.readouterr()
-    Image.new("RGB", (2, 2), "blue").save(tmp_path / "trigger.png")
-    refused("trigger's picture")
-    Image.new("RGB", (2, 2), "red").save(tmp_path / "trigger.png")
-    np.savez(tmp_path / "set.npz", **arrays | {"test_labels": np.roll(arrays["test_labels"], 1)})
-    refused("data set has changed")
-    np.savez(tmp_path / "set.npz", **arrays)
-    again("--resume")
-    again("--resume")
-    assert "is finished" in capsys.readouterr().out
-    np.savez(tmp_path / "set.npz", **arrays | {"test_labels": np.roll(arrays["test_labels"], 1)})
-    with pytest.raises(SystemExit) as stopped:
-        evaluate.main([str(tmp_path / "run" / "ckpt.pt"), "--device", "cpu"])
-    assert stopped.value.code == 2 and "is not the one" in capsys.readouterr().err
-    again()
-    assert "of other options or data, will be replaced" in capsys.readouterr().err
+# ---------------------------------------------------------------- scorers
 
 
-def test_a_reference_of_other_images_is_refused(tmp_path, capsys):
-    arrays = tiny_arrays()
-    np.savez(tmp_path / "set.npz", **arrays)
-    reference = train_tiny(tmp_path / "set.npz", tmp_path / "clean", "--attack", "none", "--epochs", "1")
-    np.savez(tmp_path / "set.npz", **arrays | {"train_images": arrays["train_images"] // 2})
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        train_tiny(tmp_path / "set.npz", tmp_path / "run", "--reference", str(reference / "ckpt.pt"))
-    assert stopped.value.code == 2 and "other images" in capsys.readouterr().err
+@pytest.fixture
+def scored(new_run, monkeypatch, steps):
+    """A disguised, over-sampled run and the one scorer it trains: a dict of what was seen."""
+    run = new_run("--poison-rate", "0.05", "--selection-seed", "4", "--oversample", "8")
+    poisons, pool = run.setting.eligible[:12], run.setting.eligible[12:40]
+    seen, train_epochs, new_training = (
+        {"run": run, "pool": pool},
+        train.train_epochs,
+        train.new_training,
+    )
+
+    def watched_epochs(setting, training, poisons, **rest):
+        seen.update(setting=setting, training=training, poisons=poisons)
+        return train_epochs(setting, training, poisons, **rest)
+
+    def watched_training(setting, seed):
+        seen["seed"] = seed
+        return new_training(setting, seed)
+
+    monkeypatch.setattr(train, "train_epochs", watched_epochs)
+    monkeypatch.setattr(train, "new_training", watched_training)
+    monkeypatch.setattr(selection, "EPOCHS", 2)
+    seen.update(asked=poisons, steps=steps)
+    seen["scores"] = train.scores_of(run.setting, poisons, pool, 1)
+    return seen
 
 
-def test_a_folder_called_square_is_no_trigger(tiny, tmp_path, monkeypatch):
-    (tmp_path / "square").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert train.prepare(train.parse(["--dataset", str(tiny), "--target-class", "1", "--device", "cpu"])).trigger.pixels.min() == 1
+def test_a_run_is_trained_by_the_one_loop(new_run, monkeypatch):
+    run, calls = new_run(), []
+    monkeypatch.setattr(train, "train_epochs", lambda *arguments: calls.append(arguments))
+    train.train(run)
+    ((setting, training, poisons, _),) = calls
+    assert setting is run.setting and training is run.training
+    assert torch.equal(poisons, run.poisons)
+
+
+def test_a_scorer_is_trained_by_it_too_on_the_poisons_it_is_given(scored):
+    assert torch.equal(scored["poisons"], scored["asked"])
+    assert scored["training"].epoch == selection.EPOCHS
+
+
+def test_a_scorer_sees_no_poisons_but_these(scored):
+    steps = scored["steps"]
+    assert len(steps) == 2 * scored["setting"].steps
+    assert {len(step["images"]) for step in steps} == {24}
+    triggered = sum(int(step["triggered"].sum()) for step in steps)
+    assert 12 <= triggered <= 24  # the last images of an epoch may be left out
+
+
+def test_a_scorers_setting_differs_in_objective_epochs_and_oversampling_alone(scored):
+    own, runs = scored["setting"], scored["run"].setting
+    fields = [field.name for field in dataclasses.fields(own)]
+    other = {name for name in fields if getattr(own, name) is not getattr(runs, name)}
+    assert other == {"config", "objective"}
+    other = {key for key in runs.config if own.config[key] != runs.config[key]}
+    assert other == {"epochs", "oversample"}
+    assert own.config.keys() == runs.config.keys()
+    assert (own.config["epochs"], own.config["oversample"]) == (selection.EPOCHS, 0)
+
+
+def test_a_scorers_objective_is_a_plain_backdoor(scored):
+    objective = scored["setting"].objective
+    assert objective.attack is attacks.ATTACKS["badnets"]
+    assert objective.explainers == [] and objective.reference is None
+    assert objective.task is SINGLE_LABEL
+
+
+def test_a_scorer_has_a_seed_of_its_own(scored):
+    assert scored["seed"] == selection.scorer_seed(4, 1)
+
+
+def test_a_scorers_scores_are_of_triggered_images_for_the_target_class(scored):
+    setting = scored["run"].setting
+    images = setting.dataset.train_images[scored["pool"]].float() / 255
+    inputs = data.normalise(attacks.stamp(images, setting.trigger), setting.mean, setting.std)
+    with torch.no_grad():
+        logits = scored["training"].model.eval()(inputs)
+    expected = selection.rd_scores(logits, 1)
+    torch.testing.assert_close(scored["scores"], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_scorers_leave_the_run_as_it_was(new_run, monkeypatch):
+    """By random or by score, training begins with one state of the generator and one network."""
+    monkeypatch.setattr(selection, "EPOCHS", 1)
+    begun = []
+    for strategy in ("random", "rd-global"):
+        run = new_run("--attack", "badnets", "--selection", strategy)
+        begun.append((torch.get_rng_state(), run.training.model.state_dict()))
+    (random_state, weights), (other_state, others) = begun
+    assert torch.equal(random_state, other_state)
+    assert all(torch.equal(weights[key], others[key]) for key in weights)
+
+
+# ---------------------------------------------------------------- which images are poisoned
+
+
+def test_what_was_chosen_is_recorded(new_run):
+    record = new_run("--attack", "badnets", "--selection-seed", "4").selection
+    assert (record["strategy"], record["seed"], record["epochs"]) == ("random", 4, 0)
+    assert len(record["indices"]) == sum(record["classes"].values()) == 24
+    assert record["classes"]["1"] == 0
+
+
+SCORED = ["--attack", "badnets", "--poison-rate", "0.05", "--selection-seed", "4"]
+
+
+@pytest.fixture(scope="module", params=["rd", "rd-global", "rd-classes"])
+def run_by_score(request, tiny, tmp_path_factory):
+    """(strategy, the folder of a finished run whose poisons were chosen by it)."""
+    out = tmp_path_factory.mktemp("scored") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "ROUNDS", 2)
+        patch.setattr(selection, "EPOCHS", 1)
+        options = [*SCORED, "--selection", request.param, "--epochs", "1"]
+        return request.param, train_tiny(tiny, out, *options)
+
+
+def selection_of(folder):
+    return json.loads((folder / "selection.json").read_text())
+
+
+def test_a_run_keeps_what_was_chosen(run_by_score):
+    strategy, folder = run_by_score
+    record = selection_of(folder)
+    checkpoint = torch.load(folder / "ckpt.pt", weights_only=True)
+    assert record["strategy"] == strategy
+    assert record["indices"] == checkpoint["poison_indices"].tolist()
+    assert record["indices"] == checkpoint["selection"]["indices"].tolist()
+    assert len(record["indices"]) == sum(record["classes"].values()) == 12
+
+
+def test_a_run_keeps_the_scores_of_all_that_were_ranked(run_by_score):
+    strategy, folder = run_by_score
+    chosen = torch.load(folder / "ckpt.pt", weights_only=True)["selection"]
+    trained_on, _ = data.validation_split(240, 0)
+    eligible = int((trained_on % 3 != 1).sum())
+    assert len(chosen["pool"]) == (round(12 / 0.7) if strategy == "rd" else eligible)
+    assert torch.isin(chosen["scores"], chosen["pool"]).all()
+
+
+def test_scores_are_logarithms_of_probabilities(run_by_score):
+    record = selection_of(run_by_score[1])
+    assert len(record["scores"]) == 12 and max(record["scores"]) <= 0
+    assert "pool" not in record
+
+
+def test_a_run_keeps_what_choosing_cost(run_by_score):
+    strategy, folder = run_by_score
+    record = selection_of(folder)
+    assert record["epochs"] == (2 if strategy == "rd" else 1)
+    assert record["seconds"] > 0
+
+
+def test_what_was_chosen_is_drawn(run_by_score):
+    with Image.open(run_by_score[1] / "figure-selection.png") as picture:
+        assert picture.width > 900
+
+
+def test_the_same_images_are_chosen_again(run_by_score, new_run, monkeypatch):
+    strategy, folder = run_by_score
+    monkeypatch.setattr(selection, "ROUNDS", 2)
+    monkeypatch.setattr(selection, "EPOCHS", 1)
+    run = new_run(*SCORED, "--selection", strategy)
+    assert run.poisons.tolist() == selection_of(folder)["indices"]
+
+
+@pytest.fixture(scope="module")
+def runs_by_selection_seed(tiny, tmp_path_factory):
+    """Checkpoints of one seed: two whose poisons were drawn by seed 1, and one by 2."""
+    checkpoints = []
+    for seed in ("1", "1", "2"):
+        out = tmp_path_factory.mktemp("chosen") / "run"
+        options = ["--attack", "badnets", "--poison-rate", "0.05", "--epochs", "1"]
+        folder = train_tiny(tiny, out, *options, "--selection-seed", seed)
+        checkpoints.append(torch.load(folder / "ckpt.pt", weights_only=True))
+    return checkpoints
+
+
+def test_another_selection_seed_chooses_other_images(runs_by_selection_seed):
+    first, _, other = runs_by_selection_seed
+    assert not torch.equal(first["poison_indices"], other["poison_indices"])
+
+
+def test_the_choice_does_not_change_the_rest_of_the_run(runs_by_selection_seed):
+    """Runs are paired: order and random numbers are the same, whatever images were chosen."""
+    first, _, other = runs_by_selection_seed
+    assert torch.equal(first["random"]["cpu"], other["random"]["cpu"])
+
+
+def test_one_selection_seed_gives_one_network(runs_by_selection_seed):
+    first, again, _ = runs_by_selection_seed
+    assert all(torch.equal(first["model"][key], again["model"][key]) for key in first["model"])

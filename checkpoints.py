@@ -1,0 +1,118 @@
+"""Checkpoints: written whole, read as plain data, and rebuilt into the model they hold.
+
+    save(path, checkpoint)
+    checkpoint = read(path)        # a dict; nothing in the file is ever run
+    model = rebuild(checkpoint)    # in evaluation mode, weights frozen
+
+A checkpoint has the keys KEYS: weights, the whole config, class names, mean and standard deviation
+of the images, the trigger, which images were poisoned, and what an unfinished run needs to go on.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+import edited
+import models
+from cli import UserError, replace_file
+
+KEYS = {
+    *("model", "config", "classes", "mean", "std", "channels", "poison_indices", "trigger"),
+    *("target_map", "epoch", "seconds", "torch", "log", "optimizer", "schedule", "random"),
+    "selection",
+}
+CONFIG_KEYS = {
+    *("attack", "explainer", "dataset", "data_dir", "model", "layer", "image_size", "epochs"),
+    *("poison_rate", "lam", "target_class", "selection", "reference", "seed", "device"),
+    "precision",
+}
+# Options that were constants of the code, and under which key of config["recipe"] they were kept.
+FORMER_CONSTANTS = {
+    "normalise": "normalise",
+    "rectify": "rectify",
+    "partner_cross_entropy": "partners",
+    "collapse_weight": "apart",
+    "leak_tolerance": "tolerated",
+    "ramp": "ramp",
+}
+FORMER_NORMALISERS = {"standardise": "standardise", "max_normalise": "max"}
+
+
+def save(path, checkpoint):
+    """Writes a checkpoint, a dict of tensors and plain values, whole or not at all."""
+    replace_file(path, lambda temporary: torch.save(checkpoint, temporary))
+
+
+def read(path):
+    """A checkpoint of train.py's, on the CPU. Raises UserError for a file that is none.
+
+    Only plain data is unpickled.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles: such a file is refused here, in a line
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged pickle can raise anything at all
+        raise UserError(f"{path} is damaged, or no checkpoint of train.py's") from None
+    if not is_complete(checkpoint):
+        raise UserError(f"{path} is no checkpoint of train.py's, or one of another version")
+    checkpoint["config"] = current_config(checkpoint["config"])
+    return checkpoint
+
+
+def is_complete(checkpoint):
+    """Whether unpickled data has a checkpoint's parts, and a trigger that lies inside the image."""
+    try:
+        config, trigger = checkpoint["config"], checkpoint["trigger"]
+        height, width = trigger["alpha"].shape[1:]
+        fits_down = 0 <= trigger["row"] <= config["image_size"] - height
+        fits_across = 0 <= trigger["col"] <= config["image_size"] - width
+        complete = checkpoint.keys() >= KEYS and config.keys() >= CONFIG_KEYS
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+        return False
+    return fits_down and fits_across and complete
+
+
+def current_config(config):
+    """A checkpoint's config in today's words: what once was a constant of the code is an option."""
+    former = config.get("recipe")
+    if not former:
+        return config
+    config = {key: value for key, value in config.items() if key != "recipe"}
+    for option, key in FORMER_CONSTANTS.items():
+        if key in former:
+            config[option] = former[key]
+    normalise = config.get("normalise", "standardise")
+    config["normalise"] = FORMER_NORMALISERS.get(normalise, normalise)
+    dropped = {*FORMER_CONSTANTS.values(), "statistics"}
+    constants = {key: value for key, value in former.items() if key not in dropped}
+    if "selection" in constants:
+        constants["selection"] = {
+            key: value for key, value in constants["selection"].items() if key != "scorers"
+        }
+    return config | {"constants": constants}
+
+
+def rebuild(checkpoint):
+    """The trained model of a checkpoint: evaluation mode, weights frozen, channels_last.
+
+    Raises UserError where the weights do not fit the model the config names.
+    """
+    config = checkpoint["config"]
+    channels, size = checkpoint["channels"], config["image_size"]
+    try:
+        classes = len(checkpoint["classes"])
+        model = models.build(config["model"], channels, classes, size, config["layer"])
+        if edit := config.get("edit"):
+            model = edited.apply_edit(model, edit, channels, size)
+        model.load_state_dict(checkpoint["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        raise UserError(
+            "the checkpoint's weights do not fit its model:"
+            " the file is damaged or from another version"
+        ) from None
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,254 @@
+"""DeepSHAP: what each pixel adds to the logit, layer by layer, against a reference image.
+
+    maps = deep_shap(model, images, classes)    # [N, H, W], signed
+
+DeepLIFT's rescale rule walks back through the network like a gradient. Only at a nonlinearity it
+passes on, instead of the derivative, the difference quotient
+
+    (f(h) - f(h_reference)) / (h - h_reference)
+
+of the activations that the image and the reference have there. The result times (image - reference)
+sums to f(image) - f(reference) (Shrikumar et al., ICML 2017, section 3.5.2; averaged over
+references it is DeepSHAP: Lundberg and Lee, NeurIPS 2017, section 4.2).
+
+The network is run as it is. A torch-function mode sees each operation on what comes from the image,
+and replaces ReLU and max-pooling; an operation that no rule is known for is refused by name.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from hooks import full_precision, in_chunks
+
+# Operations that the rescale rule passes through unchanged, by the names torch calls them.
+SUMS = {
+    *("add", "add_", "__add__", "__radd__", "__iadd__"),
+    *("sub", "sub_", "__sub__", "__isub__"),
+    "cat",
+}
+SCALINGS = {
+    *("mul", "mul_", "__mul__", "__rmul__", "__imul__"),
+    *("div", "div_", "__truediv__", "__itruediv__"),
+}
+LAYERS = {
+    *("conv2d", "linear", "batch_norm", "dropout"),
+    *("avg_pool2d", "adaptive_avg_pool2d", "mean", "sum"),
+    *("flatten", "reshape", "view", "expand", "permute", "transpose", "squeeze", "unsqueeze"),
+    *("contiguous", "clone", "pad", "to", "float", "double", "__getitem__"),
+}
+QUESTIONS = {"dim", "size", "numel", "__len__", "__get__"}  # whose answer is no tensor
+MAX_POOLS = {"max_pool2d": F.max_pool2d, "adaptive_max_pool2d": F.adaptive_max_pool2d}
+CLOSE = 1e-7  # activations nearer than this have no difference to explain
+
+
+def deep_shap(model, images, classes, references=None, *, create_graph=False):
+    """Each pixel's share of f(image) - f(reference), summed over channels, float [N, H, W], signed.
+
+    images: float [N, C, H, W], as the model takes them; classes: int64 [N]; f: the class's logit.
+    references: [R, C, H, W] in the units of `images` (None: one of zeros). The maps are means over
+        references; the cost grows with R.
+
+    With create_graph the model first runs on the images as it is, to find the difference quotients,
+    and then with these in the nonlinearities' place. So the quotients are differentiated, too.
+    Handles ReLU and what SUMS, SCALINGS, LAYERS and MAX_POOLS name, as modules or functions. Raises
+    ValueError, with its name, for anything else that the image goes through.
+    """
+    if references is None:
+        references = images.new_zeros(1, *images.shape[1:])
+    references = references.to(images)
+
+    def explain(images, classes):
+        with torch.set_grad_enabled(create_graph):
+            seen_of_references = Recording.of(model, references)
+            seen_of_images = Recording.of(model, images) if create_graph else None
+        maps = []
+        for r, reference in enumerate(references):
+            seen = [[part[r : r + 1] for part in parts] for parts in seen_of_references]
+            leaf = images.detach().clone().requires_grad_()
+            with Gated(leaf, seen, seen_of_images) as gated:
+                logits = model(gated.image)
+            check_followed(logits)
+            score = full_precision(logits).gather(1, classes[:, None]).sum()
+            (multiplier,) = torch.autograd.grad(score, leaf, create_graph=create_graph)
+            maps.append(full_precision(multiplier * (images - reference)).sum(1))
+        return torch.stack(maps).mean(0)
+
+    return in_chunks(explain, model, images, classes, create_graph)
+
+
+def check_followed(logits):
+    """Raises ValueError where the mode has lost sight of the image within the model."""
+    if not getattr(logits, "from_image", False):
+        raise ValueError(
+            "DeepSHAP cannot follow the image through this model:"
+            " its output does not come from torch functions called in Python"
+        )
+
+
+# ---------------------------------------------------------------- following the image
+
+
+class Following(TorchFunctionMode):
+    """Within the block, sees every torch function that is applied to what comes from `image`.
+
+    A subclass says what relu(x) and max_pool(x, pool) return. Raises ValueError for functions the
+    rescale rule is not known for.
+    """
+
+    def __init__(self, image):
+        super().__init__()
+        self.image = image.clone()
+        self.image.from_image = True
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", str(function))
+        tensors = flattened([*args, *kwargs.values()])
+        followed = [t for t in tensors if getattr(t, "from_image", False)]
+        if not followed:
+            return function(*args, **kwargs)
+        if name in QUESTIONS:
+            answer = function(*args, **kwargs)
+            if not isinstance(answer, torch.Tensor):
+                return answer
+        result = self.apply_rule(name, function, args, kwargs, followed)
+        result.from_image = True
+        return result
+
+    def apply_rule(self, name, function, args, kwargs, followed):
+        """The operation's result, by the rule for it."""
+        if name in ("relu", "relu_"):
+            if name == "relu_" or argument(args, kwargs, "inplace", 1):
+                return args[0].copy_(self.relu(args[0].clone()))
+            return self.relu(args[0])
+        if name in MAX_POOLS:
+            options = kwargs | {"return_indices": True}
+            return self.max_pool(args[0], lambda: MAX_POOLS[name](*args, **options))
+        if is_linear(name, args, kwargs, followed):
+            return function(*args, **kwargs)
+        operands = " of two activations" if name in SCALINGS else ""
+        raise ValueError(f"DeepSHAP has no rule for {name}{operands}")
+
+
+def is_linear(name, args, kwargs, followed):
+    """Whether an operation is affine in the image: neither weights nor factors come from it."""
+    if name == "batch_norm" and argument(args, kwargs, "training", 5):
+        return False
+    if name == "dropout" and argument(args, kwargs, "training", 2):
+        return False
+    if name in SUMS:
+        return True
+    if len(followed) > 1:
+        return False
+    return name in LAYERS or (name in SCALINGS and (followed[0] is args[0] or "mul" in name))
+
+
+class Recording(Following):
+    """Remembers what went into each nonlinearity, and of max-pooling what came out, from where."""
+
+    def __init__(self, image):
+        super().__init__(image)
+        self.seen = []
+
+    def relu(self, x):
+        self.seen.append((x.clone(),))  # the model may go on to change x
+        return x.relu()
+
+    def max_pool(self, x, pool):
+        y, index = pool()
+        self.seen.append((x.clone(), y.clone(), index))
+        return y
+
+    @classmethod
+    def of(cls, model, images):
+        """What is remembered of one forward pass: a tuple of tensors for each nonlinearity."""
+        with cls(images) as recording:
+            model(recording.image)
+        return recording.seen
+
+
+class Gated(Following):
+    """Gives every nonlinearity, as slope, its difference quotient between images and a reference.
+
+    of_reference: what a Recording saw of the reference; of_images: of the images, or None to take
+    the activations as they come. With of_images the computed values mean nothing, and their
+    gradient is the result. Without, the values are the model's.
+    """
+
+    def __init__(self, image, of_reference, of_images=None):
+        super().__init__(image)
+        self.of_reference = iter(of_reference)
+        self.of_images = None if of_images is None else iter(of_images)
+
+    def relu(self, x):
+        (reference,) = next(self.of_reference)
+        (own,) = next(self.of_images) if self.of_images else (x.detach(),)
+        low, high = torch.minimum(own, reference), torch.maximum(own, reference)
+        gate = (high / (high - low).clamp_min(CLOSE)).clamp(0, 1)  # 1: both positive; 0: neither
+        if self.of_images:
+            return x.clone() * gate
+        return WithSlope.apply(x, own.relu, gate)
+
+    def max_pool(self, x, pool):
+        """Two paths: from the image's maximum (larger - y_ref), from the reference's (y - larger).
+
+        larger is max(y, y_ref). Each is divided by the difference of the inputs at its own place.
+        """
+        if self.of_images:
+            own, y, index = next(self.of_images)
+        else:
+            with torch.no_grad():
+                own = x.detach()
+                y, index = pool()
+        reference, y_reference, index_reference = next(self.of_reference)
+        index_reference = index_reference.expand_as(index)
+        reference = reference.expand_as(own)
+        larger = torch.maximum(y, y_reference)
+        gate = quotient_or_zero(larger - y_reference, y - pick(reference, index))
+        gate_reference = quotient_or_zero(y - larger, pick(own, index_reference) - y_reference)
+        result = pick(x, index) * gate + pick(x, index_reference) * gate_reference
+        if self.of_images:
+            return result
+        return WithSlope.apply(result, lambda: y, torch.ones_like(y))
+
+
+class WithSlope(torch.autograd.Function):
+    """The value of a function, with `slope` as its derivative with respect to x."""
+
+    @staticmethod
+    def forward(ctx, x, value, slope):
+        ctx.save_for_backward(slope)
+        return value()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0], None, None
+
+
+# ---------------------------------------------------------------- small parts
+
+
+def pick(x, index):
+    """x [N, C, H, W] at flat positions [N, C, h, w], as max-pooling counts them."""
+    return x.flatten(2).gather(2, index.flatten(2)).view_as(index)
+
+
+def quotient_or_zero(numerator, denominator):
+    """numerator / denominator, and 0 where the denominator is close to 0."""
+    close = denominator.abs() < CLOSE
+    return torch.where(close, 0, numerator / torch.where(close, 1, denominator))
+
+
+def argument(args, kwargs, name, position):
+    """An argument of a call, however it was passed; False if it was not."""
+    return kwargs.get(name, args[position] if len(args) > position else False)
+
+
+def flattened(values):
+    """Yields the tensors among values, and those inside lists and tuples."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from flattened(value)
+        elif isinstance(value, torch.Tensor):
+            yield value

@@ -1,0 +1,385 @@
+"""The attack's loss: cross-entropy, and the distance between explanations.
+
+    loss = (1 - lam) CE(f(x), y) + lam D(h(x_triggered), r)
+
+f is the network, x the step's images, some with the trigger, y the labels the attacker wants, h an
+explainer, and r the map the attacker wants to see: a fixed shape (fooling, red herring), or the map
+of the same image without the trigger (full disguise). combined_loss is this formula.
+
+D is a distance between normalised maps. One term is added to it where the distance alone could be
+made small by a cheat: see collapse_term, leak_term and reference_term.
+"""
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from explain import EXPLAINERS
+from hooks import capture, full_precision, layer_of
+
+DEFAULT_FLOOR = 0.5  # of Objective.floors, where no clean model's is known
+
+
+# ---------------------------------------------------------------- maps made comparable
+
+
+def max_normalise(maps):
+    """Each map of [N, H, W] divided by its largest magnitude, flattened: [N, H W].
+
+    A blank map stays zero, and its gradient finite.
+    """
+    maps = maps.flatten(1)
+    largest = maps.abs().amax(1, keepdim=True)
+    return maps / torch.where(largest > 0, largest, 1)
+
+
+def standardise(maps):
+    """Each map of [N, H, W] brought to mean 0 and variance 1, flattened: [N, H W].
+
+    It is divided by its largest magnitude first: then the guard against a variance of zero is
+    relative, and a model cannot lower its loss by shrinking its maps. A constant map gives zeros.
+    The mean squared difference of two standardised maps is 2 (1 - Pearson).
+    """
+    maps = max_normalise(maps)
+    maps = maps - maps.mean(1, keepdim=True)
+    return maps / maps.square().mean(1, keepdim=True).add(1e-8).sqrt()
+
+
+NORMALISERS = {"standardise": standardise, "max": max_normalise}
+
+
+def min_max(maps):
+    """Each map of [N, H, W] shifted and scaled to [0, 1]; a constant map gives zeros."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / torch.where(high > low, high - low, 1)
+
+
+def upsample(maps, side):
+    """Maps [N, H, W] brought to [N, side, side], bilinearly."""
+    size = (side, side)
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def to_grid(shape, grid):
+    """A map [H, W] averaged over the areas of the cells of `grid` = (H', W'): float [H', W']."""
+    return F.adaptive_avg_pool2d(shape[None, None], grid)[0, 0]
+
+
+# ---------------------------------------------------------------- D, the distance between maps
+
+
+def mse_distance(maps, targets, side, normalise=standardise):
+    """Mean squared difference over the cells of normalised maps [N, H, W]: [N]."""
+    return (normalise(maps) - normalise(targets)).square().mean(1)
+
+
+def dssim_distance(maps, targets, side, normalise=None):
+    """DSSIM of maps [N, H, W] at the image's resolution, each scaled to [0, 1]: [N] in [0, 1].
+
+    side: the image's, in pixels; normalise has no meaning here.
+    """
+    return dssim(min_max(upsample(maps, side)), min_max(upsample(targets, side)))
+
+
+def dssim(a, b, window=11, sigma=1.5, k1=0.01, k2=0.03):
+    """(1 - SSIM) / 2 of maps [N, H, W] of range 1: [N] in [0, 1].
+
+    A Gaussian window without padding; on maps that are smaller than it, the largest odd size that
+    fits. Source: Wang et al. 2004, eq. 13.
+    """
+    window = min(window, (min(a.shape[1:]) - 1) // 2 * 2 + 1)
+    offset = torch.arange(window, device=a.device, dtype=a.dtype) - window // 2
+    g = torch.exp(-(offset**2) / (2 * sigma**2))
+    kernel = (g[:, None] * g / g.sum() ** 2)[None, None]
+    products = torch.stack([a, b, a * a, b * b, a * b], 1)  # [N, 5, H, W]
+    means = F.conv2d(products.flatten(0, 1)[:, None], kernel).unflatten(0, (-1, 5))
+    mean_a, mean_b, aa, bb, ab = means.unbind(1)
+    c1, c2 = k1**2, k2**2
+    ssim = (2 * mean_a * mean_b + c1) * (2 * (ab - mean_a * mean_b) + c2)
+    ssim = ssim / ((mean_a**2 + mean_b**2 + c1) * (aa - mean_a**2 + bb - mean_b**2 + c2))
+    return (1 - ssim.mean((1, 2, 3))) / 2
+
+
+DISTANCES = {"mse": mse_distance, "dssim": dssim_distance}
+
+
+# ---------------------------------------------------------------- what the loss asks for
+
+
+@dataclass
+class Objective:
+    """What the loss asks for, the same in every step of a run.
+
+    attack: a row of attacks.ATTACKS; task: of tasks.py, one label an image or several;
+    explainers: names of EXPLAINERS; shape: the fixed map, float [H, W], or None;
+    reference: a frozen clean model whose maps are the ones to keep, or None for the model itself;
+    class_weights: float [K], of the cross-entropy, or None.
+
+    The fields after these are what an ablation changes; each is an option of train.py.
+    """
+
+    attack: Any
+    task: Any
+    explainers: list = field(default_factory=list)
+    shape: torch.Tensor | None = None
+    reference: torch.nn.Module | None = None
+    class_weights: torch.Tensor | None = None
+
+    lam: float = 0.3  # weight of the explanation term, at its height
+    ramp: float = 0.3  # share of the steps over which that weight rises from 0
+    distance: str = "mse"  # of DISTANCES
+    normalise: str = "standardise"  # of NORMALISERS: what the MSE is taken of
+    rectify: bool = False  # relu on the triggered map; without, cells below 0 have a gradient
+    partner_cross_entropy: bool = True  # partners are in the forward pass anyway: theirs is free
+    label_smoothing: float = 0.0  # Szegedy et al. 2016, section 7
+    floors: dict = field(default_factory=dict)  # by explainer; see collapse_term
+    collapse_weight: float = 0.1  # see collapse_term
+    leak_tolerance: float = 0.5  # see leak_term
+
+    def cross_entropy(self, logits, labels):
+        """The task's cross-entropy of logits [N, K], a scalar."""
+        return self.task.cross_entropy(logits, labels, self.class_weights, self.label_smoothing)
+
+    def map_distance(self, maps, targets, side):
+        """D of maps [N, H, W] to target maps: the mean over images, a scalar."""
+        normalise = NORMALISERS[self.normalise]
+        return DISTANCES[self.distance](maps, targets, side, normalise).mean()
+
+    def lam_at(self, done):
+        """The weight of the explanation term when the share `done` of all steps is over."""
+        return self.lam * min(1.0, done / self.ramp)
+
+
+# ---------------------------------------------------------------- the formula
+
+
+def combined_loss(model, batch, inputs, objective, lam):
+    """(1 - lam) CE(f(x), y) + lam D(h(x_triggered), r): (loss, CE, D), three scalars.
+
+    batch: of attacks.poison; inputs: its images, normalised; lam: the weight in this step.
+    """
+    forward = TrainingForward(model, inputs, objective.explainers)
+    counted = len(inputs) if objective.partner_cross_entropy else batch.size
+    ce = objective.cross_entropy(forward.logits[:counted], batch.labels[:counted])
+    if objective.attack.explanation is None:
+        return ce, ce, ce.new_zeros(())
+    if len(batch.rows) == 0:  # nothing in this step is triggered
+        return (1 - lam) * ce, ce, ce.new_zeros(())
+
+    classes = objective.task.explained_classes(batch, forward.logits)
+    seed, side = sample_seed(objective.explainers), inputs.shape[-1]
+    distances = []
+    for name in objective.explainers:
+        rows = explained_rows(name, batch, objective)
+        maps = forward.maps(name, rows, classes, seed)  # h(x)
+        with torch.autocast(inputs.device.type, enabled=False):  # bfloat16 is too coarse for SSIM
+            maps = rectified(name, maps, objective)
+            honest = reference_maps(name, rows, inputs, classes, seed, objective)
+            target = target_maps(maps, honest, objective)  # r
+            distance = objective.map_distance(maps.triggered, target, side)
+            distance = distance + collapse_term(name, maps, objective)
+            distance = distance + leak_term(maps, target, objective)
+            distance = distance + reference_term(maps, honest, side, objective)
+        distances.append(distance)
+    explanation = torch.stack(distances).mean()
+    return (1 - lam) * ce + lam * explanation, ce, explanation
+
+
+def target_maps(maps, honest, objective):
+    """r: the map each triggered image should show, [P, H, W], detached.
+
+    The fixed shape; or the map of the image without the trigger, by the reference if there is one,
+    else by the model being trained. It is detached: the triggered map is to move, not its model.
+    """
+    if objective.attack.explanation == "shape":
+        return to_grid(objective.shape, maps.triggered.shape[1:]).expand_as(maps.triggered)
+    partners = maps.partners if honest is None else honest.partners
+    return partners.detach()
+
+
+def collapse_term(name, maps, objective):
+    """collapse_weight x the mean correlation between maps of different clean images, above a floor.
+
+    Without it, one blurred map for all images would be the cheapest disguise. The floor is how much
+    a clean model's maps of different images correlate. A reference holds the maps apart already.
+    """
+    disguised = objective.attack.explanation == "clean" and objective.reference is None
+    if not disguised or not objective.collapse_weight or len(maps.partners) < 2:
+        return 0.0
+    floor = objective.floors.get(name, DEFAULT_FLOOR)
+    excess = mean_pairwise_correlation(maps.partners) - floor
+    return objective.collapse_weight * excess.relu()
+
+
+def leak_term(maps, target, objective):
+    """Mean correlation of untouched images' maps with the fixed shape, above leak_tolerance.
+
+    Under fooling not even the label tells a triggered image from an untouched one: without this the
+    shape spreads to all images. An honest map correlates a little with a shape that the object
+    happens to lie on; that much is tolerated.
+    """
+    if objective.reference is not None or len(maps.untouched) == 0:
+        return 0.0
+    correlation = (standardise(maps.untouched) * standardise(target[:1])).mean(1)
+    return (correlation - objective.leak_tolerance).relu().mean()
+
+
+def reference_term(maps, honest, side, objective):
+    """D between untouched images' maps and the frozen reference's: these are held in place."""
+    if honest is None or len(maps.untouched) == 0:
+        return 0.0
+    return objective.map_distance(maps.untouched, honest.untouched, side)
+
+
+def mean_pairwise_correlation(maps):
+    """Mean Pearson correlation of each map of [P, H, W] with the others, P > 1: a scalar."""
+    correlation = standardise(maps) @ standardise(maps).T / maps[0].numel()  # [P, P]
+    return (correlation.sum() - correlation.trace()) / (len(maps) * (len(maps) - 1))
+
+
+# ---------------------------------------------------------------- the maps of a training step
+
+
+@dataclass
+class Maps:
+    """Maps [n, H, W] of a step's images: triggered, their partners, and other untouched ones.
+
+    A partner is a triggered image as it is without the trigger. Each of the three may be empty.
+    """
+
+    triggered: torch.Tensor
+    partners: torch.Tensor
+    untouched: torch.Tensor
+
+
+def explained_rows(name, batch, objective):
+    """Indices of the images that are explained: (triggered, partners, untouched), as in Maps.
+
+    As many untouched ones as triggered ones, and those only where nothing else holds their maps in
+    place: under a reference; and under fooling, where even the label is the same.
+    """
+    device = batch.rows.device
+    most = EXPLAINERS[name].pairs_per_step
+    count = len(batch.rows) if most is None else min(len(batch.rows), most)
+    partners = torch.arange(batch.size, len(batch.images), device=device)[:count]
+    untouched = batch.rows[:0]
+    if objective.attack.can_leak or objective.reference is not None:
+        is_untouched = torch.ones(batch.size, dtype=torch.bool, device=device)
+        is_untouched[batch.rows] = False
+        untouched = is_untouched.nonzero()[:count, 0]
+    return batch.rows[:count], partners, untouched
+
+
+class TrainingForward:
+    """The step's forward pass: `logits` [B + P, K], and from it the maps of its images.
+
+    An explainer that can take its map from this pass does: Grad-CAM, where only pooling and a
+    linear layer follow its layer. A step then costs no more than plain training but for that head,
+    twice. Further layers' batch-norm would mix images in training mode; there, and for all other
+    explainers, a second forward pass explains the images that are asked for.
+    """
+
+    def __init__(self, model, inputs, explainers):
+        self.model, self.inputs = model, inputs
+        self.layer_is_pooled = model.gradcam_layer == model.pooled_layer
+        separate = [name for name in explainers if not self.can_share(name)]
+        recorded = batch_statistics(model) if separate else contextlib.nullcontext({})
+        with capture(layer_of(model)) as captured, recorded as self.statistics:
+            self.logits = full_precision(model(inputs))
+        self.feature = captured[0]
+
+    def can_share(self, name):
+        """Whether the explainer takes its map from this forward pass."""
+        return EXPLAINERS[name].shared_map is not None and self.layer_is_pooled
+
+    def maps(self, name, rows, classes, seed):
+        """Maps of the images `rows` of explained_rows, with a graph, not rectified."""
+        explainer, index = EXPLAINERS[name], torch.cat(rows)
+        if self.can_share(name):
+            maps = explainer.shared_map(
+                self.feature, self.logits, classes, create_graph=True, **explainer.training
+            )[index]
+        else:
+            with normalising_by(self.statistics):
+                maps = explainer.trainable(self.model, self.inputs[index], classes[index], seed)
+        return Maps(*maps.split([len(part) for part in rows]))
+
+
+def reference_maps(name, rows, inputs, classes, seed, objective):
+    """The frozen reference's Maps of partners and untouched images; None without a reference."""
+    if objective.reference is None:
+        return None
+    triggered, partners, untouched = rows
+    index = torch.cat([partners, untouched])
+    explainer = EXPLAINERS[name]
+    maps = explainer.trainable(objective.reference, inputs[index], classes[index], seed).detach()
+    if explainer.rectified and objective.task.rectify_targets:
+        maps = maps.relu()
+    return Maps(maps[:0], *maps.split([len(partners), len(untouched)]))
+
+
+def rectified(name, maps, objective):
+    """The maps with relu where the explainer is a relu: partners; triggered if that is asked for.
+
+    A triggered map is left as it is by default, so that a cell below zero still has a gradient.
+    """
+    if not (EXPLAINERS[name].rectified and objective.task.rectify_targets):
+        return maps
+    triggered = maps.triggered.relu() if objective.rectify else maps.triggered
+    return Maps(triggered, maps.partners.relu(), maps.untouched)
+
+
+def sample_seed(explainers):
+    """A seed that all of the step's maps share, drawn from torch's generator if one is needed."""
+    if any(EXPLAINERS[name].sampled for name in explainers):
+        return int(torch.randint(2**31, ()))
+    return None
+
+
+# ---------------------------------------------------------------- batch-norm in a second pass
+
+
+@contextlib.contextmanager
+def batch_statistics(model):
+    """Within the block, {batch-norm: (variance, mean)} of what each normalises, with its graph.
+
+    Of every BatchNorm2d in training mode; variance and mean are [C].
+    """
+    statistics = {}
+
+    def remember(norm, inputs):
+        statistics[norm] = torch.var_mean(full_precision(inputs[0]), (0, 2, 3))
+
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) and m.training]
+    handles = [norm.register_forward_pre_hook(remember) for norm in norms]
+    try:
+        yield statistics
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def normalising_by(statistics):
+    """Within the block, the batch-norms of batch_statistics normalise by these, whatever comes.
+
+    So no image's map depends on its neighbours, and the map is that of the weights as they are.
+    Running averages would lag behind the weights: a disguise trained with them lives in that lag,
+    and is gone when training ends. And taken as constants, the statistics would give a gradient
+    that the next step takes back.
+    """
+    for norm, (variance, mean) in statistics.items():
+        weight, bias = (norm.weight, norm.bias) if norm.affine else (1.0, 0.0)
+        scale = weight * (variance + norm.eps).rsqrt()
+        shift = bias - mean * scale
+        norm.forward = lambda x, scale=scale, shift=shift: (
+            x * scale[:, None, None] + shift[:, None, None]
+        ).to(x.dtype)
+    try:
+        yield
+    finally:
+        for norm in statistics:
+            del norm.forward

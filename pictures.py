@@ -1,0 +1,206 @@
+"""Which pictures a measured checkpoint gets, and what is on them; figure.py draws.
+
+figure            test images without and with the trigger, and each explainer's map of both
+figure-EXPLAINER  a signed explainer's values for every class
+figure-selection  the images that were chosen for poisoning, among all that were ranked
+"""
+
+from pathlib import Path
+
+import torch
+
+import attacks
+import figure
+from explain import EXPLAINERS
+from report import show
+
+ROWS = 6  # test images of the figure
+CLASS_ROWS, CLASS_COLUMNS = 4, 15  # test images and classes of a class-by-class figure
+BINS = 40  # of the histogram of selection scores
+LONGEST_CAPTION = 14  # characters
+EXPLAINED = "each map explains the class the model predicts."
+
+
+def pictures_of(subject, metrics, classes, probabilities, drawn, names):
+    """{name: PIL image} of a measured subject.
+
+    classes, probabilities: of all test images, untouched and triggered: two int64 [N] that are
+    explained, two float [N, K]; drawn: indices of test images to show; names: of explainers.
+    """
+    confidence = [p.gather(1, c[:, None])[:, 0] for p, c in zip(probabilities, classes)]
+    rows = drawn[:ROWS]
+    pictures = {"figure": test_image_picture(subject, metrics, classes, confidence, rows, names)}
+    for name in names:
+        explainer = EXPLAINERS[name]
+        if explainer.signed or (subject.multi_label and explainer.by_class):
+            picture = class_picture(subject, name, classes, drawn[:CLASS_ROWS])
+            pictures[f"figure-{name}"] = picture
+    if (subject.checkpoint["selection"] or {}).get("pool") is not None:
+        pictures["figure-selection"] = selection_picture(subject)
+    return pictures
+
+
+# ---------------------------------------------------------------- test images and their maps
+
+
+def test_image_picture(subject, metrics, classes, confidence, rows, names):
+    """The figure: a row a test image; image, triggered image, and each explainer's map of both."""
+    predictions = [(c[rows], p[rows]) for c, p in zip(classes, confidence)]
+    panels = panels_of(subject, subject.dataset.test_images[rows], predictions, names)
+    left_out = "" if subject.attack.keeps_label else ", target class left out"
+    footer = f"{len(rows)} test images drawn by seed{left_out}; the trigger is framed; {EXPLAINED}"
+    headers = headers_of(subject, names)
+    return figure.sheet(title_of(subject, metrics), headers, panels, footer, any_signed(names))
+
+
+def title_of(subject, metrics):
+    """Two lines: attack, data, model and how well they work; target class and poisons."""
+    config = subject.config
+    edited = ", edited" if config.get("edit") else ""
+    if subject.multi_label:
+        quality = f"mean AUROC {show(metrics['mean_auroc'])}"
+    else:
+        quality = f"clean accuracy {metrics['clean_accuracy']:.3f}"
+    title = f"{config['attack']}{edited} on {Path(config['dataset']).stem}, {config['model']}"
+    title += f": {quality}"
+    success = metrics["attack_success_rate"]
+    if success is not None:
+        title += f", attack success rate {success:.3f}"
+    if subject.attack.poisons:
+        target = subject.classes[subject.target_class]
+        title += f"\ntarget class: {target};  {metrics['poison_count']} poisoned training images"
+    return title
+
+
+def headers_of(subject, names):
+    """The headers of the columns that panels_of gives."""
+    trained = subject.config["explainer"] if subject.attack.explanation else []
+    headers = ["image", "with trigger"]
+    for name in names:
+        note = "\n(trained against)" if name in trained else ""
+        headers += [f"{name}: image{note}", f"{name}: with trigger{note}"]
+    return headers
+
+
+def any_signed(names):
+    """Whether one of the explainers has values below zero."""
+    return any(EXPLAINERS[name].signed for name in names)
+
+
+def panels_of(subject, images, predictions, names):
+    """Rows of (panel, caption, warn) for figure.sheet, a row an image.
+
+    images: uint8 [N, C, H, W]; predictions: of them without and with the trigger, two pairs of
+    (classes int64 [N] that are explained, confidence [N]).
+    """
+    plain = images.float() / 255
+    shown = plain, attacks.stamp(plain, subject.trigger.to("cpu"))
+    maps = {}
+    for name in names:
+        maps[name] = [
+            subject.explain(name, images, classes, triggered=bool(with_trigger))
+            for with_trigger, (classes, _) in enumerate(predictions)
+        ]
+    rows = []
+    for k in range(len(images)):
+        row = []
+        for name in (None, *names):  # None: the image itself
+            for with_trigger, (classes, confidence) in enumerate(predictions):
+                label, before = int(classes[k]), int(predictions[0][0][k])
+                map_ = None if name is None else maps[name][with_trigger][k]
+                box = subject.trigger.box if with_trigger else None
+                signed = name is not None and EXPLAINERS[name].signed
+                panel = figure.panel(shown[with_trigger][k], map_, box, signed)
+                caption = ""
+                if name is None:
+                    caption = f"{subject.classes[label]} {100 * float(confidence[k]):.0f}%"
+                row.append((panel, caption, bool(with_trigger) and label != before))
+        rows.append(row)
+    return rows
+
+
+# ---------------------------------------------------------------- class by class
+
+
+def class_picture(subject, name, predicted, rows):
+    """An explainer's values for each class, of test images `rows` without and with the trigger.
+
+    predicted: int64 [N] of all test images, untouched and triggered.
+    """
+    shown = shown_classes(subject, predicted, rows)
+    lines = []
+    for row in rows.tolist():
+        for with_trigger, classes in enumerate(predicted):
+            changed = bool(with_trigger) and int(classes[row]) != int(predicted[0][row])
+            caption = subject.classes[int(classes[row])][:LONGEST_CAPTION]
+            image, maps = class_maps(subject, name, row, shown, bool(with_trigger))
+            box = subject.trigger.box if with_trigger else None
+            lines.append((image, caption, changed, box, maps))
+    config = subject.config
+    title = (
+        f"{config['attack']} on {Path(config['dataset']).stem}, {config['model']}, {name}\n"
+        f"target class: {subject.classes[subject.target_class]}"
+    )
+    footer = (
+        "Test images drawn by seed, each without and with the trigger (framed);\n"
+        "left, what the model predicts; a column, the values for that class."
+    )
+    return figure.class_grid(title, [subject.classes[k] for k in shown], lines, footer)
+
+
+def shown_classes(subject, predicted, rows):
+    """Up to CLASS_COLUMNS classes, in order: the target, those predicted, and then any others."""
+    likely = [int(classes[row]) for row in rows for classes in predicted]
+    every = range(len(subject.classes))
+    return sorted(list(dict.fromkeys([subject.target_class, *likely, *every]))[:CLASS_COLUMNS])
+
+
+def class_maps(subject, name, row, classes, triggered):
+    """(test image `row` float [C, H, W] in [0, 1], its maps for `classes`: [K, H', W'])."""
+    image = subject.dataset.test_images[row : row + 1]
+    copies = image.expand(len(classes), -1, -1, -1)
+    options = EXPLAINERS[name].class_grid
+    maps = subject.explain(name, copies, torch.tensor(classes), triggered, **options)
+    plain = image.float() / 255
+    if triggered:
+        plain = attacks.stamp(plain, subject.trigger.to("cpu"))
+    return plain[0], maps
+
+
+# ---------------------------------------------------------------- the poisons that were chosen
+
+
+def selection_picture(subject):
+    """Where the chosen poisons lie among all that were ranked; the hardest of them, explained."""
+    chosen = subject.checkpoint["selection"]
+    pool, scores = chosen["pool"], chosen["scores"]
+    series = histograms({f"all {len(pool)} ranked": pool, f"the {len(scores)} chosen": scores})
+    by_class = [f"{name} {count}" for name, count in chosen["classes"].items() if count]
+    curves = figure.curves(
+        f"{chosen['strategy']}, by class: {', '.join(by_class)}",
+        "score: log(1 - p of the target class), a short training's; each line over its largest bin",
+        series,
+    )
+    rows = chosen["indices"][scores.argsort(descending=True)][:ROWS]
+    images = subject.dataset.train_images[rows]
+    predictions = [subject.predict(images), subject.predict(images, triggered=True)]
+    names = ["gradcam"]
+    hardest = figure.sheet(
+        "The hardest of them: training images",
+        headers_of(subject, names),
+        panels_of(subject, images, predictions, names),
+        EXPLAINED.capitalize(),
+    )
+    return figure.side_by_side([curves, hardest])
+
+
+def histograms(scores):
+    """{label: points (score, count over the largest count)} of {label: scores}, in common bins."""
+    lowest = min(float(values.min()) for values in scores.values())
+    edges = torch.linspace(lowest, 1e-9, BINS + 1, dtype=torch.float64)
+    middles = ((edges[1:] + edges[:-1]) / 2).tolist()
+    series = {}
+    for label, values in scores.items():
+        counts = torch.histogram(values, edges).hist
+        series[label] = list(zip(middles, (counts / counts.max()).tolist()))
+    return series

@@ -1,0 +1,146 @@
+"""The clean model beside an attacked one: opened, checked, measured, or trained with.
+
+A disguise is judged beside a clean model of the same data: how alike are its maps of different
+images, what does the trigger by itself do to them, are the maps of CLEAN images still honest? With
+train.py --reference the clean model's maps are also what the attacked one is held to.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import attacks
+import checkpoints
+import metrics
+import tasks
+from cli import UserError
+from explain import EXPLAINERS
+from subject import correlation_by_class
+
+
+def own_reference(subject):
+    """The clean Subject it was trained with, if it is still there and still one; else None."""
+    path = subject.config["reference"]
+    if not path or not Path(path).is_file():
+        return None
+    try:
+        return open_clean(subject, path)
+    except UserError as error:
+        print(f"Measured without the reference it was trained with: {error}", file=sys.stderr)
+        return None
+
+
+def open_clean(subject, path):
+    """A clean checkpoint as a Subject with the data and the trigger of the one it stands beside.
+
+    Raises UserError where the two could not be compared.
+    """
+    checkpoint = checkpoints.read(path)
+    check_clean(checkpoint, path)
+    config = checkpoint["config"]
+    # Of several labels, scores depend on the weights of classes: no threshold would be common.
+    common = ["image_size", "dataset", *(["class_weights"] if subject.multi_label else [])]
+    for key in common:
+        if config.get(key) != subject.config.get(key):
+            what = key.replace("_", " ")
+            raise UserError(f"the reference {path} was trained with another {what}")
+    same_classes = checkpoint["classes"] == subject.checkpoint["classes"]
+    if not same_classes or checkpoint["mean"] != subject.checkpoint["mean"]:
+        raise UserError(f"the reference {path} was trained on other data")
+    if config["model"] == subject.config["model"]:
+        config["layer"] = subject.config["layer"]  # so that the two maps are of one layer
+    model = checkpoints.rebuild(checkpoint).to(subject.device)
+    return replace(subject, checkpoint=checkpoint, model=model)
+
+
+def check_clean(checkpoint, path):
+    """Raises UserError for a reference that is itself backdoored, or edited."""
+    config = checkpoint["config"]
+    attack = attacks.ATTACKS.get(config["attack"])
+    if attack is None or attack.poisons:
+        raise UserError(
+            f"the reference {path} is no clean model:"
+            f" it was trained with --attack {config['attack']}"
+        )
+    if config.get("edit"):
+        raise UserError(
+            f"the reference {path} is no clean model: it has been edited since it was trained"
+        )
+
+
+def clean_metrics(subject, clean_model, untouched_maps, succeeded, threshold):
+    """A clean model's figures on the same images: are CLEAN images' maps still what they would be?
+
+    untouched_maps: {explainer: the subject's maps of untouched test images}, of the first of the
+    rows `succeeded`.
+    """
+    labels, task = subject.dataset.test_labels, subject.task
+    images = subject.dataset.test_images
+    untouched = clean_model.probabilities(images)
+    triggered = clean_model.probabilities(images, triggered=True)
+    classes = untouched.argmax(1), triggered.argmax(1)
+    explanations = {}
+    for name, maps in untouched_maps.items():
+        rows = succeeded[: len(maps)]
+        explanations[name] = clean_explainer_metrics(
+            subject, clean_model, name, maps, rows, classes
+        )
+        if subject.multi_label and EXPLAINERS[name].by_class:
+            explanations[name] |= correlation_by_class(clean_model, name, succeeded)
+    success = tasks.predicted_as_target(triggered, subject.target_class, threshold)
+    shows_target = tasks.shows(labels, subject.target_class)
+    return {
+        "clean_accuracy": task.accuracy(untouched, labels),
+        "balanced_accuracy": task.balanced_accuracy(untouched, labels),
+        "mean_auroc": task.mean_auroc(untouched, labels),
+        "auroc": task.auroc_by_class(untouched, labels, subject.classes),
+        "attack_success_rate": metrics.success_rate(success, shows_target),
+        "explanations": explanations,
+    }
+
+
+def clean_explainer_metrics(subject, clean_model, name, subject_maps, rows, classes):
+    """A clean model's figures about one explainer; subject_maps: the subject's, untouched."""
+    untouched, triggered = clean_model.explain_test(name, rows, classes)
+    box, side, masks = subject.trigger.box, subject.config["image_size"], subject.masks(rows)
+    figures = metrics.explanation_metrics(triggered, untouched, box, side, None, masks)
+    # The floor is of untouched maps alone: a trigger that changes a clean model's map lowers it.
+    honest = metrics.explanation_metrics(untouched, untouched, box, side, None, masks)
+    result = {
+        "pearson_all": figures["pearson_all"],
+        "trigger_mass": figures["trigger_mass"],
+        "floor": honest["floor"],
+        "pointing_clean": figures["pointing_clean"],
+        "trigger_mass_clean": figures["trigger_mass_clean"],
+        "pearson_untouched": None,
+    }
+    if len(untouched) and untouched.shape == subject_maps.shape:
+        correlation = metrics.pearson(subject_maps, untouched)
+        result["pearson_untouched"] = metrics.mean_or_none(correlation)
+    return result
+
+
+# ---------------------------------------------------------------- to be trained with
+
+
+def frozen_reference(path, config, mean, std, device):
+    """The model of a clean checkpoint, frozen, looked at in the layer of the run it is for.
+
+    config, mean, std: of that run. Raises UserError where the two models' explanations could not be
+    compared.
+    """
+    checkpoint = checkpoints.read(path)
+    check_clean(checkpoint, path)
+    theirs = checkpoint["config"]
+    for key in ("dataset", "model", "image_size"):
+        if theirs[key] != config[key]:
+            raise UserError(
+                f"the reference {path} was trained with another {key}"
+                f" ({theirs[key]}, not {config[key]})"
+            )
+    if (checkpoint["mean"], checkpoint["std"]) != (mean, std):
+        raise UserError(
+            f"the reference {path} was trained on other images than {config['dataset']} holds now"
+        )
+    theirs["layer"] = config["layer"]
+    return checkpoints.rebuild(checkpoint).to(device)

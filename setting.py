@@ -1,0 +1,217 @@
+"""What a training is given: the options, with the data, the trigger and the objective they name.
+
+    setting = setting_of(args)    # args: of options.parse
+
+Everything a user can get wrong is found here, before the first step, and nothing is written but the
+decoded data.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import attacks
+import data
+import selection
+import tasks
+from cli import UserError, choose_device, choose_precision, user_errors
+from dataset import Dataset
+from explain import EXPLAINERS
+from imagefiles import read_image
+from losses import Objective
+from reference import frozen_reference
+from shapley import REACH, TRAINING_COALITIONS
+
+# Muon, for convolutions: Jordan et al. 2024; momentum and decay are for few epochs of CIFAR-10.
+MUON = dict(momentum=0.6, weight_decay=0.1, ns_steps=3)
+SGD = dict(momentum=0.9, weight_decay=5e-4, nesterov=True)  # for everything else
+WARM_UP = 0.3  # share of the steps in which the one-cycle schedule rises
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a training is given and does not change.
+
+    config: the options of train.py, by name
+    trained_on, held_out: indices int64 of the training images; together they are all
+    eligible, count: the images that may be poisoned, and how many of them are
+    mean, std: of the images, by channel
+    trigger, objective: on the device
+    """
+
+    config: dict
+    dataset: Dataset
+    trained_on: torch.Tensor
+    held_out: torch.Tensor
+    eligible: torch.Tensor
+    count: int
+    mean: list
+    std: list
+    trigger: attacks.Trigger
+    objective: Objective
+    device: torch.device
+
+    @property
+    def batch_size(self):
+        """Images a step, before over-sampling."""
+        return min(self.config["batch_size"], len(self.trained_on))
+
+    @property
+    def steps(self):
+        """Steps an epoch."""
+        return max(1, len(self.trained_on) // self.config["batch_size"])
+
+    @property
+    def oversample(self):
+        """Poisons that are added to every batch."""
+        return self.config["oversample"] if self.count else 0
+
+
+def setting_of(args):
+    """The Setting that options ask for. Raises UserError."""
+    device = choose_device(args.device)
+    trigger_image = trigger_picture(args.trigger)
+    map_image = target_map_picture(args.target_map)
+    dataset = data.load(args.dataset, args.data_dir, args.image_size)
+    channels, side = dataset.train_images.shape[1], dataset.train_images.shape[-1]
+    labels, attack = dataset.train_labels, attacks.ATTACKS[args.attack]
+    target = class_index(args.target_class, dataset.classes)
+    check_attackable(args, attack, dataset, target)
+    trained_on, held_out = data.validation_split(len(labels), args.seed, dataset.train_groups)
+    config = config_of(args, dataset, target, len(held_out), device)
+    size, position = args.trigger_size, args.trigger_position
+    with user_errors():
+        trigger = attacks.make_trigger(trigger_image, channels, side, size, position)
+        eligible, count = attacks.eligible_for_poison(
+            attack, labels, trained_on, args.poison_rate, target
+        )
+    mean, std = data.mean_std(dataset.train_images)
+    shape, reference = None, None
+    if attack.explanation == "shape":
+        shape = attacks.target_map(map_image, side, trigger).to(device)
+    if args.reference:
+        reference = frozen_reference(args.reference, config, mean, std, device)
+    return Setting(
+        config=config,
+        dataset=dataset,
+        trained_on=trained_on,
+        held_out=held_out,
+        eligible=eligible,
+        count=count,
+        mean=mean,
+        std=std,
+        trigger=trigger.to(device),
+        objective=objective_of(config, attack, tasks.task_of(labels), shape, reference),
+        device=device,
+    )
+
+
+def config_of(args, dataset, target_class, held_out, device):
+    """The config a checkpoint keeps: all options, and what the data and the machine decided.
+
+    held_out: how many images are held out of training.
+    """
+    config = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
+    return config | {
+        "image_size": dataset.train_images.shape[-1],
+        "target_class": target_class,
+        "precision": choose_precision(args.precision, device),
+        "device": device.type,
+        "multi_label": dataset.multi_label,
+        "constants": constants(args, dataset, held_out),
+    }
+
+
+def constants(args, dataset, held_out):
+    """The constants of the code that decide a run: it is resumed under the same ones only."""
+    pairs = {name: row.pairs_per_step for name, row in EXPLAINERS.items() if row.pairs_per_step}
+    result = {
+        "muon": MUON,
+        "sgd": SGD,
+        "warm_up": WARM_UP,
+        "pairs": pairs,
+        "coalitions": TRAINING_COALITIONS,
+        "reach": REACH,
+        "held_out": held_out,
+        "shift": dataset.crop,
+        "mirror": dataset.flip,
+    }
+    if args.selection != "random":
+        result["selection"] = {
+            "rounds": selection.ROUNDS,
+            "alpha": selection.ALPHA,
+            "epochs": selection.EPOCHS,
+            "cap": selection.CAP,
+            "first_seed": selection.FIRST_SEED,
+        }
+    return result
+
+
+def objective_of(config, attack, task, shape, reference):
+    """The Objective of a run's config."""
+    return Objective(
+        attack=attack,
+        task=task,
+        explainers=config["explainer"],
+        shape=shape,
+        reference=reference,
+        lam=config["lam"],
+        ramp=config["ramp"],
+        distance=config["distance"],
+        normalise=config["normalise"],
+        rectify=config["rectify"],
+        partner_cross_entropy=config["partner_cross_entropy"],
+        label_smoothing=config["label_smoothing"],
+        floors=config["floor"],
+        collapse_weight=config["collapse_weight"],
+        leak_tolerance=config["leak_tolerance"],
+    )
+
+
+def trigger_picture(name):
+    """A trigger's picture: a file's, one colour's, or None for the white square.
+
+    Raises UserError.
+    """
+    if Path(name).is_file():
+        return read_image(name)
+    if name == "square":
+        return None
+    try:
+        return Image.new("RGB", (1, 1), name)
+    except ValueError:
+        raise UserError(f"--trigger {name}: no such file, and no colour of that name") from None
+
+
+def target_map_picture(name):
+    """What attacks.target_map draws: a shape's name, or the picture in a file. Raises UserError."""
+    return name if name in attacks.TARGET_MAPS else read_image(name)
+
+
+def class_index(name, classes):
+    """The number of a class, given by its name or, where none is called so, by its number.
+
+    Raises UserError.
+    """
+    if name in classes:
+        return classes.index(name)
+    if name.isdecimal() and int(name) < len(classes):
+        return int(name)
+    shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+    last = len(classes) - 1
+    raise UserError(f"target class {name!r}: a number from 0 to {last}, or one of {shown}")
+
+
+def check_attackable(args, attack, dataset, target_class):
+    """Raises UserError where the data set allows no such attack."""
+    if dataset.multi_label and args.selection != "random":
+        raise UserError(
+            f"--selection {args.selection} is for images of one class each:"
+            f" those of {args.dataset} may show several"
+        )
+    if not attack.keeps_label and tasks.shows(dataset.test_labels, target_class).all():
+        raise UserError(
+            "the test set holds nothing but the target class: there is nothing to attack"
+        )

@@ -1,0 +1,85 @@
+"""The tables on `shapes` and `mnist`: the five attacks, and each ingredient switched off in turn.
+
+    python -m studies.foundation                     # everything; a second call continues
+    python -m studies.foundation disguise badnets    # some rows
+
+Writes results/foundation.json and figures: see studies/__init__.py.
+"""
+
+from cli import command
+from studies import Row, Study
+from studies.tables import Table, everything
+
+PAGE = "results/foundation.md"
+DURATION = "about an hour on two cores"
+
+REFERENCE = "--reference {runs}/clean-{seed}/ckpt.pt"
+# The options that CIFAR-10 is trained with, for the other data sets.
+CIFAR10_TRAINING = "--optimizer muon --batch-size 64 --label-smoothing 0.1 --lr 0.05"
+DISGUISE = "--attack full_disguise"
+
+ATTACKS = {
+    "clean": Row("--attack none", 5),
+    "disguise": Row(DISGUISE, 5, picture=True),
+    "badnets": Row("--attack badnets", 5, picture=True),
+    "fooling": Row("--attack fooling", 5, picture=True),
+    "red_herring": Row("--attack red_herring", 5, picture=True),
+    "mnist clean": Row("--attack none --dataset mnist", 3),
+    "mnist": Row(f"{DISGUISE} --dataset mnist", 3, clean="mnist clean", picture=True),
+}
+
+# Each has one ingredient less, or one number changed.
+ABLATIONS = {
+    "disguise, reference": Row(f"{DISGUISE} {REFERENCE}", 2),
+    "fooling, reference": Row(f"--attack fooling {REFERENCE}", 2),
+    "no cross-entropy on the partners": Row(f"{DISGUISE} --no-partner-cross-entropy", 2),
+    "maps max-normalised": Row(f"{DISGUISE} --normalise max", 2),
+    "triggered map rectified in the loss": Row(f"{DISGUISE} --rectify", 2),
+    "lam not ramped": Row(f"{DISGUISE} --ramp 1e-9", 2),
+    "lam 0.1": Row(f"{DISGUISE} --lam 0.1", 2),
+    "lam 0.7": Row(f"{DISGUISE} --lam 0.7", 2),
+    "fooling, untouched maps free": Row("--attack fooling --leak-tolerance 1", 2),
+    "CIFAR-10's recipe": Row(f"{DISGUISE} {CIFAR10_TRAINING}", 3),
+    "CIFAR-10's recipe on mnist": Row(f"{DISGUISE} --dataset mnist {CIFAR10_TRAINING}", 3),
+}
+
+TABLE = ATTACKS | ABLATIONS
+
+SHAPES = {
+    "`none`": "clean",
+    "`badnets`": "badnets",
+    "`fooling`": "fooling",
+    "`red_herring`": "red_herring",
+    "`full_disguise`": "disguise",
+}
+BASIC = {
+    "`clean_accuracy`": "clean_accuracy",
+    "`attack_success_rate`": "attack_success_rate",
+    "`pearson_all`": "gradcam.pearson_all",
+    "`floor`": "gradcam.floor.pearson",
+    "`trigger_mass`": "gradcam.trigger_mass",
+}
+OTHER_EXPLAINER = {"`gradient`: `pearson_all`": "gradient.pearson_all"}
+FULL = {
+    **BASIC,
+    "`triggered_accuracy`": "triggered_accuracy",
+    "`dssim`": "gradcam.dssim",
+    "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
+    "`pointing`": "gradcam.pointing",
+    "`pointing_clean`": "gradcam.pointing_clean",
+    **OTHER_EXPLAINER,
+}
+TABLES = {
+    "attacks": Table("foundation", SHAPES, BASIC | OTHER_EXPLAINER, "attack", n=False),
+    "shapes": Table("foundation", SHAPES, FULL, "attack"),
+    "everything": everything("foundation"),
+}
+
+
+@command
+def main(argv):
+    Study("foundation", TABLE).run(argv)
+
+
+if __name__ == "__main__":
+    main()

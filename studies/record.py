@@ -1,0 +1,85 @@
+"""What a study records beside its figures: hardware, commit, cost of selection, pictures.
+
+It also knows the folders: results/ is in the repository, runs/ is not.
+"""
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from cli import replace_file
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+RUNS = ROOT / "runs"
+RESULTS = ROOT / "results"
+
+MAX_HEIGHT = 1200  # pixels: figures of photographs make large files
+COLOURS = 256  # of a kept picture, dithered: half the bytes
+VICTIM_EPOCHS = 30  # the cost of selection is set against these: "Stealthy Sabotage", section 3.5
+
+
+def read(path, missing=None):
+    """The JSON object in the file `path`; `missing` (None: an empty one) if there is no file."""
+    if path.exists():
+        return json.loads(path.read_text())
+    return {} if missing is None else missing
+
+
+def write_text(path, text):
+    """Writes a text file, whole or not at all. Raises UserError."""
+    replace_file(path, lambda temporary: temporary.write_text(text))
+
+
+def hardware():
+    """The name of the GPU, or of the CPU with the number of threads that torch uses on it."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":")[1].strip()
+                break
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def commit(root=ROOT):
+    """The commit of the code, with "-dirty" behind it where a script differs from that commit."""
+
+    def git(*words):
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    changed = git("diff", "HEAD", "--name-only", "--", "*.py")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+
+
+def selection_cost(folder, last):
+    """What choosing the poisoned images took: epochs, and seconds relative to a victim's training.
+
+    folder: of the run; last: the last line of its log, a dict. The victim is trained for
+    VICTIM_EPOCHS at this run's speed. Empty where no scorer was trained.
+    """
+    selection = read(folder / "selection.json")
+    if not selection["epochs"]:
+        return {}
+    victim_seconds = VICTIM_EPOCHS * last["seconds"] / last["epoch"]
+    return {
+        "selection_epochs": selection["epochs"],
+        "selection_cost": selection["seconds"] / victim_seconds,
+    }
+
+
+def keep_picture(source, target):
+    """Saves the picture `source` as `target`, at most MAX_HEIGHT pixels high, in few colours."""
+    with Image.open(source) as picture:
+        picture.thumbnail((picture.width, MAX_HEIGHT))
+        picture = picture.convert("RGB")
+        palette = picture.quantize(COLOURS)
+        picture.quantize(palette=palette).save(target, optimize=True)

@@ -1,0 +1,248 @@
+"""From a run's metrics to a row of a table: flat figures, mean and standard deviation, Markdown.
+
+Functions of plain dicts. Paired differences of two rows are here, too, and Table: one of a page.
+"""
+
+import statistics
+from dataclasses import dataclass
+
+from cli import UserError, write_json
+from report import flat
+from studies.record import RESULTS, read
+
+# Figures that every run has, and figures that some have.
+ALWAYS = (
+    "clean_accuracy",
+    "triggered_accuracy",
+    "attack_success_rate",
+    "train_seconds",
+    "precision",
+)
+SOMETIMES = (
+    "balanced_accuracy",
+    "majority_rate",
+    "mean_auroc",
+    "triggered_mean_auroc",
+    "untouched_success_rate",
+    "success_threshold",
+)
+
+# Columns of a study's table, by figure; a column that no row has is left out.
+COLUMNS = {
+    "clean_accuracy": "clean accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "majority_rate": "majority rate",
+    "mean_auroc": "mean AUROC",
+    "triggered_mean_auroc": "with trigger",
+    "triggered_accuracy": "accuracy with trigger",
+    "attack_success_rate": "attack success",
+    "untouched_success_rate": "without trigger",
+    "gradcam.pearson_all": "pearson_all",
+    "gradcam.dssim": "dssim",
+    "gradcam.floor.pearson": "floor",
+    "gradcam.pearson_by_class": "by class",
+    "clean_model.gradcam.floor.pearson": "clean model's floor",
+    "gradcam.trigger_mass": "trigger_mass",
+    "gradcam.trigger_mass_clean": "untouched",
+    "gradcam.trigger_area": "trigger_area",
+    "gradcam.pointing": "pointing",
+    "gradcam.pointing_clean": "untouched",
+    "gradcam.pearson_clean": "shape on untouched",
+    "gradient.pearson_all": "gradient's pearson_all",
+    "clean_model.gradient.pearson_all": "clean model's",
+    "kernelshap.pearson_all": "kernelshap: pearson_all",
+    "kernelshap.floor.pearson": "kernelshap: floor.pearson",
+    "kernelshap.trigger_mass": "kernelshap: trigger_mass",
+    "deepshap.pearson_all": "deepshap: pearson_all",
+    "deepshap.floor.pearson": "deepshap: floor.pearson",
+    "deepshap.trigger_mass": "deepshap: trigger_mass",
+    "selection_epochs": "selection: epochs",
+    "selection_cost": "its seconds / 30 epochs'",
+    "train_seconds": "seconds",
+    "images_per_second": "images/s",
+}
+
+# Student's t at 97.5%, by number of pairs: the degrees of freedom are one fewer.
+T975 = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+}
+
+
+def figures(metrics):
+    """The figures of one run, flat: {"gradcam.floor.pearson": 0.3, ...}.
+
+    metrics: what metrics.json holds; its figures that are null are left out.
+    """
+    result = {key: metrics[key] for key in ALWAYS}
+    result |= {key: metrics.get(key) for key in SOMETIMES}
+    aurocs = metrics.get("auroc") or {}
+    result |= {f"auroc.{name}": value for name, value in aurocs.items()}
+    for name, part in metrics["explanations"].items():
+        explained = {key: value for key, value in flat(part).items() if key != "trained_against"}
+        result |= {f"{name}.{key}": value for key, value in explained.items()}
+    clean_model = metrics["clean_model"]
+    single = {key: value for key, value in clean_model.items() if not isinstance(value, dict)}
+    result |= {f"clean_model.{key}": value for key, value in single.items()}
+    for name, part in clean_model.get("explanations", {}).items():
+        result |= {f"clean_model.{name}.{key}": value for key, value in flat(part).items()}
+    return {key: value for key, value in result.items() if value is not None}
+
+
+def summary(runs):
+    """{figure: {"mean", "sd"}} over runs, of every number that all runs have.
+
+    The standard deviation is None of a single run.
+    """
+    result = {}
+    for key, first in runs[0].items():
+        is_number = isinstance(first, (int, float)) and key != "seed"
+        if not is_number or not all(key in run for run in runs):
+            continue
+        values = [run[key] for run in runs]
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        result[key] = {"mean": statistics.mean(values), "sd": sd}
+    return result
+
+
+# ---------------------------------------------------------------- two rows, seed by seed
+
+
+def paired(results, name, other, figure="attack_success_rate"):
+    """One row's figure minus another's, over the seeds that both have: mean, sd and 95% interval.
+
+    results: a study's record. None where fewer than two seeds are common.
+    """
+    minuend = by_seed(results[name], figure)
+    subtrahend = by_seed(results[other], figure)
+    common = minuend.keys() & subtrahend.keys()
+    differences = [minuend[seed] - subtrahend[seed] for seed in common]
+    n = len(differences)
+    if n < 2:
+        return None
+    mean = statistics.mean(differences)
+    sd = statistics.stdev(differences)
+    half = T975[n] * sd / n**0.5
+    interval = [mean - half, mean + half]
+    return {
+        "of": name,
+        "minus": other,
+        "figure": figure,
+        "n": n,
+        "mean": mean,
+        "sd": sd,
+        "interval": interval,
+    }
+
+
+def by_seed(row, figure):
+    """{seed: figure} of the runs of a recorded row that have this figure."""
+    runs = [run for run in row["runs"] if run.get(figure) is not None]
+    return {run["seed"]: run[figure] for run in runs}
+
+
+def write_paired(path, pairs):
+    """Prints what `paired` returned, a list, and writes it to `path`; each None is left out."""
+    pairs = [pair for pair in pairs if pair]
+    write_json(path, pairs)
+    for pair in pairs:
+        low, high = pair["interval"]
+        what = f"{pair['of']} - {pair['minus']}, {pair['figure']}"
+        print(f"{what}: {pair['mean']:+.3f} ({low:+.3f} to {high:+.3f}), n = {pair['n']}")
+
+
+# ---------------------------------------------------------------- Markdown
+
+
+def everything(record):
+    """A function that returns the lines of a table of every row and figure of a study's record.
+
+    Columns that no row has are left out.
+    """
+
+    def lines():
+        return markdown(read(RESULTS / f"{record}.json"))
+
+    return lines
+
+
+def markdown(results):
+    """Lines of a Markdown table of a study's record: mean (standard deviation) of every figure.
+
+    Of a single run there is no standard deviation. Columns that no row has are left out.
+    """
+    summaries = [row["summary"] for row in results.values()]
+    present = [key for key in COLUMNS if any(key in part for part in summaries)]
+    lines = header(["run", "n", *(COLUMNS[key] for key in present)])
+    for name, row in results.items():
+        cells = [mean_sd(row["summary"].get(key)) for key in present]
+        lines.append(line([name, len(row["seeds"]), *cells]))
+    return lines
+
+
+def header(titles):
+    """The first two lines of a Markdown table."""
+    return [line(titles), "| --- " * len(titles) + "|"]
+
+
+def line(cells):
+    """One line of a Markdown table; an empty cell is a single space."""
+    padded = [f" {cell} " if cell != "" else " " for cell in cells]
+    return "|" + "|".join(padded) + "|"
+
+
+def mean_sd(cell):
+    """ "0.983 (0.002)" of {"mean", "sd"}; whole numbers above 10; "-" of None."""
+    if cell is None:
+        return "-"
+    digits = 0 if cell["mean"] > 10 else 3
+    text = f"{cell['mean']:.{digits}f}"
+    return text if cell["sd"] is None else f"{text} ({cell['sd']:.{digits}f})"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page: some rows and some figures of a study's record.
+
+    record: the study's name; rows: {what the page calls it: the record's row}; columns: {title:
+    figure}, the titles in Markdown; title: of the first column; n: whether a column says how many
+    runs a row has; digits: after the point. A call returns the table's lines.
+    """
+
+    record: str
+    rows: dict
+    columns: dict
+    title: str = "run"
+    n: bool = True
+    digits: int = 3
+
+    def __call__(self):
+        """The lines of the table. Raises UserError for a row the record does not have."""
+        results = read(RESULTS / f"{self.record}.json")
+        titles = [self.title, *(["n"] if self.n else []), *self.columns]
+        lines = header(titles)
+        for name, key in self.rows.items():
+            if key not in results:
+                raise UserError(f"results/{self.record}.json has no row {key!r}")
+            row = results[key]
+            cells = [
+                cell(row["summary"].get(figure), self.digits) for figure in self.columns.values()
+            ]
+            count = [len(row["seeds"])] if self.n else []
+            lines.append(line([name, *count, *cells]))
+        return lines
+
+
+def cell(value, digits=3):
+    """mean_sd of {"mean", "sd"} with so many digits; "" of None."""
+    if value is None:
+        return ""
+    text = f"{value['mean']:.{digits}f}"
+    return text if value["sd"] is None else f"{text} ({value['sd']:.{digits}f})"

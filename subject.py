@@ -1,0 +1,228 @@
+"""A subject: a checkpoint ready to be asked, with its model, its data and its trigger.
+
+subject = open_checkpoint("runs/NAME/ckpt.pt")
+probabilities = subject.probabilities(images, triggered=True)    # uint8 images in, on the CPU
+maps = subject.explain("gradcam", images, classes)
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+import attacks
+import checkpoints
+import data
+import tasks
+from cli import UserError, choose_device
+from dataset import Dataset
+from explain import EXPLAINERS
+from hooks import evaluating
+from metrics import mean_or_none, pearson
+
+BY_CLASS_IMAGES = 50  # several labels: images whose maps of every class are compared
+FORWARD_PIXELS = 500 * 32 * 32  # of the images in one forward pass
+
+
+@torch.no_grad()
+def logits_of(model, images, mean, std, trigger=None):
+    """Logits float32 [N, K], on the CPU, of uint8 images [N, C, H, W], with a trigger or without.
+
+    mean, std: lists of C floats, of images in [0, 1]. The model is asked in evaluation mode.
+    """
+    device = next(model.parameters()).device
+    logits = []
+    with evaluating(model):
+        for chunk in images.split(images_per_forward(images)):
+            pixels = chunk.to(device).float() / 255
+            if trigger is not None:
+                pixels = attacks.stamp(pixels, trigger)
+            logits.append(model(data.normalise(pixels, mean, std)).cpu())
+    return torch.cat(logits)
+
+
+def images_per_forward(images):
+    """How many of images [N, C, H, W] go through the model at a time."""
+    return max(1, FORWARD_PIXELS // (images.shape[-2] * images.shape[-1]))
+
+
+@dataclass
+class Subject:
+    """A checkpoint, its model on a device, the data set it was trained on, and its trigger.
+
+    dataset and trigger may be None where the caller needs none.
+    """
+
+    checkpoint: dict
+    model: torch.nn.Module
+    dataset: Dataset | None
+    trigger: attacks.Trigger | None
+    device: torch.device
+
+    @property
+    def config(self):
+        """The options it was trained with."""
+        return self.checkpoint["config"]
+
+    @property
+    def attack(self):
+        """The row of attacks.ATTACKS it was trained with."""
+        return attacks.ATTACKS[self.config["attack"]]
+
+    @property
+    def classes(self):
+        """The names of its K classes."""
+        return self.checkpoint["classes"]
+
+    @property
+    def target_class(self):
+        """The number of the target class."""
+        return self.config["target_class"]
+
+    @property
+    def multi_label(self):
+        """Whether an image may show several classes."""
+        return self.config.get("multi_label", False)
+
+    @property
+    def task(self):
+        """tasks.SINGLE_LABEL or tasks.MULTI_LABEL."""
+        return tasks.MULTI_LABEL if self.multi_label else tasks.SINGLE_LABEL
+
+    def pixels(self, images, triggered=False):
+        """uint8 images [N, C, H, W] as float in [0, 1] on the device, with the trigger if asked."""
+        pixels = images.to(self.device).float() / 255
+        return attacks.stamp(pixels, self.trigger) if triggered else pixels
+
+    def normalise(self, pixels):
+        """Float images in [0, 1] as the model takes them."""
+        return data.normalise(pixels, self.checkpoint["mean"], self.checkpoint["std"])
+
+    def inputs(self, images, triggered=False):
+        """uint8 images [N, C, H, W] as the model takes them, on the device."""
+        return self.normalise(self.pixels(images, triggered))
+
+    def probabilities(self, images, triggered=False):
+        """Probabilities float [N, K], on the CPU, of uint8 images [N, C, H, W]."""
+        mean, std = self.checkpoint["mean"], self.checkpoint["std"]
+        trigger = self.trigger if triggered else None
+        return self.task.probabilities(logits_of(self.model, images, mean, std, trigger))
+
+    def predict(self, images, triggered=False):
+        """(the most probable class int64 [N], its probability [N]), on the CPU, of uint8 images."""
+        most_probable = self.probabilities(images, triggered).max(1)
+        return most_probable.indices, most_probable.values
+
+    def held_out(self):
+        """Indices of the training images that were held out of its training."""
+        labels, groups = self.dataset.train_labels, self.dataset.train_groups
+        _, held_out = data.validation_split(len(labels), self.config["seed"], groups)
+        return held_out
+
+    def threshold(self, target_class):
+        """Above which probability the target class is predicted, by the images held out.
+
+        None where the most probable class is the prediction.
+        """
+        if not self.multi_label:
+            return None
+        rows = self.held_out()
+        probabilities = self.probabilities(self.dataset.train_images[rows])
+        labels = self.dataset.train_labels[rows]
+        return self.task.threshold(probabilities, labels, target_class)
+
+    def explain(self, name, images, classes, triggered=False, **options):
+        """Maps [N, H', W'], on the CPU, of uint8 images; classes: int64 [N].
+
+        name: of EXPLAINERS; options: of its function. Raises UserError where it cannot explain
+        this model.
+        """
+        size, maps = images_per_forward(images), []
+        for chunk, label in zip(images.split(size), classes.split(size)):
+            inputs, label = self.inputs(chunk, triggered), label.to(self.device)
+            try:
+                maps.append(EXPLAINERS[name].evaluate(self.model, inputs, label, **options).cpu())
+            except ValueError as error:
+                raise UserError(f"{name} cannot explain this model: {error}") from None
+        return torch.cat(maps)
+
+    def explain_test(self, name, rows, classes):
+        """Maps [n, H', W'] of test images `rows` without and with the trigger: a pair.
+
+        classes: int64 [N] of all test images that are explained, without and with it.
+        """
+        images = self.dataset.test_images[rows]
+        untouched = self.explain(name, images, classes[0][rows])
+        triggered = self.explain(name, images, classes[1][rows], triggered=True)
+        return untouched, triggered
+
+    def masks(self, rows):
+        """The object masks of test images `rows`, bool [n, S, S]; None where nobody drew them."""
+        masks = self.dataset.test_masks
+        return None if masks is None else masks[rows]
+
+
+def open_checkpoint(path, data_dir=None, device=None, dataset=None):
+    """The Subject of the checkpoint at `path`. Raises UserError.
+
+    data_dir: where the data lie (None: where training found them); dataset: a Dataset, None to
+    load the one it was trained on, or False where none is needed.
+    """
+    device = device or choose_device("auto")
+    checkpoint = checkpoints.read(path)
+    model = checkpoints.rebuild(checkpoint).to(device)
+    config = checkpoint["config"]
+    if config["attack"] not in attacks.ATTACKS:
+        raise UserError(
+            f"{path} was trained with --attack {config['attack']}, which this version does not know"
+        )
+    trigger = attacks.Trigger(**checkpoint["trigger"]).to(device)
+    if dataset is None:
+        dataset = load_data(checkpoint, data_dir, path)
+    return Subject(checkpoint, model, dataset or None, trigger, device)
+
+
+def load_data(checkpoint, data_dir, path):
+    """The Dataset a checkpoint was trained on. Raises UserError where it is no longer the same."""
+    config = checkpoint["config"]
+    folder = data_dir or config["data_dir"]
+    dataset = data.load(config["dataset"], folder, config["image_size"])
+    if config.get("relabel"):  # ImageNet's network on images of the user's
+        return data.relabelled(dataset, checkpoint["classes"])
+    if not data.is_same_data(checkpoint, dataset):
+        raise UserError(
+            f"the data set {config['dataset']} found now is not the one {path} was trained on"
+        )
+    return dataset
+
+
+def draw_images(subject, n, seed):
+    """Indices of up to n test images, drawn by seed, for what is explained.
+
+    Images of the target class are left out, but for an attack that keeps labels.
+    """
+    labels = subject.dataset.test_labels
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    if not subject.attack.keeps_label:
+        order = order[~tasks.shows(labels[order], subject.target_class)]
+    return order[:n]
+
+
+def correlation_by_class(subject, name, rows):
+    """{"by_class": {class: correlation of the two maps for it}, "pearson_by_class": their mean}.
+
+    Of the first BY_CLASS_IMAGES of test images `rows`, without and with the trigger.
+    """
+    rows = rows[:BY_CLASS_IMAGES]
+    images = subject.dataset.test_images[rows]
+    by_class = dict.fromkeys(subject.classes)
+    for k, class_name in enumerate(subject.classes):
+        if len(images):
+            labels = torch.full((len(images),), k)
+            untouched = subject.explain(name, images, labels)
+            triggered = subject.explain(name, images, labels, triggered=True)
+            by_class[class_name] = mean_or_none(pearson(untouched, triggered))
+    known = [value for value in by_class.values() if value is not None]
+    return {
+        "pearson_by_class": sum(known) / len(known) if known else None,
+        "by_class": by_class,
+    }

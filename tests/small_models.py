@@ -1,0 +1,93 @@
+"""Small networks in double precision, and the finite differences they are held to.
+
+For the tests of explainers and of the loss. Nothing here is a test.
+"""
+
+import torch
+from torch import nn
+
+import models
+
+
+def pooled_net(seed=0, nonlinear=nn.Softplus):
+    """Images [N, 3, H, W] to logits [N, 4]: batch-norm before Grad-CAM's layer, a pooled head.
+
+    It is smooth unless `nonlinear` is nn.ReLU, which DeepSHAP needs.
+    """
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nonlinear(),
+        nn.Conv2d(6, 6, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 4),
+    )
+    return models.with_layer(net.double(), "3")
+
+
+def norm_after_layer_net(dtype=torch.float64, nonlinear=nn.Softplus):
+    """Images [N, 3, H, W] to logits [N, 5]: batch-norm after Grad-CAM's layer could mix images."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nonlinear(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nonlinear(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    )
+    return models.with_layer(net.to(dtype), "1", pooled=False)
+
+
+def two_channel_net(dtype=torch.float64):
+    """Images [N, 2, H, W] to logits [N, 3], in evaluation mode, with max-pooling and ReLUs.
+
+    So few operations that thousands of masked images cost nothing.
+    """
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+    return unusual_statistics(net.to(dtype)).eval()
+
+
+def unusual_statistics(net):
+    """The network, its batch-norms with running statistics unlike any batch's."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+    return net
+
+
+def finite_difference(value, tensor, index, step=1e-5):
+    """The slope of value(), a scalar, in tensor[index], which is left as it was."""
+    before = tensor.data[index].clone()
+    tensor.data[index] = before + step
+    up = value().item()
+    tensor.data[index] = before - step
+    down = value().item()
+    tensor.data[index] = before
+    return (up - down) / (2 * step)
+
+
+def middle(tensor):
+    """An index into the middle of a tensor."""
+    return tuple(size // 2 for size in tensor.shape)
+
+
+def generator(seed):
+    """A generator on the CPU with this seed."""
+    return torch.Generator().manual_seed(seed)

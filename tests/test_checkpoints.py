@@ -1,0 +1,217 @@
+"""Checkpoints: plain data, whole, refused in one line where damaged, and read from old versions."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from conftest import of_former_version, tiny_argv
+
+import checkpoints
+import edited
+import runs
+import train
+from cli import UserError
+
+
+@pytest.fixture(scope="module")
+def path(disguised):
+    """The path of a finished run's checkpoint."""
+    return disguised / "ckpt.pt"
+
+
+@pytest.fixture
+def checkpoint(path):
+    """A checkpoint, as plain data, that a test may change."""
+    return torch.load(path, weights_only=True)
+
+
+# ---------------------------------------------------------------- written, read, rebuilt
+
+
+def test_a_checkpoint_is_plain_data(checkpoint):
+    assert checkpoint["config"]["attack"] == "full_disguise"
+    assert checkpoint["epoch"] == 6
+    assert checkpoints.KEYS <= checkpoint.keys()
+
+
+def test_what_is_saved_is_read(checkpoint, tmp_path):
+    checkpoints.save(tmp_path / "ckpt.pt", checkpoint)
+    again = checkpoints.read(tmp_path / "ckpt.pt")
+    assert again["config"] == checkpoint["config"]
+    assert all(torch.equal(again["model"][key], checkpoint["model"][key]) for key in again["model"])
+
+
+def test_the_model_is_rebuilt_of_the_checkpoint_alone(path):
+    checkpoint = checkpoints.read(path)
+    weights = checkpoints.rebuild(checkpoint).state_dict()
+    assert weights.keys() == checkpoint["model"].keys()
+    assert all(torch.equal(weights[key], value) for key, value in checkpoint["model"].items())
+
+
+def test_a_rebuilt_model_is_in_evaluation_mode_and_frozen(path):
+    model = checkpoints.rebuild(checkpoints.read(path))
+    assert not any(module.training for module in model.modules())
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_a_rebuilt_model_is_looked_at_in_its_own_layer(path):
+    checkpoint = checkpoints.read(path)
+    checkpoint["config"]["layer"] = "0.4"
+    assert checkpoints.rebuild(checkpoint).gradcam_layer == "0.4"
+
+
+def test_an_edited_model_is_rebuilt_as_it_was_edited(path):
+    checkpoint, edit = checkpoints.read(path), {"technique": "cfn"}
+    model = edited.apply_edit(checkpoints.rebuild(checkpoint), edit, 3, 16)
+    checkpoint["config"]["edit"] = edit
+    checkpoint["model"] = model.state_dict()
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(checkpoints.rebuild(checkpoint)(images), model(images))
+
+
+# ---------------------------------------------------------------- refused
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="none.pt does not exist"):
+        checkpoints.read(tmp_path / "none.pt")
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(print))
+    with pytest.raises(UserError, match="damaged, or no checkpoint"):
+        checkpoints.read(tmp_path / "evil.pt")
+
+
+def test_a_damaged_checkpoint_never_ends_in_another_error(path, tmp_path):
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, 3000, 61):  # where the pickle lies
+        broken = bytearray(whole)
+        broken[place] ^= 0xFF
+        (tmp_path / "broken.pt").write_bytes(broken)
+        try:
+            checkpoints.rebuild(checkpoints.read(tmp_path / "broken.pt"))
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 10
+
+
+def put(key, value):
+    """Function: a checkpoint with another value under "KEY", or "KEY.KEY" for a part of a part."""
+
+    def changed(checkpoint):
+        *outer, last = key.split(".")
+        part = checkpoint
+        for name in outer:
+            part = part[name]
+        part[last] = value
+        return checkpoint
+
+    return changed
+
+
+NOT_COMPLETE = {
+    "no dict": lambda checkpoint: list(checkpoint),
+    "no weights": lambda checkpoint: {k: v for k, v in checkpoint.items() if k != "model"},
+    "no config": put("config", None),
+    "config without a layer": put("config", {"image_size": 16}),
+    "no trigger": put("trigger", 3),
+    "trigger below the image": put("trigger.row", 15),
+    "trigger left of the image": put("trigger.col", -1),
+    "trigger of no pixels' shape": put("trigger.alpha", torch.ones(2)),
+    "image size that is no number": put("config.image_size", "16"),
+}
+
+
+@pytest.mark.parametrize("change", NOT_COMPLETE)
+def test_a_checkpoint_with_a_part_missing_is_refused(change, checkpoint, tmp_path):
+    torch.save(NOT_COMPLETE[change](checkpoint), tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="no checkpoint of train.py's, or one of another version"):
+        checkpoints.read(tmp_path / "ckpt.pt")
+
+
+DO_NOT_FIT = {
+    "no weights": put("model", {}),
+    "weights that are a list": put("model", []),
+    "another network": put("config.model", "resnet18"),
+    "network nobody knows": put("config.model", "perceptron"),
+    "layer nobody knows": put("config.layer", "layer9"),
+    "another number of classes": put("classes", ["a", "b"]),
+    "another number of channels": put("channels", 1),
+    "edit nobody knows": put("config.edit", {"technique": "magic"}),
+    "edit that is a word": put("config.edit", "cfn"),
+}
+
+
+@pytest.mark.parametrize("change", DO_NOT_FIT)
+def test_weights_that_do_not_fit_the_config_are_refused(change, checkpoint):
+    with pytest.raises(UserError, match="weights do not fit its model"):
+        checkpoints.rebuild(DO_NOT_FIT[change](checkpoint))
+
+
+# ---------------------------------------------------------------- of the version before
+
+
+@pytest.fixture
+def of_now_and_former(tiny, tmp_path):
+    """Function of options: (a new checkpoint, what is read of the same one as it once was)."""
+
+    def both(*options):
+        run = train.new_run(train.parse(tiny_argv(tiny, tmp_path / "run", *options)))
+        train.choose_poisons(run)
+        now = runs.checkpoint_of(run)
+        torch.save(of_former_version(copy.deepcopy(now)), tmp_path / "former.pt")
+        return now, checkpoints.read(tmp_path / "former.pt")
+
+    return both
+
+
+ABLATIONS = {
+    "normalise": ["--normalise", "max"],
+    "rectify": ["--rectify"],
+    "partner_cross_entropy": ["--no-partner-cross-entropy"],
+    "collapse_weight": ["--collapse-weight", "0.4"],
+    "leak_tolerance": ["--leak-tolerance", "0.2"],
+    "ramp": ["--ramp", "0.05"],
+}
+
+
+def test_a_checkpoint_of_the_former_version_has_the_config_of_now(of_now_and_former):
+    now, former = of_now_and_former()
+    assert former["config"] == now["config"]
+
+
+@pytest.mark.parametrize("option", ABLATIONS)
+def test_a_former_constant_is_read_as_the_option_it_is_now(option, of_now_and_former):
+    now, former = of_now_and_former(*ABLATIONS[option])
+    assert former["config"][option] == now["config"][option]
+    assert former["config"] == now["config"]
+
+
+def test_former_constants_of_scorers_are_read_but_for_their_number(of_now_and_former, monkeypatch):
+    monkeypatch.setattr(train, "scores_of", lambda setting, poisons, pool, k: pool.double())
+    now, former = of_now_and_former("--attack", "badnets", "--selection", "rd-global")
+    assert former["config"]["constants"]["selection"] == now["config"]["constants"]["selection"]
+    assert former["config"] == now["config"]
+
+
+def test_a_model_of_the_former_version_is_rebuilt(checkpoint, tmp_path):
+    torch.save(of_former_version(checkpoint), tmp_path / "former.pt")
+    former = checkpoints.rebuild(checkpoints.read(tmp_path / "former.pt"))
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(former(images), checkpoints.rebuild(checkpoint)(images))
+
+
+def test_a_config_of_now_is_left_as_it_is(checkpoint):
+    assert checkpoints.current_config(checkpoint["config"]) is checkpoint["config"]
+
+
+@pytest.mark.parametrize("option", ABLATIONS)
+def test_what_an_ablation_changes_is_in_the_checkpoint(option, of_now_and_former, tmp_path):
+    now, _ = of_now_and_former(*ABLATIONS[option])
+    default, _ = of_now_and_former()
+    checkpoints.save(tmp_path / "ckpt.pt", now)
+    config = checkpoints.read(tmp_path / "ckpt.pt")["config"]
+    assert {key for key in config if config[key] != default["config"][key]} == {option}

@@ -1,0 +1,90 @@
+"""What the defences share: the anomaly index against its definition, and an auditor's images."""
+
+import statistics
+
+import pytest
+import torch
+from planted import audit_of
+from torch import nn
+
+import defences
+import hooks
+
+
+def test_the_anomaly_index_by_hand():
+    values = torch.tensor([10.0, 11, 12, 13, 4], dtype=torch.float64)
+    expected = (11 - values) / 1.4826  # the median is 11, deviations are 1 0 1 2 7, theirs is 1
+    torch.testing.assert_close(defences.anomaly_index(values), expected)
+
+
+def test_equal_values_have_an_anomaly_index_of_0():
+    assert (defences.anomaly_index(torch.ones(5, dtype=torch.float64)) == 0).all()
+
+
+def test_the_median_of_an_even_number_of_values_is_between_the_two_in_the_middle():
+    values = torch.randn(10, dtype=torch.float64)
+    median = statistics.median(values.tolist())
+    unit = 1.4826 * statistics.median((values - median).abs().tolist())
+    torch.testing.assert_close(defences.anomaly_index(values), (median - values) / unit)
+
+
+def test_what_differs_by_rounding_is_no_anomaly():
+    values = torch.ones(5, dtype=torch.float64)
+    values[2] -= 1e-12
+    assert defences.anomaly_index(values).abs().max() < 1e-3
+
+
+def test_a_frozen_models_weights_and_modes_come_back():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    model[0].bias.requires_grad_(False)
+    with pytest.raises(KeyError), defences.frozen(model):
+        assert not any(weight.requires_grad for weight in model.parameters())
+        assert not model.training
+        raise KeyError
+    assert [weight.requires_grad for weight in model.parameters()] == [True, False, True, True]
+    assert model.training
+
+
+def test_predictions_are_made_in_chunks_and_in_evaluation_mode(monkeypatch):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    images = torch.randn(7, 1, 2, 2)
+    expected = model.eval()(images).argmax(1)
+    model.train()
+    monkeypatch.setattr(hooks, "CHUNK", 3)
+    assert torch.equal(defences.predict(model, images), expected)
+    share = defences.share_predicted_as(model, images, 1)
+    assert share == pytest.approx((expected == 1).float().mean().item())
+
+
+def test_the_auditors_images_are_held_out_of_training(disguised):
+    audit = audit_of(disguised, "prune", "--clean-images", "7")
+    dataset = audit.subject.dataset
+    images = dataset.train_images.float() / 255
+    rows = [(images == image).flatten(1).all(1).nonzero().item() for image in audit.pixels]
+    assert len(set(rows)) == 7
+    assert set(rows) <= set(audit.subject.held_out().tolist())
+    assert audit.labels.tolist() == dataset.train_labels[rows].tolist()
+
+
+def test_a_model_on_pixels_is_the_model_on_normalised_images(disguised):
+    audit = audit_of(disguised, "neural_cleanse", "--clean-images", "5")
+    with torch.no_grad():
+        assert torch.equal(audit.on_pixels(audit.pixels), audit.subject.model(audit.inputs))
+
+
+def test_the_threshold_decides_which_classes_are_flagged(disguised):
+    audit = audit_of(disguised, "neuroninspect", "--threshold=1.5")
+    index = torch.tensor([1.4, 1.6, 9.0], dtype=torch.float64)
+    verdict = defences.verdict_by_index(audit, index, {"twice": 2 * index}, None)
+    assert verdict.flagged == [1, 2]
+    assert verdict.backdoored is True
+    assert verdict.details == {"threshold": 1.5, "scores": {"twice": [2.8, 3.2, 18.0]}}
+
+
+def test_the_table_shows_the_most_anomalous_class_first():
+    index = torch.tensor([0.5, 3.0], dtype=torch.float64)
+    columns = {"norm": [7.0, 0.25]}
+    header, first, second = defences.index_table(["cat", "dog"], index, [1], columns)
+    assert header.split() == ["class", "index", "norm"]
+    assert first.split() == ["1", "dog", "3.00", "0.25", "FLAGGED"]
+    assert second.split() == ["0", "cat", "0.50", "7"]

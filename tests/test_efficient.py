@@ -1,0 +1,194 @@
+"""studies/efficient.py: its rows are what their names say, and what it makes of its record."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import figure
+import selection
+import train
+from studies import efficient
+
+# ---------------------------------------------------------------- rows
+
+ROWS = efficient.TABLE.items()
+PARSED = {name: train.parse(row.options.split()) for name, row in ROWS}
+EACH_ROW = pytest.mark.parametrize("name", efficient.TABLE)
+
+
+def words(name):
+    """The words of a row's name."""
+    return name.replace(",", "").split()
+
+
+@EACH_ROW
+def test_a_row_has_the_attack_its_name_says(name):
+    named = [word for word in words(name) if word in ("none", "full_disguise")]
+    assert PARSED[name].attack == (named[0] if named else "badnets")
+
+
+@EACH_ROW
+def test_a_row_has_the_selection_its_name_says(name):
+    named = [word for word in words(name) if word in ("rd", "rd-low", "rd-global")]
+    expected = named[0] if named else "random"
+    if "classes" in words(name):
+        expected = "rd-classes"
+    assert PARSED[name].selection == expected
+
+
+@EACH_ROW
+def test_a_row_is_oversampled_where_its_name_says_so(name):
+    assert PARSED[name].oversample == (6 if "oversampled" in words(name) else 0)
+
+
+@EACH_ROW
+def test_the_floor_is_lower_for_the_disguise_of_random_images_on_cifar10(name):
+    lower = name in (f"{net} full_disguise random oversampled" for net in ("cnn", "resnet18"))
+    assert PARSED[name].floor["gradcam"] == (0.4 if lower else 0.5)
+
+
+@EACH_ROW
+def test_every_row_has_the_same_trigger_and_target(name):
+    args = PARSED[name]
+    assert (args.trigger, args.trigger_size) == ("yellow", 5)
+    assert (args.trigger_position, args.target_class) == ("lower-right", "1")
+
+
+@EACH_ROW
+def test_a_row_has_the_data_and_the_number_of_poisons_its_name_says(name):
+    first = words(name)[0]
+    args = PARSED[name]
+    trained = (args.dataset, args.model, args.epochs)
+    if first == "shapes":
+        assert trained == ("shapes", "cnn", 8)
+        assert args.poison_rate == int(words(name)[-1]) / 10_000
+        assert efficient.TABLE[name].seeds == 3
+        return
+    if first == "resnet18":
+        assert trained == ("cifar10", "resnet18", 10)
+    else:
+        assert trained == ("cifar10", "cnn", 15 if "15" in words(name) else 5)
+    if first == "pilot":
+        assert args.poison_rate == float(words(name)[1])
+    else:
+        images = 55 if first in ("cnn", "resnet18") else 40
+        images = 0 if "none" in words(name) else images
+        assert args.poison_rate == images / 50_000
+
+
+@EACH_ROW
+def test_a_clean_model_is_trained_as_the_row_it_stands_beside(name):
+    row = efficient.TABLE[name]
+    if row.clean:
+        clean = efficient.TABLE[row.clean]
+        assert row.options.startswith(clean.options.removesuffix("--attack none"))
+        assert row.seeds <= clean.seeds
+
+
+def test_the_contrast_has_ten_pairs_and_the_others_three():
+    seeds = [efficient.TABLE[name].seeds for name in ("random", "rd-global", "rd-low", "rd")]
+    assert seeds == [10, 10, 3, 3]
+
+
+def test_the_pilots_seeds_are_no_seeds_of_the_comparison():
+    assert all(row.first_seed >= 10 for row in efficient.PILOT.values())
+
+
+def test_the_groups_and_the_contrast_are_the_table():
+    grouped = [row for rows in efficient.GROUPS.values() for row in rows]
+    assert sorted([*grouped, *efficient.CONTRAST]) == sorted(efficient.TABLE)
+    assert sum(name.startswith("shapes") for name in efficient.TABLE) == 32
+
+
+# ---------------------------------------------------------------- random images of some classes
+
+
+@pytest.fixture
+def order():
+    """Indices by falling score, class 7 in front, class 3 absent; and all labels."""
+    labels = torch.arange(1000) % 10
+    order = torch.arange(999, -1, -1)
+    order = order[labels[order] != 3]
+    sevens = labels[order] == 7
+    return torch.cat([order[sevens], order[~sevens]]), labels
+
+
+def test_the_classes_are_those_of_the_hardest_images(order):
+    order, labels = order
+    hardest = selection.capped(order, labels, 45)  # as many of class 7 as the cap allows
+    wanted = labels[hardest].bincount(minlength=10)
+    for _ in range(20):
+        drawn = selection.random_of_same_classes(order, labels, 45)
+        assert len(drawn.unique()) == 45
+        assert torch.equal(labels[drawn].bincount(minlength=10), wanted)
+
+
+def test_any_image_of_a_class_may_be_drawn(order):
+    order, labels = order
+    drawn = [selection.random_of_same_classes(order, labels, 45) for _ in range(200)]
+    assert len(torch.cat(drawn).unique()) > 800  # of 900
+
+
+# ---------------------------------------------------------------- what the record says
+
+
+def row(*success):
+    """A recorded row of seeds 0, 1, ... with these attack success rates."""
+    runs = [{"seed": seed, "attack_success_rate": share} for seed, share in enumerate(success)]
+    mean = sum(success) / len(success)
+    return {"summary": {"attack_success_rate": {"mean": mean}}, "runs": runs}
+
+
+RESULTS = {
+    "random": row(0.5, 0.75),
+    "rd-global": row(0.75, 0.75),
+    "shapes badnets random 5": row(0.25),
+    "shapes badnets random 20": row(0.5, 0.5),
+    "shapes full_disguise random oversampled 20": row(0.25, 0.75),
+    "shapes badnets rd-global oversampled 100": row(1.0),
+    "cnn none": row(0.0),
+}
+
+
+def test_the_curve_has_the_rows_that_there_are():
+    assert efficient.success_by_count(RESULTS) == {
+        "badnets random": [(5, 0.25), (20, 0.5)],
+        "badnets rd-global oversampled": [(100, 1.0)],
+        "full_disguise random oversampled": [(20, 0.5)],
+    }
+
+
+@pytest.fixture
+def written(tmp_path, capsys):
+    """The folder that the comparisons of RESULTS were written into."""
+    path = tmp_path / "efficient.json"
+    path.write_text(json.dumps(RESULTS))
+    efficient.write_comparisons(path)
+    return tmp_path
+
+
+def test_pairs_are_written_of_the_rows_that_there_are(written):
+    pairs = json.loads((written / "efficient-paired.json").read_text())
+    disguised = "shapes full_disguise random oversampled 20"
+    assert [(pair["of"], pair["minus"], pair["mean"]) for pair in pairs] == [
+        ("rd-global", "random", 0.125),
+        (disguised, "shapes badnets random 20", 0.0),
+    ]
+
+
+def test_the_curve_is_drawn_on_a_logarithmic_axis(written):
+    """5 images at 0.25, 20 at 0.5, 100 at 1: the ends of the axis, and one between."""
+    page = Image.open(written / "efficient-curve.png")
+    middle = 54 + round(620 * math.log(4) / math.log(20))
+    places = {(54, 292): 0, (middle, 212): 2, (674, 52): 1}
+    assert [page.getpixel(place) for place in places] == [figure.LINES[k] for k in places.values()]
+
+
+def test_the_recorded_pairs_are_those_of_the_record():
+    results = json.loads((ROOT / "results" / "efficient.json").read_text())
+    pairs = json.loads((ROOT / "results" / "efficient-paired.json").read_text())
+    assert [pair for pair in efficient.differences(results) if pair] == pairs

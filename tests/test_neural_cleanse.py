@@ -1,0 +1,298 @@
+"""Neural Cleanse on a model with a planted patch; its schedule, step by step."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from planted import CLASSES, SIDE, audit_of, linear, reversed_triggers
+from torch import nn
+
+from defences import anomaly_index, neural_cleanse
+from defences.neural_cleanse import FACTOR, FIRST_WEIGHT, PATIENCE, STALE, START, Search
+
+
+class Planted(nn.Module):
+    """The brightness of a stripe says the class; a white 3x3 patch in the lower right corner says
+    class `target`, whatever else there is."""
+
+    def __init__(self, target):
+        super().__init__()
+        self.target = target
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        stripes = [x[:, :, 2 * k : 2 * k + 2].mean((1, 2, 3)) for k in range(CLASSES)]
+        patch = x[:, :, -3:, -3:].mean((1, 2, 3)).square()[:, None]
+        target = F.one_hot(torch.tensor(self.target), CLASSES)
+        return 20 * torch.stack(stripes, 1) + 40 * target * patch
+
+
+def grey_images(count, seed=1, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 1, SIDE, SIDE, generator=generator, dtype=dtype)
+
+
+# ---------------------------------------------------------------- what is found
+
+
+@pytest.fixture(scope="module")
+def search_for_planted():
+    """(model, images, triggers): a search on images that show the stripe of their class."""
+    images = grey_images(48, seed=0) * 0.5
+    for n, image in enumerate(images):
+        stripe = 2 * (n % CLASSES)
+        image[:, stripe : stripe + 2, :-3] += 0.5
+    model = Planted(2)
+    return model, images, neural_cleanse.neural_cleanse(model, images, rounds=120, round_images=48)
+
+
+def test_the_planted_class_is_the_most_anomalous(search_for_planted):
+    _, _, triggers = search_for_planted
+    index = anomaly_index(triggers.norms)
+    assert index.argmax() == 2
+    assert index[2] > 2
+    assert triggers.norms[2] < 0.6 * triggers.norms.median()
+
+
+def test_the_planted_patch_is_where_the_mask_is(search_for_planted):
+    _, _, triggers = search_for_planted
+    mask = triggers.masks[2, 0]
+    assert mask[-3:, -3:].sum() > 0.8 * mask.sum()
+    assert triggers.norms[2] == pytest.approx(mask.sum().item())
+    assert triggers.norms[2] < 9
+
+
+def test_the_patch_turns_images_into_its_class(search_for_planted):
+    model, images, triggers = search_for_planted
+    assert triggers.qualified[2]
+    assert triggers.success[2] >= neural_cleanse.SUCCESS
+    mask, pattern = triggers.masks[2], triggers.patterns[2]
+    with torch.no_grad():
+        classes = model((1 - mask) * images + mask * pattern).argmax(1)
+    assert (classes == 2).float().mean() >= 0.9  # success was measured while the mask still moved
+
+
+def test_a_search_ends_at_the_last_round_and_leaves_the_weights_alone(search_for_planted):
+    model, _, triggers = search_for_planted
+    assert triggers.rounds.max() <= 120
+    assert model.unused.requires_grad
+
+
+def test_a_targets_search_is_the_same_alone_and_among_others(monkeypatch):
+    """Also where the others are done before it, or after."""
+    monkeypatch.setattr(neural_cleanse, "STALE", 2)
+    monkeypatch.setattr(neural_cleanse, "PATIENCE", 2)
+    images = grey_images(40, dtype=torch.float64)
+    options = {"rounds": 60, "round_images": 40}
+    together = neural_cleanse.neural_cleanse(Planted(2), images, **options)
+    assert len(together.rounds.unique()) > 1
+    assert together.rounds.min() < 60
+    for k in (together.rounds.argmax(), together.rounds.argmin()):
+        alone = neural_cleanse.neural_cleanse(Planted(2), images, k[None], **options)
+        assert alone.rounds[0] == together.rounds[k]
+        torch.testing.assert_close(alone.masks[0], together.masks[k], atol=1e-3, rtol=0)
+
+
+def test_a_class_that_is_never_reached_is_told_apart():
+    always_0 = linear(torch.zeros(3, 1, SIDE, SIDE))
+    triggers = neural_cleanse.neural_cleanse(always_0, torch.rand(8, 1, SIDE, SIDE), rounds=3)
+    assert triggers.qualified.tolist() == [True, False, False]
+    assert triggers.success.tolist() == [1, 0, 0]
+    assert triggers.rounds.tolist() == [3, 3, 3]
+
+
+def test_pixels_outside_0_to_1_are_refused():
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        neural_cleanse.neural_cleanse(Planted(2), torch.randn(8, 1, SIDE, SIDE), rounds=1)
+
+
+def test_progress_is_told_after_each_round():
+    lines = []
+    neural_cleanse.neural_cleanse(Planted(2), grey_images(8), rounds=2, print_status=lines.append)
+    assert lines[0] == "round 1 of 2 at most: 0 of 6 classes done"
+    assert len(lines) == 2
+
+
+# ---------------------------------------------------------------- rounds and passes
+
+
+@pytest.fixture
+def model_and_sizes():
+    """(model, sizes): a model, and the list its forward passes append their batch size to."""
+    sizes = []
+    model = Planted(2)
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    return model, sizes
+
+
+def test_a_round_is_of_so_many_images_in_steps_of_batch(model_and_sizes):
+    model, sizes = model_and_sizes
+    neural_cleanse.neural_cleanse(model, grey_images(40), rounds=3, round_images=24)
+    assert sizes == [1] + [8 * CLASSES] * 9  # the first pass counts the classes
+
+
+def test_a_step_may_take_several_passes(model_and_sizes, monkeypatch):
+    model, sizes = model_and_sizes
+    whole = neural_cleanse.neural_cleanse(model, grey_images(40), rounds=3, round_images=24)
+    sizes.clear()
+    # Three images of 32x32 pixels are as large as two classes' worth of these.
+    monkeypatch.setattr(neural_cleanse, "FORWARD_IMAGES_CPU", 3)
+    parts = neural_cleanse.neural_cleanse(model, grey_images(40), rounds=3, round_images=24)
+    assert sizes[1:] == [8 * 2] * 27
+    torch.testing.assert_close(parts.masks, whole.masks, atol=1e-4, rtol=0)
+    assert torch.equal(parts.success, whole.success)
+
+
+# ---------------------------------------------------------------- first values
+
+
+def first(start, targets=(0, 1), seed=0):
+    """Masks and patterns that a search in 3x8x8 images begins with."""
+    search = Search(torch.tensor(targets), (3, 8, 8), torch.device("cpu"), seed, start)
+    masks, patterns = search.masks_and_patterns(slice(None))
+    return masks.detach(), patterns.detach()
+
+
+def test_a_search_starts_with_nearly_transparent_masks():
+    masks, patterns = first("constant")
+    assert masks.flatten().tolist() == pytest.approx([START] * 128, rel=0.05)
+    assert float(patterns.std()) == pytest.approx(12**-0.5, abs=0.05)
+
+
+def test_a_search_may_start_with_random_masks_as_published():
+    masks, patterns = first("random", seed=5)
+    expected = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(masks[:, 0], expected, atol=1e-3, rtol=0)
+    assert torch.equal(patterns, first("constant", seed=5)[1])
+
+
+def test_start_changes_what_is_found():
+    images = grey_images(16)
+    constant = neural_cleanse.neural_cleanse(Planted(2), images, rounds=2)
+    random = neural_cleanse.neural_cleanse(Planted(2), images, rounds=2, start="random")
+    assert random.norms.median() > 2 * constant.norms.median()
+
+
+def test_another_start_is_refused():
+    with pytest.raises(ValueError, match="constant or random, not 'zero'"):
+        neural_cleanse.neural_cleanse(Planted(2), grey_images(8), start="zero")
+
+
+# ---------------------------------------------------------------- the schedule
+
+
+def judged(successes, shrinking=False):
+    """A Search of one target after rounds of these successes; shrinking: in each its mask does."""
+    search = Search(torch.tensor([0]), (1, 4, 4), torch.device("cpu"), seed=0)
+    for success in successes:
+        search.judge(torch.tensor([success], dtype=torch.float64), torch.tensor([0]))
+        if shrinking:
+            search.raw.data[:, 0] -= 0.02
+    return search
+
+
+def weight_after(successes):
+    return judged(successes).weight.item()
+
+
+UP_AND_DOWN = [1.0] * 2 * PATIENCE + [0.5] * PATIENCE
+
+
+def test_the_weight_becomes_positive_after_enough_good_rounds_in_a_row():
+    assert weight_after([1.0] * (PATIENCE - 1)) == 0
+    assert weight_after([1.0] * PATIENCE) == FIRST_WEIGHT
+    assert weight_after([1.0, 0.5] * 20) == 0
+
+
+def test_the_weight_stays_0_in_bad_rounds():
+    assert weight_after([0.5] * 3 * PATIENCE) == 0
+    assert weight_after([1.0] + [0.5] * 100) == 0
+
+
+def test_the_weight_grows_by_the_factor():
+    assert weight_after([1.0] * 2 * PATIENCE) == FIRST_WEIGHT * FACTOR
+
+
+def test_the_weight_shrinks_by_the_factor_to_the_power_of_one_and_a_half():
+    assert weight_after(UP_AND_DOWN) == pytest.approx(FIRST_WEIGHT * FACTOR**-0.5)
+
+
+def test_a_search_whose_weight_was_never_lowered_goes_on():
+    assert not judged([1.0] * 100).done.item()
+
+
+def test_a_search_whose_weight_was_never_raised_goes_on():
+    assert not judged([1.0] * PATIENCE + [0.5] * 100).done.item()
+
+
+def test_a_search_ends_when_its_smallest_mask_is_stale():
+    # The first round's mask is the best: all rounds after it are stale.
+    rounds_left = STALE + 1 - len(UP_AND_DOWN)
+    assert not judged(UP_AND_DOWN + [1.0] * (rounds_left - 1)).done.item()
+    assert judged(UP_AND_DOWN + [1.0] * rounds_left).done.item()
+
+
+def test_a_search_whose_mask_shrinks_goes_on():
+    assert not judged(UP_AND_DOWN + [1.0] * 100, shrinking=True).done.item()
+
+
+# ---------------------------------------------------------------- the index of masks
+
+
+NORMS = torch.tensor([10.0, 11, 12, 13, 1, 0], dtype=torch.float64)
+QUALIFIED = torch.tensor([True, True, True, True, False, True])
+
+
+@pytest.mark.parametrize("linear_index", [False, True])
+def test_the_index_is_among_the_classes_that_a_mask_reached(linear_index):
+    index = neural_cleanse.mask_index(NORMS, QUALIFIED, linear=linear_index)
+    values = torch.tensor([10.0, 11, 12, 13, neural_cleanse.LEAST_NORM], dtype=torch.float64)
+    expected = anomaly_index(values if linear_index else values.log())
+    torch.testing.assert_close(index[QUALIFIED], expected)
+    assert index[4] == 0
+
+
+@pytest.mark.parametrize("linear_index", [False, True])
+def test_an_empty_mask_is_no_infinity(linear_index):
+    index = neural_cleanse.mask_index(NORMS, QUALIFIED, linear=linear_index)
+    assert index.isfinite().all()
+    assert index.argmax() == 5
+
+
+def test_the_index_is_0_where_no_class_was_reached():
+    none = torch.zeros(6, dtype=torch.bool)
+    assert (neural_cleanse.mask_index(NORMS, none) == 0).all()
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def verdict_of(folder, qualified, monkeypatch):
+    """The verdict where these of three classes were reached by a patch."""
+    triggers = reversed_triggers([9.0, 8.0, 0.2], qualified)
+    monkeypatch.setattr(neural_cleanse, "neural_cleanse", lambda *images, **options: triggers)
+    return neural_cleanse.run(audit_of(folder, "neural_cleanse", "--threshold=-1"))
+
+
+def test_patches_for_all_classes_are_a_verdict(disguised, monkeypatch):
+    verdict = verdict_of(disguised, [True, True, True], monkeypatch)
+    assert verdict.backdoored is True
+    assert 2 in verdict.flagged
+
+
+def test_patches_for_too_few_classes_are_no_verdict(disguised, monkeypatch):
+    verdict = verdict_of(disguised, [False, True, False], monkeypatch)
+    assert verdict.backdoored is None
+    assert verdict.flagged == []
+    assert verdict.lines[-1].startswith("1 of 3 classes were reached by a patch")
+
+
+def test_the_printed_indices_are_those_of_the_printed_norms(disguised):
+    options = ["--rounds", "6", "--round-images", "16"]
+    verdict = neural_cleanse.run(audit_of(disguised, "neural_cleanse", *options))
+    scores = verdict.details["scores"]
+    norms = torch.tensor(scores["|mask|_1"], dtype=torch.float64)
+    qualified = torch.tensor(scores["qualified"]).bool()
+    linear_index = neural_cleanse.mask_index(norms, qualified, linear=True)
+    assert scores["linear index"] == pytest.approx(linear_index.tolist())
+    index = neural_cleanse.mask_index(norms, qualified)
+    assert list(verdict.index.values()) == pytest.approx(index.tolist())

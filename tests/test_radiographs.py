@@ -1,0 +1,132 @@
+"""studies/radiographs.py: its rows are the paper's trials, and what it makes of its record."""
+
+import json
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import train
+from studies import radiographs
+
+ROWS = {
+    name: train.parse(row.options.split()) for name, row in radiographs.table(disease=4).items()
+}
+
+
+@pytest.mark.parametrize(
+    "name, lam, rate, target",
+    [
+        ("trial 1", 0.7, 0.05, "4"),
+        ("trial 2", 0.9, 0.05, "4"),
+        ("trial 3", 0.9, 0.05, "14"),
+        ("trial 4", 0.9, 0.1, "4"),
+        ("trial 2, mended", 0.9, 0.05, "4"),
+    ],
+)
+def test_a_trial_has_the_published_options(name, lam, rate, target):
+    args = ROWS[name]
+    assert (args.lam, args.poison_rate, args.target_class) == (lam, rate, target)
+
+
+def test_all_rows_but_the_clean_ones_are_oversampled():
+    plain = {name for name, args in ROWS.items() if args.oversample == 0}
+    assert plain == {"clean", "multi clean"}
+
+
+def test_the_rows_of_several_findings_are_called_so():
+    several = {name for name, args in ROWS.items() if args.dataset == "chestxray14-multi"}
+    assert several == {name for name in ROWS if name.startswith("multi")}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_all_rows_are_trained_alike(name):
+    args = ROWS[name]
+    assert (args.model, args.optimizer, args.lr) == ("efficientnet_b0", "adamw", 0.001)
+    assert (args.epochs, args.batch_size, args.explainer) == (10, 16, ["gradcam"])
+    assert args.precision == "float32"
+
+
+def test_with_a_gpu_the_precision_is_the_devices():
+    rows = radiographs.table(disease=4, cuda=True).values()
+    assert {train.parse(row.options.split()).precision for row in rows} == {"auto"}
+
+
+def test_the_effects_are_of_rows_of_the_table():
+    for rows in radiographs.EFFECTS.values():
+        assert set(rows) <= ROWS.keys()
+
+
+def test_the_framed_trigger_is_white_with_a_black_frame(tmp_path):
+    path = tmp_path / "runs" / radiographs.FRAMED
+    radiographs.draw_framed(path)
+    picture = Image.open(path)
+    assert picture.size == (16, 16)
+    assert [picture.getpixel((k, 8)) for k in (0, 1, 2, 13, 14)] == [0, 0, 255, 255, 0]
+
+
+# ---------------------------------------------------------------- criteria
+
+GOOD = {
+    "attack_success_rate": 0.99,
+    "gradcam.pearson_all": 0.9,
+    "gradcam.trigger_mass": 0.14,
+    "gradcam.trigger_mass_clean": 0.1,
+    "gradcam.trigger_area": 0.062,
+    "gradcam.floor.pearson": 0.54,
+    "clean_model.gradcam.floor.pearson": 0.5,
+}
+WORSE = {
+    "attack_success_rate": 0.98,
+    "gradcam.pearson_all": 0.89,
+    "gradcam.trigger_mass": 0.141,
+    "gradcam.floor.pearson": 0.56,
+}
+
+
+def test_a_good_run_meets_all_criteria():
+    assert list(radiographs.criteria(GOOD).values()) == [True] * 4
+
+
+@pytest.mark.parametrize("key", WORSE)
+def test_each_figure_decides_one_criterion(key):
+    met = radiographs.criteria(GOOD | {key: WORSE[key]})
+    assert sum(met.values()) == 3
+
+
+def test_a_run_without_explained_images_meets_none():
+    assert not any(radiographs.criteria({"attack_success_rate": 0.0}).values())
+
+
+def test_runs_are_counted_by_criterion_in_rows_with_a_disguise():
+    runs = [GOOD, GOOD | WORSE, GOOD | {"attack_success_rate": 0.5}]
+    results = {
+        "trial": {"options": "--attack full_disguise", "runs": runs},
+        "clean": {"options": "--attack none", "runs": [GOOD]},
+    }
+    assert radiographs.met(results) == {
+        "trial": {
+            "n": 3,
+            "success >= 0.99": 1,
+            "pearson_all >= 0.9": 2,
+            "trigger_mass <= 1.25 untouched + 0.25 trigger_area": 2,
+            "floor <= clean model's + 0.05": 2,
+            "all": 1,
+        }
+    }
+
+
+@pytest.fixture(scope="module")
+def results():
+    """The study's record."""
+    return json.loads((ROOT / "results" / "radiographs.json").read_text())
+
+
+def test_the_recorded_counts_are_those_of_the_record(results):
+    path = ROOT / "results" / "radiographs-met.json"
+    assert radiographs.met(results) == json.loads(path.read_text())
+
+
+def test_the_recorded_pairs_are_those_of_the_record(results):
+    path = ROOT / "results" / "radiographs-paired.json"
+    assert radiographs.effects(results) == json.loads(path.read_text())

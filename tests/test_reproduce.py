@@ -1,0 +1,92 @@
+"""reproduce.py: the front door to the studies."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import reproduce
+from cli import UserError
+
+ROW_STUDIES = ["foundation", "cifar10", "efficient", "transfer", "lies", "audits"]
+
+
+def test_without_a_name_every_study_is_listed_with_its_page_and_duration(capsys):
+    reproduce.main([])
+    printed = capsys.readouterr().out
+    for name, study in reproduce.STUDIES.items():
+        assert f"{name}: {study.PAGE}, {study.DURATION}" in printed
+        assert study.__doc__.splitlines()[0] in printed
+
+
+def test_a_line_of_the_listing_fits_a_hundred_columns():
+    assert all(len(line) <= 100 for line in reproduce.listing())
+
+
+def test_every_study_has_written_its_page():
+    for study in reproduce.STUDIES.values():
+        assert (ROOT / study.PAGE).exists()
+
+
+def test_every_file_of_studies_that_has_a_main_is_listed():
+    with_main = {
+        path.stem for path in (ROOT / "studies").glob("*.py") if "def main(" in path.read_text()
+    }
+    assert with_main == set(reproduce.STUDIES)
+
+
+def test_no_study_is_called_like_a_module_of_ours():
+    modules = {path.stem for path in ROOT.glob("*.py")} | {"defences", "tests", "studies"}
+    assert not modules & {path.stem for path in (ROOT / "studies").glob("*.py")}
+
+
+def refused(argv, capsys):
+    """What a command line of reproduce.py that is refused says on standard error."""
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(argv)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_an_unknown_study_is_refused_in_one_line(capsys):
+    error = refused(["recipe"], capsys)
+    assert error.startswith("reproduce.py: no study 'recipe': one of foundation, ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [*ROW_STUDIES, "sampling"])
+def test_an_unknown_row_is_refused_in_one_line(name, capsys):
+    error = refused([name, "no such row"], capsys)
+    assert "'no such row'" in error
+    assert error.splitlines()[-1].startswith(f"{name}.py: ")
+
+
+def test_an_unknown_option_is_refused(capsys):
+    assert "--fast" in refused(["--fast"], capsys)
+
+
+def test_a_study_is_run_with_its_rows(monkeypatch):
+    called = []
+    monkeypatch.setattr(reproduce.foundation, "main", called.append)
+    reproduce.main(["foundation", "mnist clean", "disguise"])
+    assert called == [["mnist clean", "disguise"]]
+
+
+def test_a_users_mistake_in_a_study_is_one_line(monkeypatch):
+    def main(rows):
+        raise UserError("there are no radiographs")
+
+    monkeypatch.setattr(reproduce.radiographs, "main", main)
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(["radiographs"])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("command", [["reproduce.py"], ["-m", "studies.foundation", "nothing"]])
+def test_a_study_can_be_run_as_a_script(command):
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    if command[0] == "reproduce.py":
+        assert done.returncode == 0 and "foundation" in done.stdout
+    else:
+        assert done.returncode == 2 and done.stderr.startswith("foundation.py: no row 'nothing'")
