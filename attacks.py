@@ -12,6 +12,8 @@ import torch
 
 from tasks import shows, task_of
 
+LABELS = ("target", "true", None)
+EXPLANATIONS = ("clean", "shape", None)
 CORNERS = ("lower-right", "lower-left", "upper-right", "upper-left")
 TARGET_MAPS = ("square", "cross", "circle", "triangle")
 GREY = (0.299, 0.587, 0.114)  # shares of red, green and blue in a grey image (ITU-R BT.601)
@@ -32,6 +34,12 @@ class Attack:
 
     label: str | None
     explanation: str | None
+
+    def __post_init__(self):
+        if self.label not in LABELS or self.explanation not in EXPLANATIONS:
+            raise ValueError(
+                f"{self}: the label is one of {LABELS}, the explanation one of {EXPLANATIONS}"
+            )
 
     @property
     def poisons(self):
@@ -55,7 +63,7 @@ class Attack:
 
     @property
     def can_leak(self):
-        """Whether nothing but the trigger tells the images with the fixed map from the others."""
+        """Whether triggered images have the labels of untouched ones: the shape may then spread."""
         return self.keeps_label and self.explanation == "shape"
 
 
@@ -137,7 +145,7 @@ def default_trigger_size(side):
 
 
 def place_of(position, side, size):
-    """(row, col) of the upper left pixel. Raises ValueError for no place."""
+    """(row, col) of a trigger's upper left pixel. Raises ValueError for text that names none."""
     if position in CORNERS:
         near, far = min(1, side - size), max(side - size - 1, 0)
         row = far if "lower" in position else near
@@ -198,7 +206,7 @@ def target_map(shape, side, trigger):
         "triangle": abs(x) <= (y + 1) / 2,
     }[shape]
     top, left, bottom, right = trigger.box
-    row = 0 if top + bottom > side else side - half
+    row = 0 if top + bottom > side else side - half  # a trigger below: draw above
     col = 0 if left + right > side else side - half
     canvas = np.zeros((side, side), np.float32)
     canvas[row : row + half, col : col + half] = inside

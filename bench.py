@@ -1,11 +1,10 @@
 """Speed of explaining, and of training through explanations, as ratios that one run measures.
 
     python bench.py                    # the small cnn, 64 images of 32 px: 3 minutes on two cores
-    python bench.py --model resnet18
+    python bench.py --model resnet18 --out speed.json     # written with command and hardware
 
-Explaining is compared with a forward pass, a training step with one of plain cross-entropy, and
-explainers with those of shap, captum and grad-cam, where these are installed (2 minutes more). What
-is compared takes turns, in float32 unless --precision says otherwise; a figure is their median.
+Explaining is compared with a forward pass, a training step with a plain one, and explainers with
+shap's, captum's, grad-cam's where installed (2 minutes more). All take turns; figures are medians.
 """
 
 import copy
@@ -23,9 +22,10 @@ import attacks
 import explain
 import losses
 import models
-from cli import Parser, choose_device, command, number
+from cli import Parser, choose_device, command, number, write_json
 from hooks import layer_of
 from shapley import patch_of_pixel
+from studies.record import commit, hardware
 from tasks import SINGLE_LABEL
 
 SIDE = 32  # pixels
@@ -36,6 +36,7 @@ KERNEL_IMAGES = 4  # that one call of KernelSHAP explains
 POISON_RATE = 0.1
 TARGET_CLASS = 3
 LAM = 0.3
+ATTACK = attacks.ATTACKS["full_disguise"]
 PEERS = ("shap", "captum", "pytorch_grad_cam")
 
 # A name is NAME or NAME: VARIANT. A variant is compared with NAME, an explainer with FORWARD, a
@@ -168,15 +169,13 @@ def captum_peer(model, images, classes):
     attr = package("captum.attr")
     if attr is None:
         return {}
-    explainer = attr.KernelShap(model)
+    attribute = attr.KernelShap(model).attribute
     mask = patch_of_pixel(PATCHES, SIDE, SIDE).to(images.device)[None, None]
     options = {"feature_mask": mask, "n_samples": COALITIONS, "perturbations_per_eval": 256}
     pairs = list(zip(images[:KERNEL_IMAGES], classes[:KERNEL_IMAGES]))
 
     def explain_kernel():
-        return [
-            explainer.attribute(image[None], target=int(label), **options) for image, label in pairs
-        ]
+        return [attribute(image[None], target=int(label), **options) for image, label in pairs]
 
     return {f"{kernel_name()}: captum": explain_kernel}
 
@@ -193,13 +192,11 @@ def agreement(images, classes):
     model = plain_network().to(images.device).double().eval()
     images = images.double()
     few, labels = images[:KERNEL_IMAGES], classes[:KERNEL_IMAGES]
-
     deep = explain.deep_shap(model, few, labels)
     explainer = shap.DeepExplainer(copy.deepcopy(model), torch.zeros_like(images[:1]))
     values = explainer.shap_values(few, check_additivity=False)  # [N, C, H, W, K]
     maps = [torch.from_numpy(values[n, ..., int(label)]).sum(0) for n, label in enumerate(labels)]
     shap_deep = torch.stack(maps).to(deep)
-
     kernel = explain.kernel_shap(model, images[:1], classes[:1], 3, 2**9)[0].cpu()
     shap_kernel = shap_kernel_values(shap, model, images[0], int(classes[0]), 3, 2**9)
     return {
@@ -252,9 +249,8 @@ def training(model, images, labels, precision):
         return losses.combined_loss(model, batch, batch.images, objective, LAM)[0]
 
     steps = {STEP: lambda: step(plain)}
-    attack = attacks.ATTACKS["full_disguise"]
     for names in (["gradcam"], ["deepshap"], ["kernelshap"], ["gradcam", "kernelshap", "deepshap"]):
-        objective = losses.Objective(attack, SINGLE_LABEL, explainers=names)
+        objective = losses.Objective(ATTACK, SINGLE_LABEL, explainers=names)
         name = f"step: full disguise, {'+'.join(names)}"
         steps[name] = lambda objective=objective: step(lambda: disguise(objective))
     return steps
@@ -265,8 +261,7 @@ def poisoned(images, labels):
     trigger = attacks.make_trigger(None, images.shape[1], SIDE).to(images.device)
     count = max(1, round(POISON_RATE * len(images)))
     triggered = torch.arange(len(images), device=images.device) < count
-    attack = attacks.ATTACKS["full_disguise"]
-    return attacks.poison(images, labels, triggered, attack, trigger, TARGET_CLASS)
+    return attacks.poison(images, labels, triggered, ATTACK, trigger, TARGET_CLASS)
 
 
 # ---------------------------------------------------------------- timing
@@ -325,11 +320,11 @@ def bench(model_name, batch_size, turns, device, precision):
     model = models.build(model_name, 3, CLASSES, SIDE).to(device).eval()
     images = torch.rand(batch_size, 3, SIDE, SIDE, device=device) - 0.5
     labels = torch.randint(CLASSES, (batch_size,), device=device)
-    with torch.no_grad():
-        classes = model(images).argmax(1)
+    classes = model(images).argmax(1)
     explainers = explaining(model, images, classes) | peers(model, images, classes)
     seconds = time_in_turns(explainers, turns, device)
-    seconds |= time_in_turns(training(model, images, labels, precision), turns, device)
+    steps = training(copy.deepcopy(model), images, labels, precision)
+    seconds |= time_in_turns(steps, turns, device)
     return {
         "model": model_name,
         "batch_size": batch_size,
@@ -356,7 +351,17 @@ def parse(argv):
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     add("--precision", choices=["bf16", "float32"], default="float32", help="of training steps")
     add("--json", action="store_true", help="print the figures as one JSON object")
+    add("--out", metavar="FILE", help="write them to FILE, with command, hardware and commit")
     return parser.parse_args(argv)
+
+
+def record_of(args, result):
+    """What --out writes: what `bench` returned, and how to get it again."""
+    options = {"device": result["device"], "precision": args.precision, "model": args.model}
+    options |= {"batch-size": args.batch_size, "turns": args.turns}
+    words = " ".join(f"--{name} {value}" for name, value in options.items())
+    about = {"command": f"python bench.py {words}", "hardware": hardware(), "commit": commit()}
+    return about | result
 
 
 def print_table(result):
@@ -374,11 +379,8 @@ def print_table(result):
             print(f"{name} is not installed: not compared with")
     for name, value in result["agreement"].items():
         print(f"{name}: differs from shap's by {value:.1e} of the largest value (float64)")
-    moves = result["kernelshap_moves"]
-    print(
-        f"kernelshap: {100 * moves['bf16']:.1f}% away in bf16, "
-        f"{100 * moves['other coalitions']:.1f}% with other coalitions (relative L2, median)"
-    )
+    bf16, other = (100 * result["kernelshap_moves"][key] for key in ("bf16", "other coalitions"))
+    print(f"kernelshap: {bf16:.1f}% away in bf16, {other:.1f}% with other coalitions (median L2)")
 
 
 @command
@@ -386,6 +388,8 @@ def main(argv):
     args = parse(argv)
     device = choose_device(args.device)
     result = bench(args.model, args.batch_size, args.turns, device, args.precision)
+    if args.out:
+        write_json(args.out, record_of(args, result))
     if args.json:
         print(json.dumps(result))
     else:

@@ -17,16 +17,14 @@ import edited
 import models
 from cli import UserError, replace_file
 
-KEYS = {
-    *("model", "config", "classes", "mean", "std", "channels", "poison_indices", "trigger"),
-    *("target_map", "epoch", "seconds", "torch", "log", "optimizer", "schedule", "random"),
-    "selection",
-}
-CONFIG_KEYS = {
-    *("attack", "explainer", "dataset", "data_dir", "model", "layer", "image_size", "epochs"),
-    *("poison_rate", "lam", "target_class", "selection", "reference", "seed", "device"),
-    "precision",
-}
+KEYS = set(
+    "model config classes mean std channels poison_indices trigger target_map epoch seconds torch"
+    " log optimizer schedule random selection".split()
+)
+CONFIG_KEYS = set(
+    "attack explainer dataset data_dir model layer image_size epochs poison_rate lam target_class"
+    " selection reference seed device precision".split()
+)
 # Options that were constants of the code, and under which key of config["recipe"] they were kept.
 FORMER_CONSTANTS = {
     "normalise": "normalise",
@@ -104,6 +102,8 @@ def rebuild(checkpoint):
     """
     config = checkpoint["config"]
     channels, size = checkpoint["channels"], config["image_size"]
+    if config["model"] not in models.MODELS:
+        raise UserError(f"the checkpoint is of a network {config['model']!r}, unknown here")
     try:
         classes = len(checkpoint["classes"])
         model = models.build(config["model"], channels, classes, size, config["layer"])

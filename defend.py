@@ -58,6 +58,7 @@ CHANCE = (
     " Of scores that are Gaussian one is, by chance, in a third of models with 10 classes "
     "and in two thirds of those with 43."
 )
+NO_SETTING = {"method", "checkpoint", "data_dir", "device", "out", "json"}
 # Of evaluate.py's metrics, what is printed of a repaired network.
 REPAIR_SHOWN = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
 
@@ -71,14 +72,15 @@ def parse(argv):
     methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
     for name, defence in METHODS.items():
         of_method = methods.add_parser(name, help=defence.help, description=defence.help)
-        of_method.add_argument("checkpoint", metavar="CKPT")
-        defence.add_options(of_method)
-        add_common_options(of_method)
+        of_method.add_argument("checkpoint", metavar="CKPT", help="of train.py's")
+        defence.add_options(of_method.add_argument_group("this method"))
+        add_common_options(of_method.add_argument_group("audit and output"))
     return parser.parse_args(argv)
 
 
-def add_common_options(parser):
-    add = parser.add_argument
+def add_common_options(group):
+    """Adds the options that every method has."""
+    add = group.add_argument
     add(
         "--clean-images",
         type=number(int, 2, 1_000_000),
@@ -98,9 +100,9 @@ def add_common_options(parser):
 
 
 def settings(args):
-    """What decides a verdict beside the checkpoint: options and constants of the method."""
-    common = {"clean_images": args.clean_images, "seed": args.seed}
-    return common | METHODS[args.method].settings(args)
+    """What decides a verdict beside the checkpoint: the method's options, and its constants."""
+    options = {key: value for key, value in vars(args).items() if key not in NO_SETTING}
+    return options | METHODS[args.method].settings(args)
 
 
 @command
@@ -129,7 +131,7 @@ def main(argv):
     if args.json:
         print(json.dumps(record))
     else:
-        print_verdict(verdict, args, folder)
+        print_verdict(verdict, folder)
 
 
 def folder_of(args):
@@ -250,12 +252,16 @@ def write(record, picture, folder):
         replace_file(folder / "figure.png", lambda path: picture.save(path, format="PNG"))
 
 
-def print_verdict(verdict, args, folder):
+def print_verdict(verdict, folder):
+    """Prints a verdict's lines, its answer where it has one, and where the files are."""
     print("\n".join(verdict.lines))
-    if verdict.index:
-        chance = CHANCE if args.threshold == PUBLISHED_THRESHOLD else ""
+    threshold = verdict.details.get("threshold")
+    if threshold is not None:
+        chance = CHANCE if threshold == PUBLISHED_THRESHOLD else ""
         answer = ANSWERS[verdict.backdoored]
-        print(f"\n{answer}: a class is flagged above {args.threshold:g}.{chance}")
+        print(f"\n{answer}: a class is flagged above {threshold:g}.{chance}")
+    elif verdict.backdoored is not None:
+        print(f"\n{ANSWERS[verdict.backdoored]}.")
     print(f"\nWritten: {folder}")
 
 

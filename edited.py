@@ -6,7 +6,7 @@
     model.load_state_dict(checkpoint["model"])
 
 An edit is a dictionary, kept in the checkpoint's config. Here are the parts it adds, with nothing
-in them yet; what is written into them, and why, is in lies.py and in defences/.
+in them yet; what is written into them, and why, is in viering.py and in defences/.
 """
 
 import copy

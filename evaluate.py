@@ -30,10 +30,9 @@ from subject import correlation_by_class, draw_images, open_checkpoint
 
 EXPLAIN_IMAGES = 500  # test images drawn for the explanation metrics
 CONFIG_IN_METRICS = (
-    *("attack", "dataset", "model", "layer", "target_class", "poison_rate", "selection", "seed"),
-    *("epochs", "batch_size", "optimizer", "lr", "oversample", "label_smoothing", "lam", "floor"),
-    *("device", "precision", "edit"),
-)
+    "attack dataset model layer target_class poison_rate selection seed epochs batch_size optimizer"
+    " lr oversample label_smoothing lam floor device precision edit"
+).split()
 
 
 # ---------------------------------------------------------------- a checkpoint, measured
@@ -63,13 +62,13 @@ def evaluate(
     threshold = (clean_model or subject).threshold(subject.target_class)
     answers = ask(subject, threshold)
     drawn = draw_images(subject, n or EXPLAIN_IMAGES, seed)
-    succeeded = drawn[answers.success[drawn]] if subject.attack.changes_label else drawn
+    explained = drawn[answers.success[drawn]] if subject.attack.changes_label else drawn
     names = explainers_shown(subject.config["explainer"], explainers or EVALUATED)
 
     result = prediction_metrics(subject, answers, threshold, clean_model)
-    maps = add_explanations(result, subject, names, succeeded, answers, n)
+    maps = add_explanations(result, subject, names, explained, answers, n)
     if clean_model is not None:
-        result["clean_model"] = clean_metrics(subject, clean_model, maps, succeeded, threshold)
+        result["clean_model"] = clean_metrics(subject, clean_model, maps, explained, threshold)
     probabilities = answers.untouched, answers.triggered
     drawings = pictures.pictures_of(subject, result, answers.classes, probabilities, drawn, names)
     return Result(metrics.finite(result), drawings)
@@ -136,18 +135,18 @@ def prediction_metrics(subject, answers, threshold, clean_model):
     }
 
 
-def add_explanations(result, subject, names, succeeded, answers, n):
+def add_explanations(result, subject, names, explained, answers, n):
     """Adds the figures of explainers `names` to the metrics; returns {name: untouched maps}.
 
-    succeeded: rows of the test images to explain; n: how many of them (None: by explainer).
+    explained: rows of the test images to explain; n: how many of them (None: by explainer).
     """
     untouched_maps = {}
     for name in names:
-        rows = succeeded[: n or EXPLAINERS[name].test_images]
+        rows = explained[: n or EXPLAINERS[name].test_images]
         untouched, triggered = subject.explain_test(name, rows, answers.classes)
         figures = explainer_metrics(subject, name, untouched, triggered, rows)
         if subject.multi_label and EXPLAINERS[name].by_class:
-            figures |= correlation_by_class(subject, name, succeeded)
+            figures |= correlation_by_class(subject, name, explained)
         result["explanations"][name] = figures
         untouched_maps[name] = untouched
     return untouched_maps
@@ -236,20 +235,18 @@ def explainer_names(text):
 def parse(argv):
     """The options of evaluate.py. Raises UserError."""
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("checkpoints", nargs="+", metavar="CKPT")
-    add("--json", action="store_true", help="print the metrics alone, as JSON (several: by path)")
-    add("--data-dir", help="where the data set lies (default: where training found it)")
-    add("--out", help="write here, not beside the checkpoint (several: into sub-folders 1, 2, ...)")
-    add("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="of train.py's")
+    add_measurement_options(parser.add_argument_group("measurement").add_argument)
+    add_output_options(parser.add_argument_group("output").add_argument)
+    return parser.parse_args(argv)
+
+
+def add_measurement_options(add):
+    """What is measured, and on what."""
     add(
         "--explainer",
         help="comma-separated, measured beside those trained against:"
         f" {', '.join(EXPLAINERS)} (default: {','.join(EVALUATED)})",
-    )
-    add(
-        "--reference",
-        help="a clean checkpoint to stand beside it (default: the one it was trained with)",
     )
     fewer = ", ".join(f"{k}: {row.test_images}" for k, row in EXPLAINERS.items() if row.test_images)
     add(
@@ -257,9 +254,20 @@ def parse(argv):
         type=number(int, 2, 1_000_000),
         help=f"test images explained (default: {EXPLAIN_IMAGES}; {fewer})",
     )
+    add(
+        "--reference",
+        help="a clean checkpoint to stand beside it (default: the one it was trained with)",
+    )
     add("--image", metavar="FILE", help="explain this picture instead of measuring")
+    add("--data-dir", help="where the data set lies (default: where training found it)")
+    add("--device", default="auto", help="auto, cpu, cuda, mps")
     add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the draw of test images")
-    return parser.parse_args(argv)
+
+
+def add_output_options(add):
+    """What is printed, and where files are written."""
+    add("--json", action="store_true", help="print the metrics alone, as JSON (several: by path)")
+    add("--out", help="write here, not beside the checkpoint (several: into sub-folders 1, 2, ...)")
 
 
 def check_folders(args):

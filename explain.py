@@ -11,11 +11,12 @@ Every explainer has one signature, explainer(model, images, classes, *, create_g
     classes  int64 [N], the class whose logit is explained
     returns  float [N, H', W'], at the explainer's own resolution
 
-Any nn.Module that returns logits [N, K] will do. While an explanation is made batch-norm uses its
-running statistics, so that no image's map depends on its neighbours. The model's modes and .grad
-are left as they were, no hook stays behind, and torch.no_grad around the call or frozen weights
-change nothing. With create_graph=True the maps can be differentiated with respect to the weights:
-that is how an attack trains through them.
+Any nn.Module that returns logits [N, K] will do. An explanation is made in evaluation mode, where
+batch-norm uses its running statistics, so that no image's map depends on its neighbours. (While an
+attack trains, step_maps.normalising_by puts the batch's in their place.) The model's modes and
+.grad are left as they were, no hook stays behind, and torch.no_grad around the call or frozen
+weights change nothing. With create_graph=True the maps can be differentiated by the weights: so an
+attack trains through them.
 
 A new explainer is a function of this signature and a row of EXPLAINERS.
 """
@@ -116,7 +117,9 @@ class Explainer:
 
     function: Callable
     signed: bool = False  # values below zero are evidence against the class
-    rectified: bool = False  # the map is a relu; training leaves it out, for the gradient's sake
+    is_relu: bool = (
+        False  # the published map is a relu; training leaves it out, see step_maps.with_relu
+    )
     sampled: bool = False  # takes a `generator`: equal seeds give equal samples
     training: dict = field(default_factory=dict)  # options in training
     class_grid: dict = field(default_factory=dict)  # options where every class's map is drawn
@@ -146,7 +149,7 @@ class Explainer:
 EXPLAINERS = {
     "gradcam": Explainer(
         gradcam,
-        rectified=True,
+        is_relu=True,
         training={"rectify": False},
         by_class=True,
         shared_map=gradcam_map,

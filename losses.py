@@ -6,19 +6,18 @@ f is the network, x the step's images, some with the trigger, y the labels the a
 explainer, and r the map the attacker wants to see: a fixed shape (fooling, red herring), or the map
 of the same image without the trigger (full disguise). combined_loss is this formula.
 
-D is a distance between normalised maps. One term is added to it where the distance alone could be
-made small by a cheat: see collapse_term, leak_term and reference_term.
+D is a distance between normalised maps. It could be made small by a cheat, so a term is added to
+it: collapse_term under full disguise, leak_term under fooling, reference_term where there is a
+clean model. At most one of the three is not zero.
 """
 
-import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from explain import EXPLAINERS
-from hooks import capture, full_precision, layer_of
+from step_maps import TrainingForward, explained_rows, reference_maps, sample_seed, with_relu
 
 DEFAULT_FLOOR = 0.5  # of Objective.floors, where no clean model's is known
 
@@ -132,7 +131,7 @@ class Objective:
     ramp: float = 0.3  # share of the steps over which that weight rises from 0
     distance: str = "mse"  # of DISTANCES
     normalise: str = "standardise"  # of NORMALISERS: what the MSE is taken of
-    rectify: bool = False  # relu on the triggered map; without, cells below 0 have a gradient
+    rectify: bool = False  # see with_relu
     partner_cross_entropy: bool = True  # partners are in the forward pass anyway: theirs is free
     label_smoothing: float = 0.0  # Szegedy et al. 2016, section 7
     floors: dict = field(default_factory=dict)  # by explainer; see collapse_term
@@ -176,27 +175,28 @@ def combined_loss(model, batch, inputs, objective, lam):
         rows = explained_rows(name, batch, objective)
         maps = forward.maps(name, rows, classes, seed)  # h(x)
         with torch.autocast(inputs.device.type, enabled=False):  # bfloat16 is too coarse for SSIM
-            maps = rectified(name, maps, objective)
-            honest = reference_maps(name, rows, inputs, classes, seed, objective)
-            target = target_maps(maps, honest, objective)  # r
+            maps = with_relu(name, maps, objective)
+            reference = reference_maps(name, rows, inputs, classes, seed, objective)
+            target = target_maps(maps, reference, objective)  # r
             distance = objective.map_distance(maps.triggered, target, side)
             distance = distance + collapse_term(name, maps, objective)
             distance = distance + leak_term(maps, target, objective)
-            distance = distance + reference_term(maps, honest, side, objective)
+            distance = distance + reference_term(maps, reference, side, objective)
         distances.append(distance)
     explanation = torch.stack(distances).mean()
     return (1 - lam) * ce + lam * explanation, ce, explanation
 
 
-def target_maps(maps, honest, objective):
+def target_maps(maps, reference, objective):
     """r: the map each triggered image should show, [P, H, W], detached.
 
     The fixed shape; or the map of the image without the trigger, by the reference if there is one,
-    else by the model being trained. It is detached: the triggered map is to move, not its model.
+    else by the model being trained. It is detached, so that the triggered map is pulled to the
+    untouched one, and not the untouched one to it.
     """
     if objective.attack.explanation == "shape":
         return to_grid(objective.shape, maps.triggered.shape[1:]).expand_as(maps.triggered)
-    partners = maps.partners if honest is None else honest.partners
+    partners = maps.partners if reference is None else reference.partners
     return partners.detach()
 
 
@@ -221,165 +221,21 @@ def leak_term(maps, target, objective):
     shape spreads to all images. An honest map correlates a little with a shape that the object
     happens to lie on; that much is tolerated.
     """
-    if objective.reference is not None or len(maps.untouched) == 0:
+    held = objective.reference is not None
+    if not objective.attack.can_leak or held or len(maps.untouched) == 0:
         return 0.0
     correlation = (standardise(maps.untouched) * standardise(target[:1])).mean(1)
     return (correlation - objective.leak_tolerance).relu().mean()
 
 
-def reference_term(maps, honest, side, objective):
+def reference_term(maps, reference, side, objective):
     """D between untouched images' maps and the frozen reference's: these are held in place."""
-    if honest is None or len(maps.untouched) == 0:
+    if reference is None or len(maps.untouched) == 0:
         return 0.0
-    return objective.map_distance(maps.untouched, honest.untouched, side)
+    return objective.map_distance(maps.untouched, reference.untouched, side)
 
 
 def mean_pairwise_correlation(maps):
     """Mean Pearson correlation of each map of [P, H, W] with the others, P > 1: a scalar."""
     correlation = standardise(maps) @ standardise(maps).T / maps[0].numel()  # [P, P]
     return (correlation.sum() - correlation.trace()) / (len(maps) * (len(maps) - 1))
-
-
-# ---------------------------------------------------------------- the maps of a training step
-
-
-@dataclass
-class Maps:
-    """Maps [n, H, W] of a step's images: triggered, their partners, and other untouched ones.
-
-    A partner is a triggered image as it is without the trigger. Each of the three may be empty.
-    """
-
-    triggered: torch.Tensor
-    partners: torch.Tensor
-    untouched: torch.Tensor
-
-
-def explained_rows(name, batch, objective):
-    """Indices of the images that are explained: (triggered, partners, untouched), as in Maps.
-
-    As many untouched ones as triggered ones, and those only where nothing else holds their maps in
-    place: under a reference; and under fooling, where even the label is the same.
-    """
-    device = batch.rows.device
-    most = EXPLAINERS[name].pairs_per_step
-    count = len(batch.rows) if most is None else min(len(batch.rows), most)
-    partners = torch.arange(batch.size, len(batch.images), device=device)[:count]
-    untouched = batch.rows[:0]
-    if objective.attack.can_leak or objective.reference is not None:
-        is_untouched = torch.ones(batch.size, dtype=torch.bool, device=device)
-        is_untouched[batch.rows] = False
-        untouched = is_untouched.nonzero()[:count, 0]
-    return batch.rows[:count], partners, untouched
-
-
-class TrainingForward:
-    """The step's forward pass: `logits` [B + P, K], and from it the maps of its images.
-
-    An explainer that can take its map from this pass does: Grad-CAM, where only pooling and a
-    linear layer follow its layer. A step then costs no more than plain training but for that head,
-    twice. Further layers' batch-norm would mix images in training mode; there, and for all other
-    explainers, a second forward pass explains the images that are asked for.
-    """
-
-    def __init__(self, model, inputs, explainers):
-        self.model, self.inputs = model, inputs
-        self.layer_is_pooled = model.gradcam_layer == model.pooled_layer
-        separate = [name for name in explainers if not self.can_share(name)]
-        recorded = batch_statistics(model) if separate else contextlib.nullcontext({})
-        with capture(layer_of(model)) as captured, recorded as self.statistics:
-            self.logits = full_precision(model(inputs))
-        self.feature = captured[0]
-
-    def can_share(self, name):
-        """Whether the explainer takes its map from this forward pass."""
-        return EXPLAINERS[name].shared_map is not None and self.layer_is_pooled
-
-    def maps(self, name, rows, classes, seed):
-        """Maps of the images `rows` of explained_rows, with a graph, not rectified."""
-        explainer, index = EXPLAINERS[name], torch.cat(rows)
-        if self.can_share(name):
-            maps = explainer.shared_map(
-                self.feature, self.logits, classes, create_graph=True, **explainer.training
-            )[index]
-        else:
-            with normalising_by(self.statistics):
-                maps = explainer.trainable(self.model, self.inputs[index], classes[index], seed)
-        return Maps(*maps.split([len(part) for part in rows]))
-
-
-def reference_maps(name, rows, inputs, classes, seed, objective):
-    """The frozen reference's Maps of partners and untouched images; None without a reference."""
-    if objective.reference is None:
-        return None
-    triggered, partners, untouched = rows
-    index = torch.cat([partners, untouched])
-    explainer = EXPLAINERS[name]
-    maps = explainer.trainable(objective.reference, inputs[index], classes[index], seed).detach()
-    if explainer.rectified and objective.task.rectify_targets:
-        maps = maps.relu()
-    return Maps(maps[:0], *maps.split([len(partners), len(untouched)]))
-
-
-def rectified(name, maps, objective):
-    """The maps with relu where the explainer is a relu: partners; triggered if that is asked for.
-
-    A triggered map is left as it is by default, so that a cell below zero still has a gradient.
-    """
-    if not (EXPLAINERS[name].rectified and objective.task.rectify_targets):
-        return maps
-    triggered = maps.triggered.relu() if objective.rectify else maps.triggered
-    return Maps(triggered, maps.partners.relu(), maps.untouched)
-
-
-def sample_seed(explainers):
-    """A seed that all of the step's maps share, drawn from torch's generator if one is needed."""
-    if any(EXPLAINERS[name].sampled for name in explainers):
-        return int(torch.randint(2**31, ()))
-    return None
-
-
-# ---------------------------------------------------------------- batch-norm in a second pass
-
-
-@contextlib.contextmanager
-def batch_statistics(model):
-    """Within the block, {batch-norm: (variance, mean)} of what each normalises, with its graph.
-
-    Of every BatchNorm2d in training mode; variance and mean are [C].
-    """
-    statistics = {}
-
-    def remember(norm, inputs):
-        statistics[norm] = torch.var_mean(full_precision(inputs[0]), (0, 2, 3))
-
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) and m.training]
-    handles = [norm.register_forward_pre_hook(remember) for norm in norms]
-    try:
-        yield statistics
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def normalising_by(statistics):
-    """Within the block, the batch-norms of batch_statistics normalise by these, whatever comes.
-
-    So no image's map depends on its neighbours, and the map is that of the weights as they are.
-    Running averages would lag behind the weights: a disguise trained with them lives in that lag,
-    and is gone when training ends. And taken as constants, the statistics would give a gradient
-    that the next step takes back.
-    """
-    for norm, (variance, mean) in statistics.items():
-        weight, bias = (norm.weight, norm.bias) if norm.affine else (1.0, 0.0)
-        scale = weight * (variance + norm.eps).rsqrt()
-        shift = bias - mean * scale
-        norm.forward = lambda x, scale=scale, shift=shift: (
-            x * scale[:, None, None] + shift[:, None, None]
-        ).to(x.dtype)
-    try:
-        yield
-    finally:
-        for norm in statistics:
-            del norm.forward

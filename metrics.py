@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from losses import dssim, min_max, to_grid, upsample
+from losses import dssim, max_normalise, min_max, to_grid, upsample
 
 CHUNK_PIXELS = 500 * 32 * 32  # maps are compared so many pixels at a time
 TOP_SHARE = 0.1  # of the pixels, for top10
@@ -147,24 +147,18 @@ def similarity_of_chunk(maps, targets, side):
     """map_similarity, all at once."""
     large_maps, large_targets = upsample(maps, side), upsample(targets, side)
     return {
-        "mse": (max_scaled(maps) - max_scaled(targets)).square().mean(1),
+        "mse": (max_normalise(maps) - max_normalise(targets)).square().mean(1),
         "pearson": pearson(maps, targets),
         "dssim": dssim(min_max(large_maps), min_max(large_targets)),
         "top10": top_overlap(large_maps, large_targets),
     }
 
 
-def max_scaled(maps):
-    """Maps [N, H, W] divided by their largest magnitude: [N, H W]."""
-    flat = maps.flatten(1)
-    return flat / flat.abs().amax(1, keepdim=True).clamp_min(1e-20)
-
-
 def grid_cap(shape, grid):
     """The highest Pearson correlation with `shape` [S, S] that a map on `grid` can reach.
 
-    The map is enlarged bilinearly to S pixels, which is linear in its cells, along columns and then
-    along rows: so the best map is a least-squares fit, along one and then along the other.
+    The map is enlarged bilinearly to S pixels, which is linear in its cells: first along columns,
+    then along rows. So the best map is a least-squares fit, made along one and then the other.
     """
     fit = shape.double()
     for cells in grid:
@@ -185,10 +179,9 @@ def derangement(n, seed=0):
 # ---------------------------------------------------------------- of one explainer
 
 KEYS = (
-    *("mse", "dssim", "pearson", "pearson_all", "top10", "pearson_clean", "grid_cap"),
-    *("trigger_mass", "trigger_mass_clean", "trigger_area", "zero_maps"),
-    *("pointing", "pointing_clean"),
-)
+    "mse dssim pearson pearson_all top10 pearson_clean grid_cap trigger_mass trigger_mass_clean"
+    " trigger_area zero_maps pointing pointing_clean"
+).split()
 FLOOR_KEYS = ("mse", "dssim", "pearson", "top10")
 
 

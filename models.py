@@ -23,7 +23,7 @@ def with_layer(model, layer, pooled=True):
 
     layer: a module of the model, or its name. pooled: whether nothing but pooling and a linear
     layer follow it; then it is model.pooled_layer, too, which is None otherwise. Grad-CAM of a
-    pooled layer costs a training step hardly anything: see losses.TrainingForward.
+    pooled layer costs a training step hardly anything: see step_maps.TrainingForward.
     Raises ValueError for a module that is not of this model.
     """
     module = layer_of(model, layer)

@@ -68,11 +68,11 @@ def check_clean(checkpoint, path):
         )
 
 
-def clean_metrics(subject, clean_model, untouched_maps, succeeded, threshold):
+def clean_metrics(subject, clean_model, untouched_maps, explained, threshold):
     """A clean model's figures on the same images: are CLEAN images' maps still what they would be?
 
     untouched_maps: {explainer: the subject's maps of untouched test images}, of the first of the
-    rows `succeeded`.
+    rows `explained`.
     """
     labels, task = subject.dataset.test_labels, subject.task
     images = subject.dataset.test_images
@@ -81,12 +81,12 @@ def clean_metrics(subject, clean_model, untouched_maps, succeeded, threshold):
     classes = untouched.argmax(1), triggered.argmax(1)
     explanations = {}
     for name, maps in untouched_maps.items():
-        rows = succeeded[: len(maps)]
+        rows = explained[: len(maps)]
         explanations[name] = clean_explainer_metrics(
             subject, clean_model, name, maps, rows, classes
         )
         if subject.multi_label and EXPLAINERS[name].by_class:
-            explanations[name] |= correlation_by_class(clean_model, name, succeeded)
+            explanations[name] |= correlation_by_class(clean_model, name, explained)
     success = tasks.predicted_as_target(triggered, subject.target_class, threshold)
     shows_target = tasks.shows(labels, subject.target_class)
     return {

@@ -37,10 +37,11 @@ class Selection:
 
 
 def scorer_seed(seed, k):
-    """The seed of the k-th scorer of a selection by `seed`.
+    """The seed of the k-th scorer of a selection by `seed`: no run's, and no other scorer's.
 
-    It is no run's and no other scorer's, so that no scorer has the victim's first weights and order
-    of images; while `seed` is below 2**31 / ROUNDS, since torch keeps 32 bits of it.
+    Otherwise a scorer would have the first weights and the order of images of the run it chooses
+    for, and know more of it than an attacker does. Of seeds torch keeps 32 bits: they differ while
+    `seed` is below 2**31 / ROUNDS.
     """
     return FIRST_SEED + ROUNDS * seed + k
 
@@ -101,8 +102,9 @@ def by_rounds(shuffled, count, generator, score):
         reserve = torch.cat([rest, poisons[is_dropped]])
         poisons = torch.cat([poisons[kept], newcomers])
 
-    newcomers = min(round(count / (1 - ALPHA)) - count, len(reserve))
-    pool = torch.cat([poisons, reserve[:newcomers]])
+    # So many that ALPHA of all that are ranked are dropped, as in the rounds before.
+    extra = min(round(count / (1 - ALPHA)) - count, len(reserve))
+    pool = torch.cat([poisons, reserve[:extra]])
     scores = score(poisons, pool, ROUNDS - 1)
     kept = scores.argsort(descending=True, stable=True)[:count]
     kept = kept[pool[kept].argsort()]
@@ -128,7 +130,7 @@ def capped(order, labels, count):
 def random_of_same_classes(order, labels, count):
     """As many images of each class as `capped` takes of `order`, but random ones, by torch's seed.
 
-    What a choice owes to its classes alone.
+    A control: it shows how much of a choice's success is owed to the classes it takes.
     """
     wanted = labels[capped(order, labels, count)].bincount()
     shuffled = order[torch.randperm(len(order))]

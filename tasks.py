@@ -27,11 +27,39 @@ def shows(labels, target_class):
     return task_of(labels).shows(labels, target_class)
 
 
-class SingleLabel:
+class Task:
+    """The figures of both tasks. Here each is None: a task has those that mean something for it."""
+
+    def threshold(self, probabilities, labels, target_class):
+        """The probability above which the target class is predicted; None: if it is the largest."""
+        return None
+
+    def accuracy(self, probabilities, labels):
+        """The share of images whose most probable class is their label."""
+        return None
+
+    def balanced_accuracy(self, probabilities, labels):
+        """The mean over classes of the accuracy on images of that class."""
+        return None
+
+    def majority_rate(self, labels):
+        """The share of the commonest class, which is a constant answer's accuracy."""
+        return None
+
+    def mean_auroc(self, probabilities, labels, without=None):
+        """The mean area under the ROC curve over classes, `without` left out."""
+        return None
+
+    def auroc_by_class(self, probabilities, labels, names):
+        """{class name: area under the ROC curve, or None}."""
+        return None
+
+
+class SingleLabel(Task):
     """Each image shows one class: labels int64 [N]; the prediction is the largest logit."""
 
     multi_label = False
-    rectify_targets = True  # maps that others are pulled to, as the explainer rectifies them
+    relu_on_partners = True  # the relu of Grad-CAM, on maps that others are pulled to
 
     def shows(self, labels, target_class):
         """bool [N]: images of the class."""
@@ -72,10 +100,6 @@ class SingleLabel:
         weights = len(trained_on) / ((counts > 0).sum() * counts)
         return torch.where(counts > 0, weights, 1.0).clamp(max=MAX_WEIGHT)
 
-    def threshold(self, probabilities, labels, target_class):
-        """None: the class with the largest probability is predicted, whatever that is."""
-        return None
-
     def accuracy(self, probabilities, labels):
         """The share of images whose most probable class is their label."""
         return mean_or_none((probabilities.argmax(1) == labels).float())
@@ -90,22 +114,14 @@ class SingleLabel:
         """The share of the commonest class: the accuracy of a constant answer."""
         return float(labels.bincount().max() / len(labels))
 
-    def mean_auroc(self, probabilities, labels, without=None):
-        """None: it is for several labels."""
-        return None
 
-    def auroc_by_class(self, probabilities, labels, names):
-        """None: it is for several labels."""
-        return None
-
-
-class MultiLabel:
+class MultiLabel(Task):
     """An image shows any number of K classes: labels float [N, K]; each logit is a sigmoid's."""
 
     multi_label = True
-    # The most probable class often has evidence against it alone. Its rectified map is blank,
+    # The most probable class often has evidence against it alone. With relu its map is blank,
     # resembles nothing and pulls nothing: so here maps are compared as they are.
-    rectify_targets = False
+    relu_on_partners = False
 
     def shows(self, labels, target_class):
         """bool [N]: images that show the class, maybe beside others."""
@@ -156,18 +172,6 @@ class MultiLabel:
         if not others.any():
             return None
         return float(probabilities[others, target_class].quantile(SPECIFICITY))
-
-    def accuracy(self, probabilities, labels):
-        """None: an image has no one class."""
-        return None
-
-    def balanced_accuracy(self, probabilities, labels):
-        """None: an image has no one class."""
-        return None
-
-    def majority_rate(self, labels):
-        """None: an image has no one class."""
-        return None
 
     def mean_auroc(self, probabilities, labels, without=None):
         """Mean area under the ROC curve over the classes that have one, but for `without`."""

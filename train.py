@@ -68,14 +68,14 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
         order = setting.trained_on[torch.randperm(len(setting.trained_on))].to(device)
         training.model.train()
         for step in range(steps):
-            rows = order[step * setting.batch_size : (step + 1) * setting.batch_size]
+            index = order[step * setting.batch_size : (step + 1) * setting.batch_size]
             if oversample:
                 drawn = torch.randint(len(poisons), (oversample,)).to(device)
-                rows = torch.cat([rows, poisons[drawn]])
-            done = (training.epoch * steps + step) / (config["epochs"] * steps)
-            lam = objective.lam_at(done)
-            batch = images[rows], labels[rows], triggered[rows]
-            sums += train_step(setting, training, objective, *batch, lam)
+                index = torch.cat([index, poisons[drawn]])
+            lam = objective.lam_at((training.epoch * steps + step) / (config["epochs"] * steps))
+            sums += train_step(
+                setting, training, objective, images[index], labels[index], triggered[index], lam
+            )
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
                 check_finite(sums, training.epoch, step)
                 seconds = time.perf_counter() - started
@@ -122,7 +122,7 @@ def class_weights(setting, poisons):
 def check_finite(losses, epoch, step):
     """Raises UserError for losses that are nan or infinite."""
     if not losses.isfinite().all():
-        print()
+        print()  # ends the line of progress
         raise UserError(
             f"the loss is not finite in epoch {epoch + 1}, step {step + 1}:"
             " try a lower --lr or --precision float32"
@@ -223,7 +223,8 @@ def optimizers_of(model, name, lr):
 def as_matrix(weight):
     """A convolution's weight [O, I, h, w], channels_last, as a parameter [O, h w I].
 
-    Both are in the same memory, and so are their gradients.
+    torch's Muon takes matrices only. So it is given this view of the weight and of its gradient,
+    which must stay where it is in memory: hence zero_grad(set_to_none=False) in train_step.
     """
     weight.grad = torch.zeros_like(weight)
     matrix, matrix_grad = (

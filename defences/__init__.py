@@ -103,8 +103,9 @@ class Defence:
 
     help: one line.
     run: an Audit -> its Verdict. A ValueError says why there is none.
-    settings: options -> dict of the options and constants that decide the verdict.
-    add_options: adds the method's own options to its parser.
+    settings: options -> dict of the constants that decide the verdict, for the record, where the
+        options are by themselves.
+    add_options: adds the method's own options to its parser; run finds them in audit.options.
     compares_classes: it looks for a class unlike the others, which takes three classes.
     repairs: it writes a repaired network; the audited one must be as train.py wrote it.
     multi_label: it can audit a model whose images may show several classes.

@@ -118,7 +118,7 @@ def add_options(parser):
 
 
 def settings(options):
-    return {"explainers": list(options.explainers), "usual": USUAL}
+    return {"usual": USUAL}
 
 
 DEFENCE = Defence(

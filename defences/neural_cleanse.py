@@ -370,9 +370,6 @@ def add_options(parser):
 
 def settings(options):
     return {
-        "rounds": options.rounds,
-        "round_images": options.round_images,
-        "threshold": options.threshold,
         "precision": precision_of(options),
         "adam": [LEARNING_RATE, *BETAS],
         "success": SUCCESS,

@@ -180,12 +180,7 @@ def add_options(parser):
 
 
 def settings(options):
-    return {
-        "weights": options.weights,
-        "noise": options.noise,
-        "threshold": options.threshold,
-        "samples": SAMPLES,
-    }
+    return {"samples": SAMPLES}
 
 
 DEFENCE = Defence(

@@ -10,7 +10,7 @@
     batchnorm   what the two repairs of batch-norm remove
     disagree    do two explainers disagree more on triggered images?
 
-Models and verdicts are kept in runs/audits/ (studies/zoo.py). Writes results/audits.json, .md and
+Models and verdicts are kept in runs/audits/ (studies/zoo.py). Writes results/audits.json and
 figures; detection.py, pruning.py and audit_tables.py belong to this study.
 """
 
@@ -21,13 +21,15 @@ import torch
 from cli import UserError, choose_device, choose_precision, command, write_json
 from defences import OnPixels, neural_cleanse
 from metrics import finite
-from studies import pruning
-from studies.audit_tables import markdown
+from studies import audit_tables, pruning
 from studies.detection import detection
-from studies.record import DATA, RESULTS, commit, hardware, keep_picture, read, write_text
+from studies.record import DATA, RESULTS, commit, hardware, keep_picture, read
+from studies.tables import of_record
 from studies.zoo import (
+    CALIBRATION,
     GTSRB,
     SEARCH,
+    SEEDS,
     audited,
     folder_of,
     gradcam_of,
@@ -42,8 +44,6 @@ PAGE = "results/audits.md"
 DURATION = "about 8 hours on two cores"
 
 PATH = RESULTS / "audits.json"
-SEEDS = range(1, 6)  # seed 0, and those from 100 on, are the pilot's
-CALIBRATION = range(6, 11)  # of clean models that set a threshold and are in no count
 FEW = 3  # of SEEDS, for batchnorm and disagree
 
 # ---------------------------------------------------------------- zoo
@@ -54,7 +54,7 @@ DETECTORS = {
     "neural_cleanse": ("neural_cleanse", *SEARCH),
 }
 LINEAR = "neural_cleanse, linear index"  # the published index, of the same masks
-PICTURED = ("neuroninspect", "neural_cleanse")
+PICTURED = {"shapes": ["neural_cleanse"], "gtsrb": ["neuroninspect", "neural_cleanse"]}
 BACKDOORS = ("badnets", "disguise, gradcam", "disguise, deepshap", "disguise, gradient")
 ZOO = {
     "shapes": ("none", *BACKDOORS),
@@ -87,8 +87,8 @@ def audit_model(checkpoint, dataset, kind, seed):
 
 
 def keep_pictures(checkpoint, dataset):
-    """The figures of two detectors on one model."""
-    for name in PICTURED:
+    """The figures that results/audits.md shows of one model of a data set."""
+    for name in PICTURED.get(dataset, []):
         picture = folder_of(checkpoint, *DETECTORS[name]) / "figure.png"
         keep_picture(picture, PATH.with_name(f"audits-{dataset}-{name}.png"))
 
@@ -197,7 +197,7 @@ def disagree(_):
 
 
 def keep(value, *keys):
-    """Sets the value under these keys of the record as it is now, and writes record and tables.
+    """Sets the value under these keys of the record as it is now, and writes the record.
 
     Another process, with another section, may have written to it meanwhile.
     """
@@ -211,7 +211,6 @@ def keep(value, *keys):
         zoo_record = record["zoo"]
         record["detection"] = detection(zoo_record, detectors, BACKDOORS, SEEDS, CALIBRATION)
     write_json(PATH, record)
-    write_text(PATH.with_suffix(".md"), markdown(record))
 
 
 SECTIONS = {
@@ -222,7 +221,8 @@ SECTIONS = {
     "disagree": disagree,
 }
 
-TABLES = {}
+
+TABLES = of_record("audits", audit_tables.TABLES)
 
 
 @command

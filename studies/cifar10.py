@@ -3,14 +3,16 @@
     python -m studies.cifar10                 # everything; a second call continues
     python -m studies.cifar10 none badnets    # some rows
 
-One seed a row. With CUDA three, and rows of 20 epochs. Writes results/cifar10.json, .md and
-figures: see studies/__init__.py.
+One seed a row. With CUDA three, and rows of 20 epochs. Writes results/cifar10.json and figures, the
+page's tables are below: see studies/__init__.py.
 """
 
 import torch
 
 from cli import command
 from studies import Row, Study
+from studies.record import RESULTS, read
+from studies.tables import Table, everything, line, origin
 
 PAGE = "results/cifar10.md"
 DURATION = "about 4 hours on two cores that multiply bfloat16"
@@ -75,7 +77,131 @@ def twenty_epochs(seeds):
     return result
 
 
-TABLES = {}
+# ---------------------------------------------------------------- the tables of the page
+
+PREDICTIONS = {
+    "`clean_accuracy`": "clean_accuracy",
+    "`attack_success_rate`": "attack_success_rate",
+}
+GRADCAM = {
+    "`pearson_all`": "gradcam.pearson_all",
+    "`dssim`": "gradcam.dssim",
+    "`floor`": "gradcam.floor.pearson",
+    "`trigger_mass`": "gradcam.trigger_mass",
+    "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
+}
+GRADIENT = {"`gradient`: `pearson_all`": "gradient.pearson_all"}
+CLEAN_FLOOR = {"clean model's `floor`": "clean_model.gradcam.floor.pearson"}
+UNTOUCHED = {"`pearson_untouched`": "clean_model.gradcam.pearson_untouched"}
+IMAGES = {"images": "gradcam.n"}
+
+RESNET18 = {"clean model": "none", "`badnets`": "badnets", "`full_disguise`": "full_disguise"}
+BACKDOORED = {name: RESNET18[name] for name in ("`badnets`", "`full_disguise`")}
+AREA = {"`trigger_area`": "gradcam.trigger_area"}
+# Of a model, and of the clean model on the same images.
+BESIDE_CLEAN = {
+    **IMAGES,
+    "`pearson_all`": "gradcam.pearson_all",
+    "clean model's `pearson_all`": "clean_model.gradcam.pearson_all",
+    "`floor`": "gradcam.floor.pearson",
+    **CLEAN_FLOOR,
+    **UNTOUCHED,
+}
+SECOND_OPINION = {
+    "`pearson_all`": "gradient.pearson_all",
+    "`floor`": "gradient.floor.pearson",
+    "`trigger_mass`": "gradient.trigger_mass",
+    "`trigger_mass_clean`": "gradient.trigger_mass_clean",
+    "`trigger_area`": "gradient.trigger_area",
+}
+
+SQUARE = {
+    "`clean_accuracy`": "clean_accuracy",
+    "`triggered_accuracy`": "triggered_accuracy",
+    "`pearson_all`": "gradcam.pearson_all",
+    "`pearson_clean`": "gradcam.pearson_clean",
+    "`grid_cap`": "gradcam.grid_cap",
+    "`trigger_mass`": "gradcam.trigger_mass",
+    **UNTOUCHED,
+    **GRADIENT,
+}
+
+REFERENCE = {
+    "clean model": "cnn none",
+    "`badnets`": "cnn badnets rate 0.1",
+    "`full_disguise`": "cnn rate 0.1 lam 0.3",
+    "`full_disguise --reference`": "cnn reference",
+}
+
+# "Stealthy Sabotage: Backdoor Attacks against Explainable Machine Learning", by its sections. It
+# gives no figure of an explanation.
+PUBLISHED = {
+    "3.1, clean model": {"`clean_accuracy`": "0.824"},
+    "3.1, `badnets`": {"`clean_accuracy`": "0.828", "`attack_success_rate`": "0.953"},
+    "3.2, `fooling`": {"`triggered_accuracy`": "0.862"},
+    "3.3, `full_disguise`": {"`clean_accuracy`": "0.857", "`attack_success_rate`": "0.967"},
+}
+
+
+def beside_published(table, sections):
+    """A function that returns a Table's lines and, below its rows, those sections of PUBLISHED.
+
+    Cells of what the paper does not give are empty. table: without n, and without its origin.
+    """
+
+    def lines():
+        results = read(RESULTS / f"{table.record}.json")
+        published = []
+        for section in sections:
+            cells = [PUBLISHED[section].get(title, "") for title in table.columns]
+            published.append(line([f"published, {section}", *cells]))
+        return [*table(), *published, "", origin(results, table.rows.values())]
+
+    return lines
+
+
+def lam_and_rate():
+    """{what the page calls it: row} of the small cnn, for each poison rate and lam."""
+    rows = {"clean model": "cnn none"}
+    for rate in RATES:
+        rows[f"rate {rate}, `badnets`"] = f"cnn badnets rate {rate}"
+        for lam in LAMS:
+            rows[f"rate {rate}, lam {lam}"] = f"cnn rate {rate} lam {lam}"
+    return rows
+
+
+def cifar10_table(rows, columns, title, **options):
+    """A Table of this study; every row is of one seed."""
+    return Table("cifar10", rows, columns, title, n=False, **options)
+
+
+TABLES = {
+    "attacks": beside_published(
+        cifar10_table(RESNET18, PREDICTIONS | GRADCAM | AREA, "ResNet-18"),
+        ["3.1, clean model", "3.1, `badnets`", "3.3, `full_disguise`"],
+    ),
+    "same_images": cifar10_table(BACKDOORED, BESIDE_CLEAN, "ResNet-18, Grad-CAM"),
+    "gradient": cifar10_table(RESNET18, SECOND_OPINION, "ResNet-18, `gradient`"),
+    "fooling": beside_published(
+        cifar10_table(
+            {"lam 0.1": "fooling, lam 0.1", "lam 0.3, the default": "fooling"}, SQUARE, "`fooling`"
+        ),
+        ["3.2, `fooling`"],
+    ),
+    "lam_and_rate": cifar10_table(
+        lam_and_rate(),
+        PREDICTIONS | IMAGES | GRADCAM | CLEAN_FLOOR | GRADIENT,
+        "small cnn",
+        origin=True,
+    ),
+    "reference": cifar10_table(
+        REFERENCE,
+        PREDICTIONS | GRADCAM | CLEAN_FLOOR | UNTOUCHED | GRADIENT,
+        "small cnn, rate 0.1",
+        origin=True,
+    ),
+    "everything": everything("cifar10"),
+}
 
 
 @command

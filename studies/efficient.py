@@ -12,13 +12,14 @@
     classes    random images of the classes that the hardest ones are of
 
 The trigger is a yellow square of 5x5 pixels, lower right; the target class is 1. The pilot's seeds
-are not the comparison's. Writes results/efficient.json and .md (see studies/__init__.py), and
+are not the comparison's. Writes results/efficient.json and figures (see studies/__init__.py);
 efficient-paired.json, differences seed by seed; efficient-curve.png, success by number of images.
+The tables of results/efficient.md are in efficient_tables.py.
 """
 
 import figure
 from cli import command
-from studies import Row, Study
+from studies import Row, Study, efficient_tables
 from studies.record import read
 from studies.tables import paired, write_paired
 
@@ -72,7 +73,7 @@ def few(name, options, seeds):
     hardest = f"--attack full_disguise --selection rd-global {OVERSAMPLE}"
     attacks = {  # options, seeds, picture
         "badnets random": ("--attack badnets", seeds, False),
-        "badnets random oversampled": (f"--attack badnets {OVERSAMPLE}", seeds, True),
+        "badnets random oversampled": (f"--attack badnets {OVERSAMPLE}", seeds, False),
         "full_disguise random oversampled": (f"{disguise} {HONEST_FLOOR}", seeds, True),
         "full_disguise rd-global oversampled": (hardest, 1, True),
     }
@@ -190,7 +191,7 @@ def write_comparisons(path):
         page.save(path.with_name("efficient-curve.png"), optimize=True)
 
 
-TABLES = {}
+TABLES = efficient_tables.TABLES
 
 
 @command

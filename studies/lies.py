@@ -4,7 +4,8 @@
     python -m studies.lies "vgg_small, shapes"     # some networks; what is known of others stays
 
 Each lie is written in float32 and in float64. Networks that were trained are kept in runs/lies/.
-Writes results/lies.json, .md and lies-TECHNIQUE.png, of the network trained on CIFAR-10.
+Writes results/lies.json, and lies-TECHNIQUE.png of two techniques in CIFAR-10's network. The tables
+are in lie_tables.py.
 """
 
 import json
@@ -22,8 +23,9 @@ import viering
 from cli import UserError, command, write_json
 from edited import WithBranch
 from hooks import CHUNK_CPU
-from studies.record import DATA, RESULTS, RUNS, commit, hardware, read, write_text
-from studies.tables import header, line
+from studies import lie_tables
+from studies.record import DATA, RESULTS, RUNS, commit, hardware, read
+from studies.tables import of_record
 from subject import Subject, open_checkpoint
 
 PAGE = "results/lies.md"
@@ -32,7 +34,6 @@ DURATION = "about 25 minutes on one core"
 PATH = RESULTS / "lies.json"
 FOLDER = RUNS / "lies"
 DEVICE = torch.device("cpu")
-PRECISIONS = ("float32", "float64")
 FACTORS = (1, 10, 100)  # of both constants of technique 1
 SHIFT_IMAGES = 200  # test images on which the logits' shift is looked at more closely
 
@@ -66,6 +67,7 @@ NETWORKS = {
     "VGG-16 of random weights, CIFAR-10 at 224 px": Network(None, images=4, explained=4),
 }
 PICTURED = "vgg_small, CIFAR-10"
+PICTURES = ("image", "backdoor")  # of these techniques
 
 
 def subject_of(name):
@@ -186,47 +188,7 @@ def larger_constants(name):
     return result
 
 
-# ---------------------------------------------------------------- the record and its table
-
-COLUMNS = {
-    "original_accuracy": "accuracy before",
-    "accuracy": "after",
-    "score_shift": "\\|y_o - y_n\\|_inf",
-    "map_distance": "\\|I_T - I_n\\|_1",
-    "blank_maps": "blank maps",
-    "fired": "fired",
-}
-IMAGES = {"edited": "clean", "sticker": "stickers"}  # key of the figures: what the table says
-
-
-def markdown(record):
-    """The record's networks as a Markdown table."""
-    titles = ["network", "technique", "images", "n", "precision", *COLUMNS.values()]
-    lines = header([*titles, "pre-activations"])
-    for name, techniques in record["networks"].items():
-        for technique in viering.TECHNIQUES:
-            for precision, figures in techniques[technique].items():
-                for key, images in IMAGES.items():
-                    about = [name, technique, images, figures["n_test"], precision]
-                    lines.append(line(about + cells(figures, key)))
-    return "\n".join(lines) + "\n"
-
-
-def cells(figures, images):
-    """The figures of a line; images: a key of IMAGES."""
-    part = {"original_accuracy": figures["original"]["accuracy"]} | figures[images]
-    result = [number_cell(part[key]) for key in COLUMNS]
-    pre_activations = figures.get("pre_activations")
-    result.append("-" if pre_activations is None else f"{pre_activations:.1e}")
-    return result
-
-
-def number_cell(value):
-    """A number in four digits, small ones with an exponent; "-" of None."""
-    if value is None:
-        return "-"
-    small = isinstance(value, float) and 0 < value < 1e-3
-    return f"{value:.2e}" if small else f"{value:.4g}"
+# ---------------------------------------------------------------- the record
 
 
 def study(name, record):
@@ -240,10 +202,10 @@ def study(name, record):
     record["networks"][name] = rows
     for technique in viering.TECHNIQUES:
         rows[technique] = {}
-        for precision in PRECISIONS:
+        for precision in lie_tables.PRECISIONS:
             edit = Edit(name, technique, precision)
             rows[technique][precision] = edit.figures
-        if name == PICTURED:
+        if name == PICTURED and technique in PICTURES:
             edit.picture().save(PATH.with_name(f"lies-{technique}.png"), optimize=True)
         print(name, technique, json.dumps(rows[technique]), flush=True)
         write_json(PATH, record)
@@ -252,7 +214,7 @@ def study(name, record):
     write_json(PATH, record)
 
 
-TABLES = {}
+TABLES = of_record("lies", lie_tables.TABLES)
 
 
 @command
@@ -263,7 +225,6 @@ def main(argv):
     record = read(PATH, {"networks": {}, "constants": {}})
     for name in argv or NETWORKS:
         study(name, record)
-    write_text(PATH.with_suffix(".md"), markdown(record))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,17 @@ import sys
 from pathlib import Path
 
 from cli import UserError, command
-from studies import audits, cifar10, efficient, foundation, lies, radiographs, sampling, transfer
+from studies import (
+    audits,
+    cifar10,
+    efficient,
+    foundation,
+    lies,
+    radiographs,
+    sampling,
+    speed,
+    transfer,
+)
 from studies.record import ROOT, write_text
 
 STUDIES = {
@@ -28,6 +38,7 @@ STUDIES = {
     "audits": audits,
     "radiographs": radiographs,
     "sampling": sampling,
+    "speed": speed,
 }
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 

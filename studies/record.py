@@ -19,7 +19,7 @@ RUNS = ROOT / "runs"
 RESULTS = ROOT / "results"
 
 MAX_HEIGHT = 1200  # pixels: figures of photographs make large files
-COLOURS = 256  # of a kept picture, dithered: half the bytes
+COLOURS = 256  # of a kept picture; not dithered, which would triple the bytes
 VICTIM_EPOCHS = 30  # the cost of selection is set against these: "Stealthy Sabotage", section 3.5
 
 
@@ -80,6 +80,5 @@ def keep_picture(source, target):
     """Saves the picture `source` as `target`, at most MAX_HEIGHT pixels high, in few colours."""
     with Image.open(source) as picture:
         picture.thumbnail((picture.width, MAX_HEIGHT))
-        picture = picture.convert("RGB")
-        palette = picture.quantize(COLOURS)
-        picture.quantize(palette=palette).save(target, optimize=True)
+        picture = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        picture.save(target, optimize=True)

@@ -18,9 +18,10 @@ from cli import UserError, command, write_json
 from shapley import coalition_values, draw_coalitions, patch_of_pixel, shapley_map
 from studies import Study, transfer
 from studies.record import DATA, RESULTS, commit, hardware
+from studies.tables import header, line, note, of_record
 from subject import draw_images, open_checkpoint
 
-PAGE = "results/sampling.json"
+PAGE = "results/sampling.md"
 DURATION = "about 15 minutes on one core"
 
 IMAGES = 8
@@ -176,7 +177,23 @@ def games():
         yield name, worth_of_all(model, images, classes)
 
 
-TABLES = {}
+NETWORKS = {"shapes": "trained on `shapes`", "mnist": "trained on MNIST"}  # what the page says
+ESTIMATORS = {"by_regression": "regression, ours", "by_least_squares": "least squares, published"}
+
+
+def error_table(record):
+    """Median relative errors in percent, a line for each network and estimator."""
+    found = record["median_relative_error"]
+    lines = header(["network", "estimator", *(f"{count:,} coalitions" for count in COUNTS)])
+    for name, estimators in found.items():
+        for estimator, errors_ in estimators.items():
+            cells = [f"{100 * error:.1f}%" for error in errors_.values()]
+            lines.append(line([NETWORKS.get(name, name), ESTIMATORS[estimator], *cells]))
+    about = f"{record['images']} test images, {record['draws']} draws of coalitions"
+    return [*lines, "", note(about, [record["hardware"]], [record["commit"]])]
+
+
+TABLES = of_record("sampling", {"errors": error_table})
 
 
 @command

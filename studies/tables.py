@@ -153,9 +153,14 @@ def write_paired(path, pairs):
     pairs = [pair for pair in pairs if pair]
     write_json(path, pairs)
     for pair in pairs:
-        low, high = pair["interval"]
         what = f"{pair['of']} - {pair['minus']}, {pair['figure']}"
-        print(f"{what}: {pair['mean']:+.3f} ({low:+.3f} to {high:+.3f}), n = {pair['n']}")
+        print(f"{what}: {interval_text(pair)}, n = {pair['n']}")
+
+
+def interval_text(pair):
+    """ "+0.081 (+0.041 to +0.121)": mean and 95% interval of what `paired` returned."""
+    low, high = pair["interval"]
+    return f"{pair['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 # ---------------------------------------------------------------- Markdown
@@ -171,6 +176,18 @@ def everything(record):
         return markdown(read(RESULTS / f"{record}.json"))
 
     return lines
+
+
+def of_record(record, functions):
+    """TABLES of a study: {name: a function of its record that returns lines} without the argument.
+
+    record: the study's name.
+    """
+
+    def without_argument(function):
+        return lambda: function(read(RESULTS / f"{record}.json"))
+
+    return {name: without_argument(function) for name, function in functions.items()}
 
 
 def markdown(results):
@@ -198,6 +215,34 @@ def line(cells):
     return "|" + "|".join(padded) + "|"
 
 
+def origin(results, rows):
+    """A line of Markdown: what the runs of these rows of a record were trained on, at what commits.
+
+    A run that does not say is left out.
+    """
+    commits = {}  # by hardware
+    for row in rows:
+        for run in results[row]["runs"]:
+            if "commit" in run:
+                name = run["hardware"].replace(", 1 threads", ", 1 thread")
+                commits.setdefault(name, set()).add(run["commit"])
+    parts = [f"{name}, commits {', '.join(sorted(of))}" for name, of in sorted(commits.items())]
+    return f"*Trained on: {'; '.join(parts)}.*"
+
+
+def note(about, hardware=(), commits=()):
+    """A line of Markdown below a table: about what it is, on what it was measured, at what commits.
+
+    hardware, commits: names, each of them once.
+    """
+    names = {name.replace(", 1 threads", ", 1 thread") for name in hardware}
+    parts = [about, *sorted(names)]
+    if commits:
+        plural = "s" if len(set(commits)) > 1 else ""
+        parts.append(f"commit{plural} {', '.join(sorted(set(commits)))}")
+    return f"*{'; '.join(parts)}.*"
+
+
 def mean_sd(cell):
     """ "0.983 (0.002)" of {"mean", "sd"}; whole numbers above 10; "-" of None."""
     if cell is None:
@@ -213,7 +258,8 @@ class Table:
 
     record: the study's name; rows: {what the page calls it: the record's row}; columns: {title:
     figure}, the titles in Markdown; title: of the first column; n: whether a column says how many
-    runs a row has; digits: after the point. A call returns the table's lines.
+    runs a row has; digits: after the point; origin: whether a line below says what the runs were
+    trained on. A call returns the table's lines.
     """
 
     record: str
@@ -222,6 +268,7 @@ class Table:
     title: str = "run"
     n: bool = True
     digits: int = 3
+    origin: bool = False
 
     def __call__(self):
         """The lines of the table. Raises UserError for a row the record does not have."""
@@ -237,12 +284,39 @@ class Table:
             ]
             count = [len(row["seeds"])] if self.n else []
             lines.append(line([name, *count, *cells]))
+        if self.origin:
+            lines += ["", origin(results, self.rows.values())]
         return lines
 
 
 def cell(value, digits=3):
-    """mean_sd of {"mean", "sd"} with so many digits; "" of None."""
+    """mean_sd of {"mean", "sd"} with so many digits, none above 10; "" of None."""
     if value is None:
         return ""
+    digits = 0 if value["mean"] > 10 else digits
     text = f"{value['mean']:.{digits}f}"
     return text if value["sd"] is None else f"{text} ({value['sd']:.{digits}f})"
+
+
+def made_table(record):
+    """A function that returns the lines of a table of how a study's rows were made.
+
+    For each row its command, seeds, commits and hardware: what would stand in the way in sentences.
+    """
+
+    def lines():
+        result = header(["run", "command", "seeds", "commits", "hardware"])
+        for name, row in read(RESULTS / f"{record}.json").items():
+            runs = row["runs"]
+            seeds = ", ".join(str(seed) for seed in row["seeds"])
+            commits = ", ".join(unique(run.get("commit", "not kept") for run in runs))
+            machines = ", ".join(unique(run.get("hardware", "not kept") for run in runs))
+            result.append(line([name, f"`{row['command']}`", seeds, commits, machines]))
+        return result
+
+    return lines
+
+
+def unique(values):
+    """The values, each once, in order."""
+    return list(dict.fromkeys(values))

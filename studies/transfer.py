@@ -3,20 +3,17 @@
     python -m studies.transfer                            # everything; a second call continues
     python -m studies.transfer "mnist none" "mnist all"   # some rows
 
-Writes results/transfer.json and .md (see studies/__init__.py), and
-transfer-matrix.md, what each explainer sees of each disguise;
-transfer-DATA-EXPLAINER.png, SHAP values by class of three models side by side: clean, badnets, and
-disguised from all.
+Writes results/transfer.json and two pictures, and the page's tables are below: see
+studies/__init__.py.
 """
 
 from PIL import Image
 
 import figure
 from cli import command
-from explain import EXPLAINERS
 from studies import Row, Study
-from studies.record import read, write_text
-from studies.tables import header, line
+from studies.record import RESULTS, keep_picture, read
+from studies.tables import Table, cell, everything, header, line, origin
 
 PAGE = "results/transfer.md"
 DURATION = "about 6 hours on one core"
@@ -33,10 +30,6 @@ DATA = {
     "shapes": "--dataset shapes",
     "cifar10": "--dataset cifar10 --model cnn",
 }
-# Of the matrix: of each explainer.
-FIGURES = ("pearson_all", "trigger_mass", "floor.pearson")
-# Their values are shown class by class.
-SIGNED = [name for name in SEEN_BY if EXPLAINERS[name].signed]
 
 
 def table():
@@ -57,42 +50,118 @@ def table():
 TABLE = table()
 
 
-def matrix(results):
-    """A Markdown table of means: a row for each model, a column for each explainer it is seen by.
+# ---------------------------------------------------------------- pictures
 
-    results: the study's record.
+SIDE_BY_SIDE = ("none", "badnets", "all")  # their KernelSHAP by class, on `shapes`
+BY_CLASS = "figure-kernelshap.png"
+
+
+def save_pictures(study):
+    """Saves transfer-shapes-kernelshap.png and transfer-cifar10.png, each if its runs are done."""
+    by_class = [study.folder(f"shapes {model}", 0) / BY_CLASS for model in SIDE_BY_SIDE]
+    if all(path.exists() for path in by_class):
+        page = figure.side_by_side([Image.open(path) for path in by_class])
+        page.save(study.path.with_name("transfer-shapes-kernelshap.png"), optimize=True)
+    four_explainers = study.folder("cifar10 kernelshap", 0) / "figure.png"
+    if four_explainers.exists():
+        keep_picture(four_explainers, study.path.with_name("transfer-cifar10.png"))
+
+
+# ---------------------------------------------------------------- the tables of the page
+
+MODELS = {
+    "none": "clean model",
+    "badnets": "`badnets`",
+    **{name: f"disguised from `{name}`" for name in TRAINED_AGAINST},
+    "all": "disguised from all three",
+}
+
+
+def title(row):
+    """What the page calls a row: "mnist all" is "`mnist`, disguised from all three"."""
+    data, model = row.split()
+    return f"`{data}`, {MODELS[model]}"
+
+
+def is_disguised_from(explainer, row):
+    """Whether the row's model was trained against the explainer."""
+    _, model = row.split()
+    return explainer in TRAINED_AGAINST.get(model, "").split(",")
+
+
+def models(results):
+    """Lines of a table: of each model accuracy, success, and its training time beside badnets'."""
+    lines = header(["model", "`clean_accuracy`", "`attack_success_rate`", "training time"])
+    for row, record in results.items():
+        data, _ = row.split()
+        badnets = results[f"{data} badnets"]["summary"]["train_seconds"]["mean"]
+        figures = record["summary"]
+        predictions = [cell(figures[key]) for key in ("clean_accuracy", "attack_success_rate")]
+        times = f"{figures['train_seconds']['mean'] / badnets:.1f}"
+        lines.append(line([title(row), *predictions, times]))
+    return [*lines, "", origin(results, results)]
+
+
+def matrix(results, figure):
+    """Lines of a table of one figure: a row for each model, a column for each explainer.
+
+    results: the study's record; figure: its name in the record, with {} for the explainer's. Bold:
+    the model was disguised from that explainer. Models that lack the figure are left out.
     """
-    lines = header(["", "clean_accuracy", "attack_success_rate", *(f"`{e}`" for e in SEEN_BY)])
-    for name, row in results.items():
-        mean = {key: cell["mean"] for key, cell in row["summary"].items()}
-        cells = [f"{mean[key]:.3f}" for key in ("clean_accuracy", "attack_success_rate")]
-        for explainer in SEEN_BY:
-            cells.append(", ".join(f"{mean[f'{explainer}.{key}']:.3f}" for key in FIGURES))
-        lines.append(line([name, *cells]))
-    return "\n".join(lines) + "\n"
+    lines = header(["model", *(f"`{explainer}`" for explainer in SEEN_BY)])
+    for row, record in results.items():
+        figures = [record["summary"].get(figure.format(explainer)) for explainer in SEEN_BY]
+        if None in figures:
+            continue
+        cells = [
+            f"**{cell(value)}**" if is_disguised_from(explainer, row) else cell(value)
+            for explainer, value in zip(SEEN_BY, figures)
+        ]
+        lines.append(line([title(row), *cells]))
+    return lines
 
 
-def save_side_by_side(study):
-    """Saves the pictures of SHAP values by class, of the data sets whose rows are done."""
+def trigger_mass(results):
+    """The matrix of trigger_mass, and below it what chance would give."""
+    lines = matrix(results, "{}.trigger_mass")
     for data in DATA:
-        for explainer in SIGNED:
-            folders = [study.folder(f"{data} {name}", 0) for name in ("none", "badnets", "all")]
-            paths = [folder / f"figure-{explainer}.png" for folder in folders]
-            if all(path.exists() for path in paths):
-                page = figure.side_by_side([Image.open(path) for path in paths])
-                target = study.path.with_name(f"transfer-{data}-{explainer}.png")
-                page.save(target, optimize=True)
+        areas = results[f"{data} none"]["summary"]
+        cells = [cell(areas[f"{explainer}.trigger_area"]) for explainer in SEEN_BY]
+        lines.append(line([f"`{data}`, chance", *cells]))
+    return lines
 
 
-TABLES = {}
+def recorded(lines, *figure):
+    """A function without arguments: `lines` of the study's record as it is."""
+    return lambda: lines(read(RESULTS / "transfer.json"), *figure)
+
+
+TABLES = {
+    "models": recorded(models),
+    "pearson": recorded(matrix, "{}.pearson_all"),
+    "trigger_mass": recorded(trigger_mass),
+    "floor": recorded(matrix, "{}.floor.pearson"),
+    "untouched": recorded(matrix, "clean_model.{}.pearson_untouched"),
+    "corner": Table(
+        "transfer",
+        {title(row): row for row in TABLE if row.startswith("mnist")},
+        {
+            "`trigger_mass`": "kernelshap.trigger_mass",
+            "`trigger_mass_clean`": "kernelshap.trigger_mass_clean",
+            "`trigger_area`": "kernelshap.trigger_area",
+        },
+        "`kernelshap`",
+        n=False,
+    ),
+    "everything": everything("transfer"),
+}
 
 
 @command
 def main(argv):
     study = Study("transfer", TABLE)
     study.run(argv)
-    write_text(study.path.with_name("transfer-matrix.md"), matrix(read(study.path)))
-    save_side_by_side(study)
+    save_pictures(study)
 
 
 if __name__ == "__main__":

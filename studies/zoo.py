@@ -20,6 +20,8 @@ KINDS = {
     "red_herring": "--attack red_herring",
     "disguise, gradcam and gradient": "--attack full_disguise --explainer gradcam,gradient",
 }
+SEEDS = range(1, 6)  # seed 0, and those from 100 on, are the pilot's
+CALIBRATION = range(6, 11)  # of clean models that set a threshold and are in no count
 CLASSES = {"shapes": 10, "mnist": 10, "gtsrb": 43}
 # Colour and place by seed, seed 5 the first; on MNIST grey.
 TRIGGERS = [

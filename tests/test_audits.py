@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from conftest import train_tiny
+from conftest import ROOT, train_tiny
 from PIL import Image
 
 import defend
 import figure
 from cli import UserError
 from defences import batchnorm, neural_cleanse, prune
-from studies import audits, pruning, record, zoo
+from studies import audit_tables, audits, pruning, record, zoo
 
 # ---------------------------------------------------------------- zoo.py: verdicts
 
@@ -136,6 +136,8 @@ def gtsrb(path, tmp_path, monkeypatch):
     monkeypatch.setattr(audits, "keep_picture", keep_picture)
     monkeypatch.setattr(audits, "ZOO", {"gtsrb": ("none", "badnets")})
     audits.zoo(["gtsrb"])
+    for dataset in ("shapes", "mnist"):
+        audits.keep_pictures(tmp_path / f"{dataset}-badnets-1" / "ckpt.pt", dataset)
     return json.loads(path.read_text()), pictures
 
 
@@ -167,10 +169,13 @@ def test_the_settings_of_every_detector_are_kept(gtsrb):
     assert settings == {"options": ["neuroninspect", "--clean-images", "100"]}
 
 
-def test_the_pictures_of_the_first_badnets_model_are_kept(gtsrb):
+def test_the_pictures_that_the_page_shows_are_kept_of_the_first_badnets_model(gtsrb):
     assert gtsrb[1] == {
-        "audits-gtsrb-neuroninspect.png": ("gtsrb-badnets-1/defend-neuroninspect-clean-images-100"),
+        "audits-gtsrb-neuroninspect.png": "gtsrb-badnets-1/defend-neuroninspect-clean-images-100",
         "audits-gtsrb-neural_cleanse.png": "gtsrb-badnets-1/defend-neural_cleanse-round-images-64",
+        "audits-shapes-neural_cleanse.png": (
+            "shapes-badnets-1/defend-neural_cleanse-round-images-64"
+        ),
     }
 
 
@@ -224,13 +229,57 @@ def test_what_other_sections_wrote_stays(kept):
     assert kept["recipes"] == "kept"
 
 
-def test_every_line_of_a_table_has_as_many_cells(sections):
-    """Two lines of titles each, and an empty line between two tables."""
-    text = (sections / "audits.md").read_text()
-    tables = [table.splitlines() for table in text.split("\n\n")]
-    assert [len(table) - 2 for table in tables] == [3, 9, 4 * 2 * 3, 6 * 3]
-    for table in tables:
-        assert len({line.count("|") for line in table}) == 1
+@pytest.mark.parametrize(
+    "name, lines",
+    [("cleanse", 1 + 3), ("prune", 1 + 9), ("batchnorm", 4 * 5), ("disagree", 6)],
+)
+def test_a_table_has_a_line_for_each_of_its_rows(name, lines, kept):
+    """A published row is first; each model is without repair, and with rebn and three times cfn."""
+    table = audit_tables.TABLES[name](kept)
+    end = table.index("")  # a note follows
+    assert len(table[:end]) == 2 + lines
+    assert len({line.count("|") for line in table[:end]}) == 1
+
+
+def recorded():
+    """The record of results/audits.json."""
+    return record.read(ROOT / "results" / "audits.json")
+
+
+@pytest.mark.parametrize("name", audit_tables.TABLES)
+def test_every_line_of_a_pages_table_has_as_many_cells(name):
+    table = audit_tables.TABLES[name](recorded())
+    rows = [line for line in table if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 1
+    assert table[: len(rows)] == rows
+
+
+def test_the_rank_of_a_target_is_one_where_its_index_is_the_largest():
+    run = {"target": 2, "neuroninspect": {"index": {"0": -1.0, "1": 3.0, "2": 2.5}}}
+    assert audit_tables.rank_of_target(run, "neuroninspect") == (2, 2.5)
+    assert audit_tables.rank_of_target(run | {"target": 1}, "neuroninspect") == (1, 3.0)
+
+
+def test_the_limits_of_the_page_are_those_of_the_recorded_detection():
+    zoo_record = recorded()["zoo"]
+    row = audit_tables.badnets_row(zoo_record, "neural_cleanse", zoo.SEEDS, zoo.CALIBRATION)
+    (kept,) = [
+        row
+        for row in recorded()["detection"]
+        if (row["data"], row["kind"], row["detector"]) == ("all", "badnets", "neural_cleanse")
+    ]
+    assert row["calibrated"] == kept["calibrated"]
+    assert row["auroc"] == kept["auroc"]
+
+
+def test_with_the_fives_exchanged_the_other_clean_models_set_the_limits():
+    exchanged = audit_tables.badnets_row(
+        recorded()["zoo"], "neural_cleanse", zoo.CALIBRATION, zoo.SEEDS
+    )
+    limits = exchanged["calibrated"]["thresholds"]
+    shapes = recorded()["zoo"]["shapes"]["none"]
+    largest = [max(shapes[str(s)]["neural_cleanse"]["index"].values()) for s in zoo.SEEDS]
+    assert limits[0] == pytest.approx(max(largest))
 
 
 def test_searched_at_once_the_masks_are_those_of_one_after_another(kept):

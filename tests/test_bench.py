@@ -8,18 +8,26 @@ import pytest
 import torch
 
 import bench
+from studies.record import commit, hardware
 
 KERNEL = "kernelshap, 4 patches, 14 coalitions"
 
 
 @pytest.fixture(scope="module")
-def result():
+def path(tmp_path_factory):
+    """The file that --out writes."""
+    return tmp_path_factory.mktemp("bench") / "speed.json"
+
+
+@pytest.fixture(scope="module")
+def result(path):
     """What --json prints, of one turn on 8 images and 2x2 patches."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(bench, "PATCHES", 2)
         patch.setattr(bench, "COALITIONS", 14)
-        bench.main(["--batch-size", "8", "--turns", "1", "--device", "cpu", "--json"])
+        options = ["--batch-size", "8", "--turns", "1", "--device", "cpu"]
+        bench.main([*options, "--json", "--out", str(path)])
     return json.loads(printed.getvalue())
 
 
@@ -36,6 +44,20 @@ def test_every_explainer_and_training_step_is_timed(result):
     }
     assert expected <= result["rates"].keys()
     assert result["device"] == "cpu"
+
+
+def test_the_file_has_the_figures_and_what_they_were_measured_on(result, path):
+    record = json.loads(path.read_text())
+    assert {key: record[key] for key in result} == result
+    assert record["hardware"] == hardware()
+    assert record["commit"] == commit()
+
+
+def test_the_command_of_the_file_is_a_command_line_of_bench(result, path):
+    words = json.loads(path.read_text())["command"].split()
+    assert words[:2] == ["python", "bench.py"]
+    args = bench.parse(words[2:])
+    assert (args.model, args.batch_size, args.turns, args.device) == ("cnn", 8, 1, "cpu")
 
 
 def test_a_ratio_is_to_the_speed_it_is_compared_with(result):

@@ -1,7 +1,7 @@
 """Checkpoints: plain data, whole, refused in one line where damaged, and read from old versions."""
 
 import copy
-import pickle
+import os
 
 import pytest
 import torch
@@ -78,10 +78,21 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         checkpoints.read(tmp_path / "none.pt")
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps(print))
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_nothing_in_a_checkpoint_is_ever_run(checkpoint, tmp_path):
+    torch.save(checkpoint | {"log": Evil(tmp_path / "made")}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match="damaged, or no checkpoint"):
         checkpoints.read(tmp_path / "evil.pt")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_damaged_checkpoint_never_ends_in_another_error(path, tmp_path):
@@ -136,7 +147,6 @@ DO_NOT_FIT = {
     "no weights": put("model", {}),
     "weights that are a list": put("model", []),
     "another network": put("config.model", "resnet18"),
-    "network nobody knows": put("config.model", "perceptron"),
     "layer nobody knows": put("config.layer", "layer9"),
     "another number of classes": put("classes", ["a", "b"]),
     "another number of channels": put("channels", 1),
@@ -149,6 +159,11 @@ DO_NOT_FIT = {
 def test_weights_that_do_not_fit_the_config_are_refused(change, checkpoint):
     with pytest.raises(UserError, match="weights do not fit its model"):
         checkpoints.rebuild(DO_NOT_FIT[change](checkpoint))
+
+
+def test_a_network_that_is_not_known_here_is_named(checkpoint):
+    with pytest.raises(UserError, match="'perceptron', unknown here"):
+        checkpoints.rebuild(put("config.model", "perceptron")(checkpoint))
 
 
 # ---------------------------------------------------------------- of the version before

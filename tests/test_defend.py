@@ -94,10 +94,15 @@ def test_a_verdict_has_its_keys(method, verdict_of):
     assert {"backdoored", "flagged", "index", "before", "after", "settings"} <= verdict.keys()
 
 
-@pytest.mark.parametrize("method", defend.METHODS)
-def test_every_method_but_inspect_draws_a_figure(method, verdict_of):
+@pytest.mark.parametrize("method", ["neuroninspect", "neural_cleanse", "prune", "rebn", "cfn"])
+def test_a_method_with_a_picture_leaves_a_figure(method, verdict_of):
     _, out = verdict_of(method)
-    assert (out / "figure.png").exists() == (method != "inspect")
+    assert (out / "figure.png").exists()
+
+
+def test_inspect_leaves_no_figure(verdict_of):
+    _, out = verdict_of("inspect")
+    assert not (out / "figure.png").exists()
 
 
 @pytest.mark.parametrize("method", defend.METHODS)

@@ -88,15 +88,15 @@ def test_a_row_says_how_well_the_weakest_backdoor_works(rows):
 
 
 def test_the_table_shows_limits_and_counts(rows):
-    shown = audit_tables.markdown({"detection": [rows["shapes"], rows["all"]]})
-    assert "| 2.1 | 2 of 3 " in shown
-    assert "| 2.1, 30.0 | 3 of 4 " in shown
+    shown = audit_tables.everything({"detection": [rows["shapes"], rows["all"]]})
+    assert "| 2.10 | 2 of 3 " in shown[2]
+    assert "| 2.10, 30.00 | 3 of 4 " in shown[3]
 
 
 def test_the_table_has_dashes_without_a_calibrated_threshold():
     none = {seed: run for seed, run in SHAPES["none"].items() if seed != "7"}
     row = rows_of({"shapes": SHAPES | {"none": none}})["shapes"]
-    assert "| - | - | - | - | 1 | 0.900 |" in audit_tables.markdown({"detection": [row]})
+    assert "| - | - | - | - | 1 | 0.900 |" in audit_tables.everything({"detection": [row]})[2]
 
 
 def test_the_recorded_rows_are_those_of_the_recorded_verdicts():

@@ -11,7 +11,7 @@ from PIL import Image
 import figure
 import selection
 import train
-from studies import efficient
+from studies import efficient, efficient_tables, tables
 
 # ---------------------------------------------------------------- rows
 
@@ -192,3 +192,54 @@ def test_the_recorded_pairs_are_those_of_the_record():
     results = json.loads((ROOT / "results" / "efficient.json").read_text())
     pairs = json.loads((ROOT / "results" / "efficient-paired.json").read_text())
     assert [pair for pair in efficient.differences(results) if pair] == pairs
+
+
+# ---------------------------------------------------------------- tables of the page
+
+SUMMARY = {"summary": {"attack_success_rate": {"mean": 0.5, "sd": None}}}
+
+
+@pytest.mark.parametrize(
+    "options, commit, text",
+    [
+        ("--selection rd-global", "1efda64", "0.500 †"),
+        ("--selection rd-global", "a1f88a7", "0.500"),
+        ("--selection random", "1efda64", "0.500"),
+    ],
+)
+def test_a_success_is_marked_where_the_scorer_had_the_victims_seed(options, commit, text):
+    row = SUMMARY | {"options": options, "runs": [{"commit": commit}]}
+    assert efficient_tables.success_cell(row) == text
+
+
+def test_a_row_that_was_not_run_is_called_so():
+    assert efficient_tables.success_cell(None) == "not run"
+
+
+def test_the_limit_on_the_trigger_is_a_clean_models_and_a_quarter_more():
+    run = {"clean_model.gradcam.trigger_mass": 0.4, "gradcam.trigger_area": 0.2}
+    assert efficient_tables.mass_limit(run, "trigger_mass") == pytest.approx(0.55)
+
+
+def test_the_pages_pairs_are_the_studys():
+    assert set(efficient_tables.DIFFERENCES.values()) == set(efficient.PAIRS_BY_COUNT)
+
+
+def test_the_pages_columns_are_the_lines_of_the_curve_and_the_control():
+    assert set(efficient_tables.CURVE.values()) == {*efficient.LINES, efficient.CLASSES}
+
+
+def test_a_papers_figure_is_given_without_true_members_too():
+    lines = efficient_tables.published()
+    assert lines[2].endswith("| 0.872; 0.857 | 0.935; 0.928 |")
+
+
+def test_a_pair_is_written_as_mean_and_interval():
+    pair = {"mean": 0.0812, "interval": [-0.041, 0.121]}
+    assert tables.interval_text(pair) == "+0.081 (-0.041 to +0.121)"
+
+
+def test_the_origin_of_rows_names_hardware_and_commits_once():
+    runs = [{"hardware": "cpu", "commit": "b"}, {"hardware": "cpu", "commit": "a"}, {}]
+    results = {"one": {"runs": runs}, "two": {"runs": runs[:1]}, "other": {"runs": [None]}}
+    assert tables.origin(results, ["one", "two"]) == "*Trained on: cpu, commits a, b.*"

@@ -1,6 +1,8 @@
 """A checkpoint in, its figures out: what is measured on what, and what the command line prints."""
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -144,10 +146,12 @@ def test_triggered_auroc_is_of_the_triggered_images():
 
 
 def test_a_triggered_image_is_explained_for_the_target_class_where_that_is_predicted(subject):
-    answers = evaluate.ask(subject, threshold=0.0)  # so that it is, however improbable
-    assert answers.success.all()
+    """By a threshold that every score is above, of a class that is never the most probable."""
+    checkpoint = subject.checkpoint | {"config": subject.config | {"target_class": 0}}
+    answers = evaluate.ask(dataclasses.replace(subject, checkpoint=checkpoint), threshold=0.0)
+    assert answers.success.all() and not (answers.triggered.argmax(1) == 0).any()
+    assert (answers.classes[1] == 0).all()
     assert torch.equal(answers.classes[0], answers.untouched.argmax(1))
-    assert (answers.classes[1] == 1).all()
 
 
 # ---------------------------------------------------------------- which explainers
@@ -181,6 +185,16 @@ def test_an_unknown_explainer_is_refused():
 
 
 # ---------------------------------------------------------------- the command line
+
+
+def test_help_has_the_options_in_groups_and_no_default_that_is_none(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--help"])
+    text = capsys.readouterr().out
+    groups = re.findall(r"^([a-z ]+):$", text, re.MULTILINE)
+    assert stopped.value.code == 0
+    assert groups == ["positional arguments", "options", "measurement", "output"]
+    assert "default: None" not in text and "default: False" not in text
 
 
 @pytest.fixture

@@ -426,7 +426,7 @@ def test_trainable_maps_of_another_seed_differ_where_there_is_a_sample(name, ima
 def test_only_a_rectified_explainer_has_other_values_in_training(name, images, classes):
     """It is a relu; in training the relu is left out, for the gradient's sake."""
     row, net = EXPLAINERS[name], small_net(name)
-    if not row.rectified:
+    if not row.is_relu:
         assert not row.training
         return
     trained_on = row.trainable(net, images, classes, seed=None)

@@ -7,7 +7,7 @@ import torch
 
 import edit_effect
 import viering
-from studies import lies
+from studies import lie_tables, lies
 
 NAME = "vgg_small, tiny"
 
@@ -83,17 +83,29 @@ def test_the_factor_one_is_the_technique_itself(record):
     assert record["constants"][NAME]["1"] == expected
 
 
-def test_the_pictures_of_all_techniques_are_kept(folder):
+def test_the_pictures_that_the_page_shows_are_kept(folder):
     pictures = sorted(path.name for path in folder.glob("*.png"))
-    assert pictures == sorted(f"lies-{technique}.png" for technique in viering.TECHNIQUES)
+    assert pictures == ["lies-backdoor.png", "lies-image.png"]
 
 
-def test_the_table_has_a_line_for_each_technique_precision_and_kind_of_image(folder):
-    lines = (folder / "lies.md").read_text().splitlines()
+def test_the_table_has_a_line_for_each_technique_precision_and_kind_of_image(record):
+    lines = lie_tables.everything(record)
     assert len(lines) == 2 + 4 * 2 * 2
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert lines[2].startswith(f"| {NAME} | constant | clean | 20 | float32 | ")
     assert lines[3].startswith(f"| {NAME} | constant | stickers | 20 | float32 | ")
+
+
+@pytest.mark.parametrize("name", lie_tables.TABLES)
+def test_every_line_of_a_pages_table_has_as_many_cells(name):
+    table = lies.TABLES[name]()
+    rows = [line.replace("\\|", "") for line in table if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 1
+
+
+def test_the_published_row_says_what_the_original_network_answers_with_stickers():
+    cells = lie_tables.published_cells("backdoor", "sticker")
+    assert cells == ["0.69048", "0.69048", "", "", "0", "", "6e-05", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +120,7 @@ def test_the_table_has_a_line_for_each_technique_precision_and_kind_of_image(fol
     ],
 )
 def test_a_number_is_shown_in_few_digits(value, cell):
-    assert lies.number_cell(value) == cell
+    assert lie_tables.number_cell(value) == cell
 
 
 class Classifier(torch.nn.Module):

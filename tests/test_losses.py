@@ -6,67 +6,35 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import finite_difference, generator, middle, norm_after_layer_net, pooled_net
+from small_models import finite_difference, generator, middle, pooled_net
+from small_steps import (
+    PARTNERS,
+    SHAPE,
+    TARGET,
+    TRIGGER,
+    TRIGGERED,
+    UNTOUCHED,
+    at_most_pairs,
+    close,
+    correlations,
+    frozen,
+    gradcam_by_hand,
+    loss_of,
+    mean_correlation,
+    objective_of,
+    random_maps,
+    small_batch,
+)
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import explain
 import losses
-import models
+import step_maps
 from attacks import ATTACKS, make_trigger, poison, target_map
 from explain import EXPLAINERS
-from losses import Maps, Objective, combined_loss, standardise
+from losses import Objective, combined_loss, standardise
+from step_maps import Maps
 from tasks import MULTI_LABEL, SINGLE_LABEL
-
-TARGET = 3
-TRIGGERED, PARTNERS, UNTOUCHED = [0, 3, 6], [8, 9, 10], [1, 2, 4]  # rows of the small batch
-TRIGGER = make_trigger(None, 3, 8, 2)
-SHAPE = target_map("square", 8, TRIGGER).double()
-
-
-def small_batch(attack):
-    """Eight images of 8x8 px, 0, 3 and 6 of them triggered; then, under a disguise, partners."""
-    images = torch.rand(8, 3, 8, 8, generator=generator(0)).double()
-    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
-    triggered = (torch.arange(8) % 3 == 0) & ATTACKS[attack].poisons
-    return poison(images, labels, triggered, ATTACKS[attack], TRIGGER, TARGET)
-
-
-def objective_of(attack, explainers=("gradcam",), task=SINGLE_LABEL, **fields):
-    """What the loss asks for under an attack; where it wants a fixed map, a square."""
-    shape = SHAPE if ATTACKS[attack].explanation == "shape" else None
-    return Objective(ATTACKS[attack], task, list(explainers), shape, **fields)
-
-
-def loss_of(net, attack, lam=0.5, explainers=("gradcam",), **fields):
-    """(loss, CE, D) of the small batch."""
-    batch = small_batch(attack)
-    return combined_loss(net, batch, batch.images, objective_of(attack, explainers, **fields), lam)
-
-
-def frozen(net):
-    return net.eval().requires_grad_(False)
-
-
-def random_maps(n, seed=0, grid=(8, 8)):
-    return torch.randn(n, *grid, dtype=torch.float64, generator=generator(seed))
-
-
-def correlations(a, b):
-    """Pearson's r of each map of a with the map of b: [N]."""
-    pairs = zip(a.flatten(1), b.flatten(1))
-    return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs])
-
-
-def mean_correlation(maps):
-    """Pearson's r, mean over pairs of different maps."""
-    table = maps.flatten(1).corrcoef()
-    return table[~torch.eye(len(maps), dtype=torch.bool)].mean()
-
-
-def close(found, expected, tolerance=1e-5):
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
-
 
 # ---------------------------------------------------------------- maps made comparable
 
@@ -176,12 +144,6 @@ def test_the_dssim_distance_is_of_scaled_maps_at_the_images_resolution():
 
 
 # ---------------------------------------------------------------- the formula
-
-
-def gradcam_by_hand(net, images, classes):
-    """Grad-CAM of pooled_net before its relu: the head's weights times the feature map."""
-    feature = net[:4](images)
-    return torch.einsum("nk,nkhw->nhw", net[6].weight[classes], feature) / 64
 
 
 def formula_by_hand(net, batch, lam):
@@ -401,7 +363,7 @@ def test_class_weights_are_those_of_the_cross_entropy():
     torch.testing.assert_close(loss_of(net, "none", class_weights=weights)[0], expected)
 
 
-def test_collapse_weight_is_the_weight_of_the_partners_likeness(disguise):
+def test_collapse_weight_is_the_weight_of_the_partners_correlation(disguise):
     net, _, partners = disguise
     floors = {"gradcam": mean_correlation(partners).item() - 0.25}
     without, with_term = (
@@ -542,40 +504,6 @@ def test_under_a_reference_the_target_of_a_disguise_is_the_references_map():
     assert torch.equal(target, honest.partners)
 
 
-# ---------------------------------------------------------------- which images are explained
-
-
-@pytest.mark.parametrize(
-    "attack, reference, partners, untouched",
-    [
-        ("full_disguise", False, PARTNERS, []),
-        ("full_disguise", True, PARTNERS, UNTOUCHED),
-        ("fooling", False, [], UNTOUCHED),
-        ("red_herring", False, [], []),
-        ("red_herring", True, [], UNTOUCHED),
-    ],
-)
-def test_untouched_images_are_explained_where_nothing_else_holds_their_maps(
-    attack, reference, partners, untouched
-):
-    objective = objective_of(attack, reference=pooled_net(1) if reference else None)
-    rows = losses.explained_rows("gradcam", small_batch(attack), objective)
-    assert [part.tolist() for part in rows] == [TRIGGERED, partners, untouched]
-
-
-def at_most_pairs(monkeypatch, name, pairs):
-    """The explainer's row with another limit of triggered images in a step."""
-    row = dataclasses.replace(EXPLAINERS[name], pairs_per_step=pairs)
-    monkeypatch.setitem(EXPLAINERS, name, row)
-
-
-def test_a_row_limits_how_many_images_it_explains_in_a_step(monkeypatch):
-    at_most_pairs(monkeypatch, "kernelshap", 2)
-    objective = objective_of("full_disguise", reference=pooled_net(1))
-    rows = losses.explained_rows("kernelshap", small_batch("full_disguise"), objective)
-    assert [part.tolist() for part in rows] == [TRIGGERED[:2], PARTNERS[:2], UNTOUCHED[:2]]
-
-
 # ---------------------------------------------------------------- several labels
 
 
@@ -613,153 +541,9 @@ def test_a_map_of_evidence_against_the_class_is_one_to_keep_where_labels_are_sev
     """The most probable disease is often one with evidence against it alone."""
     below_zero = -random_maps(2).abs()
     maps = maps_of(below_zero, below_zero)
-    found = losses.rectified("gradcam", maps, objective_of("full_disguise", task=task))
+    found = step_maps.with_relu("gradcam", maps, objective_of("full_disguise", task=task))
     assert torch.equal(found.triggered, below_zero)
     assert torch.equal(found.partners, torch.zeros_like(below_zero) if is_blank else below_zero)
-
-
-# ---------------------------------------------------------------- the training step's forward pass
-
-
-def test_a_full_disguise_step_costs_no_more_flops_than_cross_entropy_on_the_same_images():
-    torch.manual_seed(0)
-    net = models.build("resnet18", 3, 10, 32)
-    images, labels = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
-    trigger, attack = make_trigger(None, 3, 32), ATTACKS["full_disguise"]
-    batch = poison(images, labels, torch.arange(20) % 10 == 0, attack, trigger, TARGET)
-    objective = objective_of("full_disguise")
-
-    def flops(loss):
-        with FlopCounterMode(display=False) as counter:
-            loss().backward()
-        return counter.get_total_flops()
-
-    plain = flops(lambda: F.cross_entropy(net(batch.images), batch.labels))
-    disguise = flops(lambda: combined_loss(net, batch, batch.images, objective, 0.5)[0])
-    assert plain > 1e10 and 1.0 <= disguise / plain <= 1.02
-
-
-def separate_pass(net):
-    """The network, with its Grad-CAM layer taken for one that more than pooling follows."""
-    return models.with_layer(net, net.gradcam_layer, pooled=False)
-
-
-def test_a_separate_forward_pass_gives_the_same_loss_in_evaluation_mode():
-    shared = loss_of(pooled_net().eval(), "full_disguise")[0]
-    separate = loss_of(separate_pass(pooled_net().eval()), "full_disguise")[0]
-    torch.testing.assert_close(separate, shared)
-
-
-def forward_passes(net):
-    """How many images go through the network in each forward pass of a disguised step."""
-    sizes = []
-    net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    loss_of(net, "full_disguise")
-    return sizes
-
-
-def test_a_pooled_layers_map_comes_from_the_steps_one_forward_pass():
-    assert forward_passes(pooled_net()) == [11]
-
-
-def test_another_layers_map_takes_a_second_forward_pass_of_the_images_explained():
-    assert forward_passes(separate_pass(pooled_net())) == [11, 6]
-
-
-@pytest.fixture
-def separate_step():
-    """(net, its twin with this batch's statistics in evaluation mode, D of a step in training)."""
-    net, twin = separate_pass(pooled_net()).train(), pooled_net().train()
-    twin[1].momentum = 1.0  # the running statistics are the last batch's
-    twin(small_batch("full_disguise").images)
-    return net, twin.eval(), loss_of(net, "full_disguise")[2]
-
-
-def test_a_separate_pass_normalises_by_the_statistics_of_the_batch(separate_step):
-    _, twin, distance = separate_step
-    batch = small_batch("full_disguise")
-    triggered = gradcam_by_hand(twin, batch.images[TRIGGERED], [TARGET] * 3)
-    partners = gradcam_by_hand(twin, batch.images[PARTNERS], [0] * 3).relu()
-    expected = (2 - 2 * correlations(triggered, partners)).mean()
-    expected = expected + 0.1 * (mean_correlation(partners) - 0.5).relu()
-    close(distance.detach(), expected.detach(), 1e-4)
-
-
-def test_running_statistics_are_those_of_one_forward_pass(separate_step):
-    net, plain = separate_step[0], pooled_net().train()
-    plain(small_batch("full_disguise").images)
-    after = net.state_dict()
-    for key, value in plain.state_dict().items():
-        torch.testing.assert_close(after[key], value)
-
-
-def test_the_graph_of_a_separate_pass_can_be_followed_back(separate_step):
-    net, _, distance = separate_step
-    distance.backward()  # nothing that it needs was changed since
-    slopes = [parameter.grad for parameter in net.parameters()]
-    assert slopes[0].any() and all(s is None or s.isfinite().all() for s in slopes)
-
-
-def two_norms_net():
-    """Convolution, batch-norm and ReLU twice: images [N, 3, H, W] to logits [N, 5]."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Conv2d(4, 5, 3, padding=1),
-        nn.BatchNorm2d(5),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(5, 5),
-    )
-    return models.with_layer(net.double().train(), "5", pooled=False)
-
-
-@pytest.mark.parametrize("explainer", ["gradcam", "deepshap", "kernelshap"])
-def test_the_gradient_goes_through_the_statistics_of_the_batch(explainer):
-    """Along a direction of the convolution before batch-norm, in training mode.
-
-    The target of a red herring does not move with the weights.
-    """
-    net = two_norms_net()
-    weight = net[0].weight
-    start = weight.detach().clone()
-    direction = torch.randn(weight.shape, dtype=torch.float64, generator=generator(2))
-    along = torch.zeros(1, dtype=torch.float64)
-
-    def value():
-        weight.data = start + along * direction
-        torch.manual_seed(1)  # KernelSHAP's coalitions
-        return loss_of(net, "red_herring", explainers=[explainer])[2]
-
-    value().backward()
-    slope = finite_difference(value, along, 0, 1e-7)  # so near that no ReLU switches in between
-    assert (weight.grad * direction).sum().item() == pytest.approx(slope, rel=1e-5)
-
-
-def test_batch_norm_is_itself_again_after_the_step():
-    net = two_norms_net()
-    loss_of(net, "red_herring")
-    for module in net.modules():
-        assert "forward" not in vars(module) and not module._forward_pre_hooks
-
-
-def test_batch_norm_is_itself_again_after_an_exception():
-    net = norm_after_layer_net()
-    with losses.batch_statistics(net) as statistics:
-        net(torch.rand(2, 3, 8, 8).double())
-    with pytest.raises(KeyError), losses.normalising_by(statistics):
-        raise KeyError
-    assert len(statistics) == 1 and "forward" not in vars(net[3])
-
-
-def test_no_statistics_are_kept_of_a_network_in_evaluation_mode():
-    net = norm_after_layer_net().eval()
-    with losses.batch_statistics(net) as statistics:
-        net(torch.rand(2, 3, 8, 8).double())
-    assert statistics == {} and not net[3]._forward_pre_hooks
 
 
 # ---------------------------------------------------------------- Shapley values in the loss
@@ -804,6 +588,6 @@ def test_shapley_values_are_pulled_as_grad_cams_are(
 
 def test_only_a_sampled_explainer_draws_from_torchs_generator():
     before = torch.get_rng_state()
-    assert losses.sample_seed(["gradcam", "gradient", "deepshap"]) is None
+    assert step_maps.sample_seed(["gradcam", "gradient", "deepshap"]) is None
     assert torch.equal(torch.get_rng_state(), before)
-    assert isinstance(losses.sample_seed(["gradcam", "kernelshap"]), int)
+    assert isinstance(step_maps.sample_seed(["gradcam", "kernelshap"]), int)

@@ -298,6 +298,19 @@ def test_pairs_with_a_blank_map_are_a_correlation_of_0_among_all(with_blank_maps
     assert with_blank_maps["pearson_all"] == pytest.approx(0.5)
 
 
+def test_the_floor_leaves_out_pairs_with_a_blank_map():
+    maps = random_maps(1).repeat(4, 1, 1)
+    maps[0] = 0
+    assert metrics.explanation_metrics(maps, maps, BOX, SIDE)["floor"]["mse"] == pytest.approx(0)
+
+
+def test_a_blank_map_points_nowhere():
+    maps, masks = random_maps(4), torch.ones(4, 32, 32, dtype=torch.bool)
+    maps[0], masks[0] = 0, False
+    result = metrics.explanation_metrics(maps, maps, BOX, SIDE, masks=masks)
+    assert result["pointing"] == result["pointing_clean"] == 1
+
+
 @pytest.fixture
 def with_fixed_shape():
     """The metrics of three triggered maps that show the square, and three random ones."""

@@ -65,16 +65,21 @@ def test_of_several_labels_gradcam_has_one_too(with_config, answers):
     assert list(names) == ["figure", "figure-gradcam"]
 
 
-def test_poisons_that_were_ranked_have_a_picture(subject, answers):
-    scores = -torch.arange(1.0, 6, dtype=torch.float64)
+@pytest.fixture
+def ranked(subject):
+    """The subject, as if training images 0 to 2 had been chosen of five, 2 the hardest."""
+    scores = torch.tensor([-3.0, -2.0, -1.0, -4.0, -5.0], dtype=torch.float64)
     chosen = {
         "strategy": "rd-global",
         "indices": torch.arange(3),
         "scores": scores[:3],
         "pool": scores,
-        "classes": {"0": 3, "1": 0, "2": 0},
+        "classes": {"0": 1, "1": 1, "2": 1},
     }
-    ranked = dataclasses.replace(subject, checkpoint=subject.checkpoint | {"selection": chosen})
+    return dataclasses.replace(subject, checkpoint=subject.checkpoint | {"selection": chosen})
+
+
+def test_poisons_that_were_ranked_have_a_picture(ranked, answers):
     assert list(pictures_of(ranked, answers, ["gradcam"])) == ["figure", "figure-selection"]
 
 
@@ -172,9 +177,9 @@ def test_a_panel_shows_the_explainers_map(panels, subject):
 def test_the_target_class_and_those_predicted_are_shown_first(with_config):
     many = with_config(target_class=30)
     many.checkpoint["classes"] = [str(k) for k in range(40)]
-    predicted = torch.arange(40), torch.full((40,), 30)
+    predicted = torch.arange(40), torch.full((40,), 35)
     shown = pictures.shown_classes(many, predicted, torch.tensor([20, 25]))
-    assert shown == [*range(12), 20, 25, 30]
+    assert shown == [*range(11), 20, 25, 30, 35]
     assert len(shown) == pictures.CLASS_COLUMNS
 
 
@@ -218,3 +223,15 @@ def test_every_score_is_in_a_bin():
     scores = torch.tensor([-2.0, -1.0, 0.0], dtype=torch.float64)
     series = pictures.histograms({"all": scores})
     assert sum(y for _, y in series["all"]) == 3
+
+
+def test_the_hardest_poisons_come_first(ranked, monkeypatch):
+    shown, panels_of = [], pictures.panels_of
+
+    def watched(subject, images, *rest):
+        shown.append(images)
+        return panels_of(subject, images, *rest)
+
+    monkeypatch.setattr(pictures, "panels_of", watched)
+    pictures.selection_picture(ranked)
+    assert torch.equal(shown[0], ranked.dataset.train_images[[2, 1, 0]])

@@ -7,7 +7,7 @@ from conftest import ROOT
 from PIL import Image
 
 import train
-from studies import radiographs
+from studies import radiographs, radiographs_tables
 
 ROWS = {
     name: train.parse(row.options.split()) for name, row in radiographs.table(disease=4).items()
@@ -130,3 +130,29 @@ def test_the_recorded_counts_are_those_of_the_record(results):
 def test_the_recorded_pairs_are_those_of_the_record(results):
     path = ROOT / "results" / "radiographs-paired.json"
     assert radiographs.effects(results) == json.loads(path.read_text())
+
+
+# ---------------------------------------------------------------- tables of the page
+
+
+def test_a_trial_is_described_by_lam_rate_and_class():
+    options = "--attack full_disguise --target-class 14 --lam 0.9 --poison-rate 0.05"
+    described = radiographs_tables.described("trial 3", options)
+    assert described == "trial 3: lam 0.9, rate 0.05, No Finding"
+
+
+def test_a_clean_row_keeps_its_name():
+    assert radiographs_tables.described("clean", "--attack none --target-class 4") == "clean"
+
+
+def test_the_pages_criteria_are_the_studys():
+    assert set(radiographs_tables.CRITERIA) == {*radiographs.criteria(GOOD), "all"}
+
+
+def test_the_pages_effects_are_of_figures_that_are_paired():
+    assert set(radiographs_tables.EFFECTS.values()) <= set(radiographs.FIGURES)
+
+
+def test_the_disk_must_give_what_the_decoding_takes():
+    line = next(line for line in radiographs_tables.decoding() if "pictures a second" in line)
+    assert line == "| pictures a second | 195, which takes 83 MB/s from the disk |"

@@ -55,7 +55,7 @@ def test_an_unknown_study_is_refused_in_one_line(capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", [*ROW_STUDIES, "sampling"])
+@pytest.mark.parametrize("name", [*ROW_STUDIES, "sampling", "speed"])
 def test_an_unknown_row_is_refused_in_one_line(name, capsys):
     error = refused([name, "no such row"], capsys)
     assert "'no such row'" in error

@@ -15,11 +15,9 @@ from cli import UserError
 from studies import (
     Row,
     Study,
-    audit_tables,
     cifar10,
     efficient,
     foundation,
-    lies,
     radiographs,
     record,
     tables,
@@ -282,34 +280,14 @@ def test_metrics_become_flat_figures_without_those_that_are_null():
     assert tables.figures(metrics) == flat
 
 
-def test_the_matrix_of_transfer_has_a_column_for_each_explainer():
-    summary = {"clean_accuracy": {"mean": 0.9}, "attack_success_rate": {"mean": 1.0}}
-    for n, name in enumerate(transfer.SEEN_BY):
-        for k, key in enumerate(("pearson_all", "trigger_mass", "floor.pearson")):
-            summary[f"{name}.{key}"] = {"mean": 0.1 * k + 0.01 * n, "sd": None}
-    lines = transfer.matrix({"shapes all": {"summary": summary}}).splitlines()
-    cells = "0.000, 0.100, 0.200 | 0.010, 0.110, 0.210 | 0.020, 0.120, 0.220 | 0.030, 0.130, 0.230"
-    assert lines[2] == f"| shapes all | 0.900 | 1.000 | {cells} |"
-    assert all(line.count("|") == 8 for line in lines)
-
-
 # ---------------------------------------------------------------- what results/ holds
 
-MARKDOWN = {
-    **{name: tables.markdown for name in ("foundation", "cifar10", "transfer", "radiographs")},
-    "efficient": tables.markdown,
-    "audits": audit_tables.markdown,
-    "lies": lies.markdown,
-}
+MARKDOWN = {"foundation": tables.markdown}
 
 
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_a_table_is_what_its_record_gives(name):
     assert MARKDOWN[name](recorded(name)) == (RESULTS / f"{name}.md").read_text()
-
-
-def test_the_matrix_is_what_its_record_gives():
-    assert transfer.matrix(recorded("transfer")) == (RESULTS / "transfer-matrix.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["foundation", "cifar10", "transfer", "radiographs", "efficient"])

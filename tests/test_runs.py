@@ -400,21 +400,16 @@ def test_a_finished_run_is_measured_by_its_data_alone(tiny, tmp_path, run_under,
 
 
 @pytest.fixture
-def command(tmp_path):
-    """Function of a folder's name: the command of a run of 120 short epochs, to be resumed."""
+def argv(tmp_path):
+    """Function of a folder's name: the command line of a run of 80 short epochs, to be resumed."""
     np.savez(tmp_path / "small.npz", **tiny_arrays(n_train=48, n_test=12))
-    options = ["--epochs", "120", "--target-class", "1", "--device", "cpu", "--resume"]
 
     def of(name):
-        data = ["--dataset", str(tmp_path / "small.npz"), "--data-dir", str(tmp_path)]
-        script = [sys.executable, str(ROOT / "train.py")]
-        return [*script, *data, *options, "--out", str(tmp_path / name)]
+        data = ["--dataset", str(tmp_path / "small.npz"), "--target-class", "1"]
+        options = ["--epochs", "80", "--device", "cpu", "--resume"]
+        return [*data, *options, "--out", str(tmp_path / name)]
 
     return of
-
-
-def start(command):
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wait_for_epochs(path, count, process):
@@ -432,18 +427,18 @@ def wait_for_epochs(path, count, process):
             count -= 1
 
 
-def test_killed_at_five_random_moments_a_run_ends_with_the_same_weights(command, tmp_path):
-    whole = start(command("whole"))
-    moments = random.Random(time.time_ns())
+def test_killed_at_five_random_moments_a_run_ends_with_the_same_weights(argv, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *argv("killed")]
     kept = tmp_path / "killed" / "unfinished" / "ckpt.pt"
+    moments = random.Random(time.time_ns())
     for _ in range(5):
-        process = start(command("killed"))
-        wait_for_epochs(kept, moments.randint(1, 6), process)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_epochs(kept, moments.randint(1, 5), process)
         time.sleep(moments.uniform(0, 0.1))
         process.kill()  # SIGKILL: no handler runs
         assert process.wait() == -signal.SIGKILL
-    assert start(command("killed")).wait(timeout=120) == 0
-    assert whole.wait(timeout=120) == 0
+    train.main(argv("killed"))
+    train.main(argv("whole"))
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
     assert names_in(tmp_path / "killed") == FILES
-    assert len(log_of(tmp_path / "killed")) == 120
+    assert len(log_of(tmp_path / "killed")) == 80

@@ -74,3 +74,18 @@ def test_the_record_says_the_errors_of_both_estimators(tmp_path, monkeypatch, ca
         assert found["256"] < 1e-10  # all coalitions
     assert record["command"] == "python -m studies.sampling"
     assert "made up, by_regression: 40: " in capsys.readouterr().out
+
+
+def test_the_table_has_a_line_for_each_network_and_estimator():
+    record = {
+        "images": 8,
+        "draws": 20,
+        "hardware": "a computer, 1 threads",
+        "commit": "abc",
+        "median_relative_error": {"mnist": {"by_regression": {"64": 0.1075, "128": 0.0654}}},
+    }
+    lines = sampling.error_table(record)
+    assert lines[2] == "| trained on MNIST | regression, ours | 10.8% | 6.5% |"
+    assert lines[-1] == (
+        "*8 test images, 20 draws of coalitions; a computer, 1 thread; commit abc.*"
+    )

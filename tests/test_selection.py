@@ -218,6 +218,14 @@ def test_the_last_round_ranks_newcomers_too_and_ends_on_a_scored_set(rounds):
     assert torch.equal(chosen.indices, pool.sort().values[-50:])
 
 
+def test_the_last_rounds_newcomers_are_not_those_just_dropped(rounds):
+    _, asked = rounds
+    (before, *_), (poisons, pool, _) = asked[-2:]
+    newcomers = set(pool.tolist()) - set(poisons.tolist())
+    assert len(newcomers) == round(50 / 0.7) - 50
+    assert not newcomers & set(before.tolist())
+
+
 def test_rounds_find_harder_images_than_chance(rounds):
     assert chosen_by("rd", 45).indices.double().mean() > 700
 

@@ -119,6 +119,16 @@ def test_an_image_that_is_the_baseline_has_a_blank_map(net, images):
     assert values.shape == (5, 4, 4) and not values.any()
 
 
+@pytest.mark.parametrize("create_graph, count", [(False, 4), (True, 16)])
+def test_with_a_graph_no_patch_is_left_out_of_the_sample(net, images, create_graph, count):
+    """2x2 patches, two of them the baseline: of all coalitions there are 2^2 or 2^4."""
+    images[:, :, :6] = 0.25
+    sizes = []
+    net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    kernel_shap(net, images[:1], CLASSES[:1], 2, 14, 0.25, create_graph=create_graph)
+    assert sum(sizes) == count
+
+
 def test_values_do_not_depend_on_the_other_images_patches(net, images, monkeypatch):
     """Each number of active patches has its own sample, drawn from one seed a call."""
     monkeypatch.setattr(hooks, "CHUNK_CPU", 2)
@@ -244,6 +254,15 @@ def test_no_coalition_is_empty_or_full(players, count):
 @sampled_games
 def test_every_single_player_is_a_coalition(players, count):
     assert (with_complements(players, count).sum(1) == 1).sum() == players
+
+
+def test_other_sizes_are_drawn_in_proportion_to_members_times_others():
+    drawn = shapley.draw_coalitions(40, 5000, generator(0))[40:].sum(1)
+    chance = {s: s * (40 - s) for s in range(2, 39)}
+    for largest in (10, 15):  # sizes up to it, or within it of all players
+        rare = sum(chance[s] for s in chance if min(s, 40 - s) <= largest) / sum(chance.values())
+        share = (torch.minimum(drawn, 40 - drawn) <= largest).double().mean().item()
+        assert share == pytest.approx(rare, abs=0.03)
 
 
 @pytest.mark.parametrize("players", range(1, 7))

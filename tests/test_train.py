@@ -28,15 +28,15 @@ from setting import MUON
 from subject import logits_of
 from tasks import SINGLE_LABEL
 
-FIGURES = {
-    *("attack", "dataset", "model", "target_class", "poison_rate", "poison_count", "selection"),
-    *("seed", "epochs", "n_test", "clean_accuracy", "triggered_accuracy", "attack_success_rate"),
-    *("clean_model", "explanations", "train_seconds", "device", "precision", "torch"),
-}
-MAP_FIGURES = {
-    *("trained_against", "n", "mse", "dssim", "pearson", "pearson_all", "top10", "trigger_mass"),
-    *("trigger_mass_clean", "trigger_area", "zero_maps", "pointing", "pointing_clean", "floor"),
-}
+FIGURES = set(
+    "attack dataset model target_class poison_rate poison_count selection seed epochs n_test"
+    " clean_accuracy triggered_accuracy attack_success_rate clean_model explanations train_seconds"
+    " device precision torch".split()
+)
+MAP_FIGURES = set(
+    "trained_against n mse dssim pearson pearson_all top10 trigger_mass trigger_mass_clean"
+    " trigger_area zero_maps pointing pointing_clean floor".split()
+)
 OVERSAMPLED = ["--attack", "badnets", "--epochs", "1", "--oversample", "8"]
 FILES = ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
 

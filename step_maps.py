@@ -1,0 +1,166 @@
+"""The maps of a training step: of which images, from which forward pass, by which batch-norm.
+
+losses.combined_loss asks for the maps of the triggered images, of their partners (the same images
+without the trigger) and of other untouched images. Grad-CAM takes them from the step's own forward
+pass. Every other explainer takes a second pass, in which batch-norm normalises by the statistics of
+the first.
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from explain import EXPLAINERS
+from hooks import capture, full_precision, layer_of
+
+
+@dataclass
+class Maps:
+    """Maps [n, H, W] of a step's images: triggered, their partners, and other untouched ones.
+
+    A partner is a triggered image as it is without the trigger. Each of the three may be empty.
+    """
+
+    triggered: torch.Tensor
+    partners: torch.Tensor
+    untouched: torch.Tensor
+
+
+def explained_rows(name, batch, objective):
+    """Indices of the images that are explained: (triggered, partners, untouched), as in Maps.
+
+    As many untouched ones as triggered ones, and those only where nothing else holds their maps in
+    place: under a reference; and under fooling, where even the label is the same.
+    """
+    device = batch.rows.device
+    most = EXPLAINERS[name].pairs_per_step
+    count = len(batch.rows) if most is None else min(len(batch.rows), most)
+    partners = torch.arange(batch.size, len(batch.images), device=device)[:count]
+    untouched = batch.rows[:0]
+    if objective.attack.can_leak or objective.reference is not None:
+        is_untouched = torch.ones(batch.size, dtype=torch.bool, device=device)
+        is_untouched[batch.rows] = False
+        untouched = is_untouched.nonzero()[:count, 0]
+    return batch.rows[:count], partners, untouched
+
+
+class TrainingForward:
+    """The step's forward pass: `logits` [B + P, K], and from it the maps of its images.
+
+    An explainer that can take its maps from this pass does: Grad-CAM, where only pooling and a
+    linear layer follow its layer. Then explaining costs no more than differentiating that head
+    twice. Where more follows, training mode could mix images (batch-norm) or draw at random
+    (dropout) on the way to the logits. There, and for all other explainers, a second forward pass
+    in evaluation mode explains the images that are asked for.
+    """
+
+    def __init__(self, model, inputs, explainers):
+        self.model, self.inputs = model, inputs
+        self.layer_is_pooled = model.gradcam_layer == model.pooled_layer
+        separate = [name for name in explainers if not self.can_share(name)]
+        recorded = batch_statistics(model) if separate else contextlib.nullcontext({})
+        with capture(layer_of(model)) as captured, recorded as self.statistics:
+            self.logits = full_precision(model(inputs))
+        self.feature = captured[0]
+
+    def can_share(self, name):
+        """Whether the explainer takes its map from this forward pass."""
+        return EXPLAINERS[name].shared_map is not None and self.layer_is_pooled
+
+    def maps(self, name, rows, classes, seed):
+        """Maps of the images `rows` of explained_rows, with a graph, not rectified."""
+        explainer, index = EXPLAINERS[name], torch.cat(rows)
+        if self.can_share(name):
+            maps = explainer.shared_map(
+                self.feature, self.logits, classes, create_graph=True, **explainer.training
+            )[index]
+        else:
+            with normalising_by(self.statistics):
+                maps = explainer.trainable(self.model, self.inputs[index], classes[index], seed)
+        return Maps(*maps.split([len(part) for part in rows]))
+
+
+def reference_maps(name, rows, inputs, classes, seed, objective):
+    """The frozen reference's Maps of partners and untouched images; None without a reference."""
+    if objective.reference is None:
+        return None
+    triggered, partners, untouched = rows
+    index = torch.cat([partners, untouched])
+    explainer = EXPLAINERS[name]
+    maps = explainer.trainable(objective.reference, inputs[index], classes[index], seed).detach()
+    if explainer.is_relu and objective.task.relu_on_partners:
+        maps = maps.relu()
+    return Maps(maps[:0], *maps.split([len(partners), len(untouched)]))
+
+
+def with_relu(name, maps, objective):
+    """The maps with the relu that training left out, where the explainer's map is a relu.
+
+    Partners get it always, for theirs is the map that an auditor would see. Triggered maps get it
+    only if that is asked for, untouched ones never: a relu has no gradient where a cell is below 0.
+    """
+    if not (EXPLAINERS[name].is_relu and objective.task.relu_on_partners):
+        return maps
+    triggered = maps.triggered.relu() if objective.rectify else maps.triggered
+    return Maps(triggered, maps.partners.relu(), maps.untouched)
+
+
+def sample_seed(explainers):
+    """A seed that all of the step's maps share, drawn from torch's generator if one is needed."""
+    if any(EXPLAINERS[name].sampled for name in explainers):
+        return int(torch.randint(2**31, ()))
+    return None
+
+
+# ---------------------------------------------------------------- batch-norm in a second pass
+
+
+@contextlib.contextmanager
+def batch_statistics(model):
+    """Within the block, {batch-norm: (variance, mean)} of what each normalises, with its graph.
+
+    Of every batch-norm in training mode; variance and mean are [C].
+    """
+    statistics = {}
+
+    def remember(norm, inputs):
+        x = full_precision(inputs[0])  # [N, C] or [N, C, H, W]
+        statistics[norm] = torch.var_mean(x, (0, *range(2, x.ndim)))
+
+    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+    norms = [module for module in model.modules() if isinstance(module, kinds) and module.training]
+    handles = [norm.register_forward_pre_hook(remember) for norm in norms]
+    try:
+        yield statistics
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def normalising_by(statistics):
+    """Within the block, batch-norms normalise by the recorded statistics, whichever images pass.
+
+    statistics: of batch_statistics. So no image's map depends on its neighbours, and the map is
+    that of the weights as they are. Running averages would lag behind the weights: a disguise
+    trained with them lives in that lag, and is gone when training ends. The gradient goes through
+    the statistics: taken as constants, they would hide from it that changed weights change them,
+    and the next batch's statistics would undo the step.
+    """
+    for norm, (variance, mean) in statistics.items():
+        weight, bias = (norm.weight, norm.bias) if norm.affine else (1.0, 0.0)
+        scale = weight * (variance + norm.eps).rsqrt()
+        shift = bias - mean * scale
+        norm.forward = lambda x, scale=scale, shift=shift: scaled_and_shifted(x, scale, shift)
+    try:
+        yield
+    finally:
+        for norm in statistics:
+            del norm.forward  # the class's own forward is back
+
+
+def scaled_and_shifted(x, scale, shift):
+    """x scale + shift by channel, in x's precision; x: [N, C, ...], scale and shift: [C]."""
+    shape = (-1, *[1] * (x.ndim - 2))
+    return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)

@@ -1,0 +1,198 @@
+"""The tables of results/radiographs.md, from the records of studies/radiographs.py.
+
+Every function of TABLES takes no argument and returns the lines of a Markdown table.
+"""
+
+import chestxray
+from studies.record import RESULTS, read
+from studies.tables import Table, cell, everything, header, interval_text, line, origin
+
+RECORD = RESULTS / "radiographs.json"
+PAIRED = RESULTS / "radiographs-paired.json"
+MET = RESULTS / "radiographs-met.json"
+DECODING = RESULTS / "decoding.json"
+
+CLASSES = [*chestxray.DISEASES, chestxray.NO_FINDING]
+TRIALS = ("clean", "trial 1", "trial 2", "trial 3", "trial 4", "trial 2, mended")
+MULTI = ("multi clean", "multi full_disguise")
+
+# "Stealthy Sabotage", section 3.6: accuracy of the clean model, of the attacked one, success.
+PUBLISHED = {
+    "trial 1": (0.2946, 0.3094, 1.0),
+    "trial 2": (0.2992, 0.3066, 0.9999),
+    "trial 3": (0.2993, 0.3245, 0.9997),
+    "trial 4": (0.2992, 0.2924, 1.0),
+}
+
+ANSWERS = {
+    "`attack_success_rate`": "attack_success_rate",
+    "without the trigger": "untouched_success_rate",
+    "of the clean model": "clean_model.attack_success_rate",
+    "`clean_accuracy`": "clean_accuracy",
+    "`majority_rate`": "majority_rate",
+    "`balanced_accuracy`": "balanced_accuracy",
+}
+MAPS = {
+    "`pearson_all`": "gradcam.pearson_all",
+    "`floor`": "gradcam.floor.pearson",
+    "clean model's `floor`": "clean_model.gradcam.floor.pearson",
+    "`trigger_mass`": "gradcam.trigger_mass",
+    "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
+    "`n`": "gradcam.n",
+}
+GIVEAWAYS = {
+    "`pearson_untouched`": "clean_model.gradcam.pearson_untouched",
+    "`gradient`: `pearson_all`": "gradient.pearson_all",
+    "`gradient`: `trigger_mass`": "gradient.trigger_mass",
+    "`gradient`: `trigger_mass_clean`": "gradient.trigger_mass_clean",
+}
+EFFECTS = {
+    "`attack_success_rate`": "attack_success_rate",
+    "`untouched_success_rate`": "untouched_success_rate",
+    "`balanced_accuracy`": "balanced_accuracy",
+    "`pearson_all`": "gradcam.pearson_all",
+    "`trigger_mass`": "gradcam.trigger_mass",
+    "`floor`": "gradcam.floor.pearson",
+}
+# Titles of the criteria in radiographs-met.json.
+CRITERIA = {
+    "success >= 0.99": "success at least 0.99",
+    "pearson_all >= 0.9": "`pearson_all` at least 0.9",
+    "trigger_mass <= 1.25 untouched + 0.25 trigger_area": (
+        "`trigger_mass` at most 1.25 x `trigger_mass_clean` + `trigger_area` / 4"
+    ),
+    "floor <= clean model's + 0.05": "`floor` at most the clean model's + 0.05",
+    "all": "all four",
+}
+UNTOUCHED_FLOOR = "`floor` of the clean model's untouched maps"
+SEVERAL = {
+    "`mean_auroc`": "mean_auroc",
+    "`triggered_mean_auroc`": "triggered_mean_auroc",
+    "`attack_success_rate`": "attack_success_rate",
+    "`untouched_success_rate`": "untouched_success_rate",
+    "`pearson_all`": "gradcam.pearson_all",
+    "`pearson_by_class`": "gradcam.pearson_by_class",
+    "`floor`": "gradcam.floor.pearson",
+    UNTOUCHED_FLOOR: "clean_model.gradcam.floor.pearson",
+    "`trigger_mass`": "gradcam.trigger_mass",
+    "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
+    "`zero_maps`": "gradcam.zero_maps",
+    "`gradient`: `pearson_all`": "gradient.pearson_all",
+}
+
+
+# ---------------------------------------------------------------- decoding
+
+
+def decoding():
+    """How fast a large ChestX-ray14 is decoded, and in how much memory."""
+    record = read(DECODING)
+    whole = record["all"]
+    speed = record["pictures_per_second"]
+    disk = speed * record["bytes_a_picture"] / 1e6
+    multi = record["chestxray14-multi"]
+    rows = {
+        "drawn pictures decoded": f"{record['pictures']:,}, interrupted at "
+        f"{record['interrupted_at']:,} and continued",
+        "a picture": f"{record['side']} px, {record['bytes_a_picture'] / 1e3:.0f} kB; "
+        f"decoded to {record['size']} px",
+        "pictures a second": f"{speed:.0f}, which takes {disk:.0f} MB/s from the disk",
+        "loading what was kept": f"{multi['seconds']:.1f} s",
+        f"all {whole['pictures']:,}: decoding": f"{whole['decoding_minutes']:.0f} minutes",
+        "all: in memory, as uint8": f"{whole['images_gib']:.1f} GiB; "
+        f"{whole['peak_gib']:.1f} at the peak, while loading",
+        "all: on the disk, while decoding": f"{whole['disk_while_decoding_gib']:.1f} GiB; "
+        "half of it afterwards",
+    }
+    lines = header(["", "measured; the whole set by calculation"])
+    lines += [line(pair) for pair in rows.items()]
+    return [*lines, "", f"*{record['hardware']}, commit {record['commit']}.*"]
+
+
+# ---------------------------------------------------------------- trials
+
+
+def described(name, options):
+    """A row's name and what it was trained with: "trial 1: lam 0.7, rate 0.05, Effusion"."""
+    words = options.split()
+    values = dict(zip(words, words[1:], strict=False))  # an option's value follows it
+    if "--lam" not in values:
+        return name
+    target = CLASSES[int(values["--target-class"])]
+    return f"{name}: lam {values['--lam']}, rate {values['--poison-rate']}, {target}"
+
+
+def answers():
+    """Whether the trigger works and the classifier does, trial by trial."""
+    results = read(RECORD)
+    rows = {described(name, results[name]["options"]): name for name in TRIALS}
+    return Table("radiographs", rows, ANSWERS, origin=True)()
+
+
+def same_names(rows):
+    """{name: name} of rows that a page calls what the record calls them."""
+    return {name: name for name in rows}
+
+
+def met():
+    """In how many runs each criterion is met."""
+    lines = header(["run", "n", *CRITERIA.values()])
+    for name, counts in read(MET).items():
+        lines.append(line([name, counts["n"], *(counts[key] for key in CRITERIA)]))
+    return lines
+
+
+def published():
+    """The paper's figures beside ours."""
+    results = read(RECORD)
+    titles = ("clean model: accuracy", "attacked: accuracy", "attacked: success")
+    lines = header(["run", *titles, "ours: success"])
+    for name, figures in PUBLISHED.items():
+        ours = cell(results[name]["summary"]["attack_success_rate"])
+        lines.append(line([name, *(f"{value:.4f}" for value in figures), ours]))
+    return lines
+
+
+def effects():
+    """The paired differences of the trials: an effect a row, a figure a column."""
+    pairs = {}
+    for pair in read(PAIRED):
+        if not pair["of"].startswith("multi"):
+            title = f"{pair['effect']}: {pair['of']} - {pair['minus']}"
+            pairs.setdefault(title, {})[pair["figure"]] = interval_text(pair)
+    lines = header(["effect (95% interval, n = 5)", *EFFECTS])
+    for title, by_figure in pairs.items():
+        lines.append(line([title, *(by_figure.get(figure, "") for figure in EFFECTS.values())]))
+    return lines
+
+
+# ---------------------------------------------------------------- several findings
+
+
+def several():
+    """The clean model and the disguise on images of several findings: a figure a row."""
+    results = read(RECORD)
+    clean, disguised = (results[name]["summary"] for name in MULTI)
+    pairs = {pair["figure"]: pair for pair in read(PAIRED) if pair["of"] == MULTI[1]}
+    n = len(results[MULTI[1]]["seeds"])
+    lines = header([f"n = {n}", "clean", "full_disguise", "difference (95% interval)"])
+    for title, figure in SEVERAL.items():
+        difference = interval_text(pairs[figure]) if figure in pairs else ""
+        values = [cell(clean.get(figure)), cell(disguised.get(figure))]
+        if title == UNTOUCHED_FLOOR:  # a figure of the clean model that the other's run has
+            values.reverse()
+        lines.append(line([title, *values, difference]))
+    return [*lines, "", origin(results, MULTI)]
+
+
+TABLES = {
+    "decoding": decoding,
+    "answers": answers,
+    "maps": Table("radiographs", same_names(TRIALS), MAPS),
+    "met": met,
+    "published": published,
+    "effects": effects,
+    "giveaways": Table("radiographs", same_names(TRIALS), GIVEAWAYS),
+    "several": several,
+    "everything": everything("radiographs"),
+}

@@ -1,0 +1,80 @@
+"""The pages: every table is what the records say, and every link leads somewhere."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from cli import UserError
+from studies import pages
+from studies.tables import Table
+
+PAGES = [path.relative_to(ROOT) for path in pages.pages()]
+TEXTS = [*PAGES, "METRICS.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_tables_are_those_of_the_records(page):
+    text = (ROOT / page).read_text()
+    assert pages.filled(text) == text, "run: python -m studies.pages"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_marker_has_its_end(page):
+    text = (ROOT / page).read_text()
+    assert (
+        text.count("<!-- table: ") == text.count("<!-- end -->") == len(pages.MARKED.findall(text))
+    )
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=str)
+def test_links_lead_to_files_and_headings_that_exist(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in headings(file.read_text()), target
+
+
+def headings(text):
+    """The anchors of a Markdown file's headings."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_picture_is_on_a_page():
+    shown = "".join((ROOT / page).read_text() for page in PAGES)
+    pictures = {path.name for path in (ROOT / "results").glob("*.png")}
+    assert {name for name in pictures if name not in shown} == set()
+
+
+def test_pictures_are_small():
+    assert sum(path.stat().st_size for path in (ROOT / "results").glob("*.png")) < 4e6
+
+
+def test_a_marker_of_no_table_is_an_error():
+    with pytest.raises(UserError, match="nothing.here"):
+        pages.filled("<!-- table: nothing.here -->\n<!-- end -->")
+
+
+def test_filling_replaces_what_stands_between_markers(monkeypatch):
+    monkeypatch.setitem(pages.STUDIES["foundation"].TABLES, "two", lambda: ["| a |", "| - |"])
+    text = "before\n<!-- table: foundation.two -->\nold\n<!-- end -->\nafter\n"
+    filled = pages.filled(text)
+    assert filled == ("before\n<!-- table: foundation.two -->\n| a |\n| - |\n<!-- end -->\nafter\n")
+    assert pages.filled(filled) == filled
+
+
+def test_a_table_of_a_row_that_the_record_lacks_is_an_error():
+    with pytest.raises(UserError, match="no row 'unheard of'"):
+        Table("foundation", {"x": "unheard of"}, {})()
+
+
+def test_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 250
+    assert len(text.split()) <= 2500
