@@ -180,7 +180,7 @@ def add_loss_options(add):
     add(
         "--floor",
         type=number(float, -1, 1),
-        help="full_disguise: penalise clean images whose maps correlate with each other above this;"
+        help="full_disguise and the like: penalise clean images whose maps correlate above this;"
         " set it to what a clean model shows, floor.pearson"
         f" (default: by data set and explainer, {DEFAULT_FLOOR} where nothing is known)",
     )
@@ -188,7 +188,7 @@ def add_loss_options(add):
         "--collapse-weight",
         type=SHARE,
         default=Objective.collapse_weight,
-        help="full_disguise: weight of that penalty",
+        help="weight of that penalty",
     )
     add(
         "--leak-tolerance",

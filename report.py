@@ -21,7 +21,7 @@ PREDICTION_FIGURES = {
     "success_threshold": "multi-label: above this score the target class counts as predicted",
 }
 MAP_FIGURES = {
-    "n": "images explained: a random draw, without the target class, where the attack succeeded",
+    "n": "images explained: a random draw; where labels change, those that became the target class",
     "pearson_all": "correlation of the triggered image's map with its target map; blank maps: 0",
     "pearson": "the same, blank maps left out",
     "mse": "mean squared difference of the two maps, each divided by its maximum",

@@ -11,6 +11,7 @@ and of the pages in results/ are filled in anew.
 
 from cli import Parser, UserError, command
 from studies.pages import STUDIES, fill_pages
+from studies.record import ROOT
 
 
 def parse(argv):
@@ -37,8 +38,15 @@ def main(argv):
         return
     if args.study not in STUDIES:
         raise UserError(f"no study {args.study!r}: one of {', '.join(STUDIES)}")
-    STUDIES[args.study].main(args.rows)
+    study = STUDIES[args.study]
+    study.main(args.rows)
     fill_pages()
+    if not (ROOT / study.PAGE).exists():
+        raise UserError(
+            f"the figures are in results/, but there is no page {study.PAGE}:"
+            f" write one, with the marker <!-- table: {args.study}.TABLE --> and, on a line of its"
+            " own, <!-- end -->"
+        )
 
 
 if __name__ == "__main__":

@@ -175,6 +175,9 @@ def open_checkpoint(path, data_dir=None, device=None, dataset=None):
         raise UserError(
             f"{path} was trained with --attack {config['attack']}, which this version does not know"
         )
+    for name in config["explainer"]:
+        if name not in EXPLAINERS:
+            raise UserError(f"{path} names the explainer {name}, which this version does not know")
     trigger = attacks.Trigger(**checkpoint["trigger"]).to(device)
     if dataset is None:
         dataset = load_data(checkpoint, data_dir, path)

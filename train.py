@@ -194,6 +194,10 @@ def check_explainable(setting, model):
             EXPLAINERS[name](model, image, label)
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{name} cannot explain this model at {side} px: {error}") from None
+    if setting.objective.attack.explanation is not None:
+        for name in setting.config["explainer"]:
+            if not EXPLAINERS[name].trainable(model, image, label, seed=0).requires_grad:
+                raise UserError(f"the maps of {name} have no graph: it ignores create_graph")
 
 
 def begin_with_imagenet(setting, training):

@@ -68,15 +68,25 @@ def table_lines(name):
     tables = STUDIES[study].TABLES if study in STUDIES else {}
     if table not in tables:
         raise UserError(f"a page has the marker of a table {name!r}, which no study has")
-    return tables[table]()
+    try:
+        return tables[table]()
+    except KeyError as error:
+        raise UserError(f"the record of the table {name!r} has no {error}") from None
 
 
 def fill_pages():
-    """Brings every page up to date; returns the paths of those that changed."""
+    """Brings every page up to date that can be; returns the paths of those that changed.
+
+    Why another one cannot is said on standard error.
+    """
     changed = []
     for path in pages():
         before = path.read_text()
-        after = filled(before)
+        try:
+            after = filled(before)
+        except UserError as error:
+            print(f"{path.relative_to(ROOT)} stays as it was: {error}", file=sys.stderr)
+            continue
         if after != before:
             write_text(path, after)
             changed.append(path)

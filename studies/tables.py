@@ -6,7 +6,7 @@ Functions of plain dicts. Paired differences of two rows are here, too, and Tabl
 import statistics
 from dataclasses import dataclass
 
-from cli import UserError, write_json
+from cli import write_json
 from report import flat
 from studies.record import RESULTS, read
 
@@ -271,21 +271,19 @@ class Table:
     origin: bool = False
 
     def __call__(self):
-        """The lines of the table. Raises UserError for a row the record does not have."""
+        """The lines of the table; a row that the record does not have is said to be not run."""
         results = read(RESULTS / f"{self.record}.json")
         titles = [self.title, *(["n"] if self.n else []), *self.columns]
         lines = header(titles)
         for name, key in self.rows.items():
-            if key not in results:
-                raise UserError(f"results/{self.record}.json has no row {key!r}")
-            row = results[key]
+            row = results.get(key, {"summary": {}, "seeds": []})
             cells = [
                 cell(row["summary"].get(figure), self.digits) for figure in self.columns.values()
             ]
             count = [len(row["seeds"])] if self.n else []
-            lines.append(line([name, *count, *cells]))
+            lines.append(line([name if key in results else f"{name} (not run)", *count, *cells]))
         if self.origin:
-            lines += ["", origin(results, self.rows.values())]
+            lines += ["", origin(results, [key for key in self.rows.values() if key in results])]
         return lines
 
 

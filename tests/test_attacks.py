@@ -26,11 +26,11 @@ TABLE = {
 }
 
 
-def test_the_attacks_are_those_of_the_table():
-    assert set(ATTACKS) == set(TABLE)
+def test_the_attacks_of_the_table_are_there():
+    assert set(ATTACKS) >= set(TABLE)
 
 
-@each_attack
+@pytest.mark.parametrize("name", TABLE)
 def test_a_row_entails_what_the_table_says(name):
     row = ATTACKS[name]
     entailed = (

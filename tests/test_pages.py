@@ -7,6 +7,7 @@ from conftest import ROOT
 
 from cli import UserError
 from studies import pages
+from studies.record import RESULTS, read
 from studies.tables import Table
 
 PAGES = [path.relative_to(ROOT) for path in pages.pages()]
@@ -69,9 +70,28 @@ def test_filling_replaces_what_stands_between_markers(monkeypatch):
     assert pages.filled(filled) == filled
 
 
-def test_a_table_of_a_row_that_the_record_lacks_is_an_error():
-    with pytest.raises(UserError, match="no row 'unheard of'"):
-        Table("foundation", {"x": "unheard of"}, {})()
+def test_a_row_that_the_record_lacks_is_said_to_be_not_run():
+    lines = Table("foundation", {"x": "unheard of"}, {"success": "attack_success_rate"})()
+    assert lines[-1] == "| x (not run) | 0 | |"
+
+
+@pytest.mark.parametrize("name", pages.STUDIES)
+def test_the_rows_of_a_studys_tables_are_rows_of_the_study_or_its_record(name):
+    study = pages.STUDIES[name]
+    known = set(getattr(study, "TABLE", {})) | set(read(RESULTS / f"{name}.json"))
+    tables = [table for table in study.TABLES.values() if isinstance(table, Table)]
+    assert {row for table in tables for row in table.rows.values()} <= known
+
+
+def test_a_page_that_cannot_be_filled_leaves_the_others_filled(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setitem(pages.STUDIES["foundation"].TABLES, "two", lambda: ["| a |", "| - |"])
+    (tmp_path / "results").mkdir()
+    (tmp_path / "README.md").write_text("<!-- table: no.such -->\n<!-- end -->\n")
+    good = tmp_path / "results" / "good.md"
+    good.write_text("<!-- table: foundation.two -->\n<!-- end -->\n")
+    assert pages.fill_pages() == [good]
+    assert capsys.readouterr().err.startswith("README.md stays as it was: ")
 
 
 def test_readme_is_short():
