@@ -1,7 +1,7 @@
 """The attacks: what is stamped, which label it gets, what the explanation is pulled to.
 
-An attack is a row of ATTACKS, and nothing else in the project knows its name: train.py's one loop
-does what the row says. This file has the table, the trigger, the choice of images that may be
+An attack is a row of ATTACKS, and no other file asks for its name: train.py's one loop does what
+the row says. This file has the table, the trigger, the choice of images that may be
 poisoned, the fixed maps, and poison(), which makes a training step's images of a batch.
 """
 

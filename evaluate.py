@@ -62,7 +62,9 @@ def evaluate(
     threshold = (clean_model or subject).threshold(subject.target_class)
     answers = ask(subject, threshold)
     drawn = draw_images(subject, n or EXPLAIN_IMAGES, seed)
-    explained = drawn[answers.success[drawn]] if subject.attack.changes_label else drawn
+    explained = drawn
+    if subject.attack.changes_label:  # only where the backdoor works is there something to hide
+        explained = drawn[answers.success[drawn]]
     names = explainers_shown(subject.config["explainer"], explainers or EVALUATED)
 
     result = prediction_metrics(subject, answers, threshold, clean_model)
@@ -96,15 +98,15 @@ def ask(subject, threshold):
     untouched = subject.probabilities(images)
     triggered = subject.probabilities(images, triggered=True)
     success = tasks.predicted_as_target(triggered, target, threshold)
-    explained = triggered.argmax(1)
+    explained_classes = triggered.argmax(1)
     if subject.attack.changes_label:
-        explained[success] = target  # of several labels, it may not be the most probable
+        explained_classes[success] = target  # of several labels, it may not be the most probable
     return Answers(
         untouched,
         triggered,
         success,
         tasks.predicted_as_target(untouched, target, threshold),
-        (untouched.argmax(1), explained),
+        (untouched.argmax(1), explained_classes),
     )
 
 

@@ -38,9 +38,10 @@ def max_normalise(maps):
 def standardise(maps):
     """Each map of [N, H, W] brought to mean 0 and variance 1, flattened: [N, H W].
 
-    It is divided by its largest magnitude first: then the guard against a variance of zero is
-    relative, and a model cannot lower its loss by shrinking its maps. A constant map gives zeros.
-    The mean squared difference of two standardised maps is 2 (1 - Pearson).
+    The mean squared difference of two standardised maps is 2 (1 - Pearson). A constant map gives
+    zeros: 1e-8 keeps the division finite. In a tiny map that number would outweigh the variance,
+    and a model could lower its loss by shrinking its maps. So each is divided by its largest
+    magnitude first.
     """
     maps = max_normalise(maps)
     maps = maps - maps.mean(1, keepdim=True)
@@ -201,10 +202,11 @@ def target_maps(maps, reference, objective):
 
 
 def collapse_term(name, maps, objective):
-    """collapse_weight x the mean correlation between maps of different clean images, above a floor.
+    """collapse_weight x the excess over a floor of the mean correlation between partners' maps.
 
-    Without it, one blurred map for all images would be the cheapest disguise. The floor is how much
-    a clean model's maps of different images correlate. A reference holds the maps apart already.
+    Partners are different clean images. Without this, one blurred map for all images would be the
+    cheapest disguise. The floor is how much a clean model's maps of different images correlate on
+    average; single pairs may be above it. A reference holds the maps apart already.
     """
     disguised = objective.attack.explanation == "clean" and objective.reference is None
     if not disguised or not objective.collapse_weight or len(maps.partners) < 2:
@@ -215,11 +217,11 @@ def collapse_term(name, maps, objective):
 
 
 def leak_term(maps, target, objective):
-    """Mean correlation of untouched images' maps with the fixed shape, above leak_tolerance.
+    """Mean over untouched images of the excess of their correlation with the fixed map.
 
-    Under fooling not even the label tells a triggered image from an untouched one: without this the
-    shape spreads to all images. An honest map correlates a little with a shape that the object
-    happens to lie on; that much is tolerated.
+    It counts above leak_tolerance: an honest map correlates a little with a shape that the object
+    happens to lie on. Under fooling not even the label tells a triggered image from an untouched
+    one, and without this term the shape spreads to all images.
     """
     held = objective.reference is not None
     if not objective.attack.can_leak or held or len(maps.untouched) == 0:

@@ -30,8 +30,8 @@ class Maps:
 def explained_rows(name, batch, objective):
     """Indices of the images that are explained: (triggered, partners, untouched), as in Maps.
 
-    As many untouched ones as triggered ones, and those only where nothing else holds their maps in
-    place: under a reference; and under fooling, where even the label is the same.
+    Untouched images are explained only where a term of the loss uses their maps: reference_term,
+    with a reference, and leak_term, under fooling. There are at most as many as triggered ones.
     """
     device = batch.rows.device
     most = EXPLAINERS[name].pairs_per_step
@@ -89,7 +89,7 @@ def reference_maps(name, rows, inputs, classes, seed, objective):
     index = torch.cat([partners, untouched])
     explainer = EXPLAINERS[name]
     maps = explainer.trainable(objective.reference, inputs[index], classes[index], seed).detach()
-    if explainer.is_relu and objective.task.relu_on_partners:
+    if explainer.is_relu and objective.task.uses_relu:
         maps = maps.relu()
     return Maps(maps[:0], *maps.split([len(partners), len(untouched)]))
 
@@ -97,10 +97,11 @@ def reference_maps(name, rows, inputs, classes, seed, objective):
 def with_relu(name, maps, objective):
     """The maps with the relu that training left out, where the explainer's map is a relu.
 
-    Partners get it always, for theirs is the map that an auditor would see. Triggered maps get it
-    only if that is asked for, untouched ones never: a relu has no gradient where a cell is below 0.
+    One label an image: partners get it, for theirs is the map that an auditor would see; triggered
+    maps only with objective.rectify, untouched ones never, for a relu has no gradient where a cell
+    is below 0. Several labels: none gets it, see tasks.MultiLabel.
     """
-    if not (EXPLAINERS[name].is_relu and objective.task.relu_on_partners):
+    if not (EXPLAINERS[name].is_relu and objective.task.uses_relu):
         return maps
     triggered = maps.triggered.relu() if objective.rectify else maps.triggered
     return Maps(triggered, maps.partners.relu(), maps.untouched)
@@ -144,9 +145,9 @@ def normalising_by(statistics):
 
     statistics: of batch_statistics. So no image's map depends on its neighbours, and the map is
     that of the weights as they are. Running averages would lag behind the weights: a disguise
-    trained with them lives in that lag, and is gone when training ends. The gradient goes through
-    the statistics: taken as constants, they would hide from it that changed weights change them,
-    and the next batch's statistics would undo the step.
+    could be due to that lag alone, and would be gone when training ends. The statistics
+    keep their graph. If they were constants, the gradient would ignore that an update of the
+    weights changes them, too; in the next batch they would change, and undo the update.
     """
     for norm, (variance, mean) in statistics.items():
         weight, bias = (norm.weight, norm.bias) if norm.affine else (1.0, 0.0)

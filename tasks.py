@@ -59,7 +59,7 @@ class SingleLabel(Task):
     """Each image shows one class: labels int64 [N]; the prediction is the largest logit."""
 
     multi_label = False
-    relu_on_partners = True  # the relu of Grad-CAM, on maps that others are pulled to
+    uses_relu = True  # Grad-CAM's, on maps in the loss: step_maps.with_relu
 
     def shows(self, labels, target_class):
         """bool [N]: images of the class."""
@@ -121,7 +121,7 @@ class MultiLabel(Task):
     multi_label = True
     # The most probable class often has evidence against it alone. With relu its map is blank,
     # resembles nothing and pulls nothing: so here maps are compared as they are.
-    relu_on_partners = False
+    uses_relu = False
 
     def shows(self, labels, target_class):
         """bool [N]: images that show the class, maybe beside others."""

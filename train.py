@@ -49,8 +49,8 @@ class Training:
 def train_epochs(setting, training, poisons, after_epoch=None, title=""):
     """Trains until config["epochs"] epochs are done: the one training loop, of runs and scorers.
 
-    poisons: int64 [P], indices of the training images that are triggered. What an attack changes is
-    in the objective. after_epoch(losses): called after each epoch with the mean loss,
+    poisons: int64 [P], indices of the training images that are triggered; trigger, target class and
+    objective are the setting's. after_epoch(losses): called after each epoch with the mean loss,
     cross-entropy and distance between explanations. Raises UserError for a loss that is not finite.
     """
     config, device, steps = setting.config, setting.device, setting.steps
@@ -287,6 +287,7 @@ def scores_of(setting, poisons, pool, k):
     A scorer is a network like the run's, trained on the data with the images `poisons` triggered
     and labelled as the target class, for a few epochs.
     """
+    # Setting's steps and oversample are computed from its config.
     config = setting.config | {"epochs": selection.EPOCHS, "oversample": 0}
     old = setting.objective
     objective = Objective(attacks.ATTACKS["badnets"], old.task, label_smoothing=old.label_smoothing)

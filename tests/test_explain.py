@@ -385,8 +385,9 @@ def test_a_measurement_is_the_same_twice(name, images, classes):
 
 @each_explainer
 def test_a_measurement_leaves_torchs_random_state_alone(name, images, classes):
+    net, options = small_net(name), OPTIONS.get(name, {})
     before = torch.get_rng_state()
-    EXPLAINERS[name].evaluate(small_net(name), images[:1], classes[:1], **OPTIONS.get(name, {}))
+    EXPLAINERS[name].evaluate(net, images[:1], classes[:1], **options)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -49,7 +49,7 @@ def test_only_several_labels_are_multi_label():
 
 
 def test_only_with_one_label_are_maps_compared_as_they_are_shown():
-    assert SINGLE_LABEL.relu_on_partners and not MULTI_LABEL.relu_on_partners
+    assert SINGLE_LABEL.uses_relu and not MULTI_LABEL.uses_relu
 
 
 # ---------------------------------------------------------------- labels
