@@ -80,5 +80,5 @@ def keep_picture(source, target):
     """Saves the picture `source` as `target`, at most MAX_HEIGHT pixels high, in few colours."""
     with Image.open(source) as picture:
         picture.thumbnail((picture.width, MAX_HEIGHT))
-        picture = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        picture = picture.convert("RGB").quantize(COLOURS, kmeans=2, dither=Image.Dither.NONE)
         picture.save(target, optimize=True)
