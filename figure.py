@@ -217,9 +217,9 @@ def class_grid(title, classes, rows, footer):
         draw.text((middle, top - 4), name[: width // 6], INK, font(12), anchor="md")
     for y, (image, caption, warn, box, maps) in enumerate(rows):
         upper = top + y * step
-        beside = (left - 8, upper + width / 2)
+        label_at = (left - 8, upper + width / 2)
         colour = RED if warn else INK
-        draw.text(beside, caption, colour, font(12), anchor="rm", align="right")
+        draw.text(label_at, caption, colour, font(12), anchor="rm", align="right")
         page.paste(panel(image, box=box, width=SMALL), (left, upper))
         largest = float(np.abs(np.asarray(maps)).max())
         for x, map_ in enumerate(maps, 1):

@@ -162,8 +162,8 @@ def combined_loss(model, batch, inputs, objective, lam):
     batch: of attacks.poison; inputs: its images, normalised; lam: the weight in this step.
     """
     forward = TrainingForward(model, inputs, objective.explainers)
-    counted = len(inputs) if objective.partner_cross_entropy else batch.size
-    ce = objective.cross_entropy(forward.logits[:counted], batch.labels[:counted])
+    ce_images = len(inputs) if objective.partner_cross_entropy else batch.size
+    ce = objective.cross_entropy(forward.logits[:ce_images], batch.labels[:ce_images])
     if objective.attack.explanation is None:
         return ce, ce, ce.new_zeros(())
     if len(batch.rows) == 0:  # nothing in this step is triggered

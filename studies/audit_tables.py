@@ -326,10 +326,10 @@ def counts(part):
     """Three cells: what is above a threshold, found, rightly found, and falsely alarmed."""
     if part is None:
         return ["-"] * 3
-    return [counted(part[key]) for key in ("found", "right", "false_alarms")]
+    return [count_text(part[key]) for key in ("found", "right", "false_alarms")]
 
 
-def counted(share):
+def count_text(share):
     """ "4 of 5 (0.38 to 0.96)"."""
     text = f"{share['count']} of {share['of']}"
     if share["of"]:
