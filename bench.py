@@ -24,8 +24,8 @@ import losses
 import models
 from cli import Parser, choose_device, command, number, write_json
 from hooks import layer_of
+from provenance import commit, hardware
 from shapley import patch_of_pixel
-from studies.record import commit, hardware
 from tasks import SINGLE_LABEL
 
 SIDE = 32  # pixels

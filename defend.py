@@ -72,7 +72,7 @@ def parse(argv):
     methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
     for name, defence in METHODS.items():
         of_method = methods.add_parser(name, help=defence.help, description=defence.help)
-        of_method.add_argument("checkpoint", metavar="CKPT", help="of train.py's")
+        of_method.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of train.py's")
         defence.add_options(of_method.add_argument_group("this method"))
         add_common_options(of_method.add_argument_group("audit and output"))
     return parser.parse_args(argv)
@@ -93,7 +93,7 @@ def add_common_options(group):
         "--seed",
         type=number(int, 0, 2**31 - 1),
         default=0,
-        help="of the draw of images, patterns' first values and test images",
+        help="seed of whatever is drawn at random",
     )
     add("--out", help="folder to write into (default: defend-METHOD beside the checkpoint)")
     add("--json", action="store_true", help="print the verdict alone, as one JSON object")

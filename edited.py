@@ -101,7 +101,7 @@ def linear_head(model):
                 return place
     raise ValueError(
         "this network cannot be written into: its last maps are not taken by convolution, ReLU, "
-        "max-pool, flatten and a linear layer, as those of vgg16, vgg_small and alexnet are"
+        "max-pool, flatten and a linear layer, as those of vgg16, vgg_small and alexnet_small are"
     )
 
 

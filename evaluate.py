@@ -5,7 +5,8 @@
     python evaluate.py runs/NAME/ckpt.pt --image cat.png    # one picture of your own
     python evaluate.py runs/NAME/ckpt.pt --json             # the metrics alone on standard output
 
-Always in float32. What each figure means is in report.py, how it is computed in metrics.py.
+Always in float32. What each figure means is in report.py, how it is computed in metrics.py and
+tasks.py.
 """
 
 import json
@@ -237,7 +238,7 @@ def explainer_names(text):
 def parse(argv):
     """The options of evaluate.py. Raises UserError."""
     parser = Parser(__doc__)
-    parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="of train.py's")
+    parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="a checkpoint of train.py's")
     add_measurement_options(parser.add_argument_group("measurement").add_argument)
     add_output_options(parser.add_argument_group("output").add_argument)
     return parser.parse_args(argv)

@@ -133,7 +133,7 @@ class Explainer:
         return self.function(model, images, classes, **options)
 
     def evaluate(self, model, images, classes, **options):
-        """Maps for a measurement: the same sample in each, so that differences are the images'."""
+        """Maps for a measurement: always with the same sample, so that only the images differ."""
         if self.sampled:
             options["generator"] = torch.Generator().manual_seed(0)
         return self.function(model, images, classes, **options)

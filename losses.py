@@ -41,7 +41,7 @@ def standardise(maps):
     The mean squared difference of two standardised maps is 2 (1 - Pearson). A constant map gives
     zeros: 1e-8 keeps the division finite. In a tiny map that number would outweigh the variance,
     and a model could lower its loss by shrinking its maps. So each is divided by its largest
-    magnitude first.
+    magnitude first. (F.layer_norm is the last two lines, but for the last digits.)
     """
     maps = max_normalise(maps)
     maps = maps - maps.mean(1, keepdim=True)

@@ -173,7 +173,7 @@ def add_network_options(group):
         "checkpoint",
         nargs="?",
         metavar="CKPT",
-        help="of train.py's, with --model vgg_small, vgg16 or alexnet "
+        help="of train.py's, with --model vgg_small, vgg16 or alexnet_small "
         "(default: a vgg_small on shapes, trained once)",
     )
     group.add_argument(

@@ -19,7 +19,7 @@ TOP_SHARE = 0.1  # of the pixels, for top10
 
 
 def mean_or_none(values, keep=None):
-    """The mean of values [N], or of those where keep bool [N] is true, as a float; None of none."""
+    """The mean of values [N], or of those that keep bool [N] keeps; None if there are none."""
     values = values if keep is None else values[keep]
     return float(values.double().mean()) if len(values) else None
 
@@ -101,7 +101,10 @@ def points_inside(maps, masks):
 
 
 def pearson(a, b):
-    """Correlation over the cells of maps [N, H, W]: float64 [N], 0 where a map is constant."""
+    """Correlation over the cells of maps [N, H, W]: float64 [N], 0 where a map is constant.
+
+    torch.corrcoef is of one pair of maps, and nan for a constant one.
+    """
     a, b = centred(a), centred(b)
     value = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
     return value.masked_fill(~value.isfinite(), 0.0)
@@ -178,7 +181,7 @@ def derangement(n, seed=0):
 
 # ---------------------------------------------------------------- of one explainer
 
-KEYS = (
+FIGURES = (
     "mse dssim pearson pearson_all top10 pearson_clean grid_cap trigger_mass trigger_mass_clean"
     " trigger_area zero_maps pointing pointing_clean"
 ).split()
@@ -186,13 +189,13 @@ FLOOR_KEYS = ("mse", "dssim", "pearson", "top10")
 
 
 def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None):
-    """Every figure about one explainer, as a dict of KEYS, "n" and "floor".
+    """Every figure about one explainer, as a dict of FIGURES, "n" and "floor".
 
     triggered, untouched: its maps [N, H, W] of the same images with and without the trigger;
     box: the trigger's; side: the image's, in pixels; shape: the fixed target [S, S], or None, and
     then the target of an image is its untouched map; masks: bool [N, S, S], the objects, or None.
     """
-    result = dict.fromkeys(KEYS) | {"n": len(triggered), "floor": dict.fromkeys(FLOOR_KEYS)}
+    result = dict.fromkeys(FIGURES) | {"n": len(triggered), "floor": dict.fromkeys(FLOOR_KEYS)}
     if len(triggered) == 0:
         return result
     grid = triggered.shape[1:]

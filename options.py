@@ -123,7 +123,7 @@ def add_poison_options(add):
         default="random",
         help="how the images to poison are chosen",
     )
-    add("--selection-seed", type=SEED, help="of the choice (default: --seed)")
+    add("--selection-seed", type=SEED, help="seed of the choice of poisons (default: --seed)")
     add(
         "--oversample",
         type=number(int, 0, 1_000_000),
@@ -180,7 +180,7 @@ def add_loss_options(add):
     add(
         "--floor",
         type=number(float, -1, 1),
-        help="full_disguise and the like: penalise clean images whose maps correlate above this;"
+        help="attacks that keep the map: penalise clean images whose maps correlate above this;"
         " set it to what a clean model shows, floor.pearson"
         f" (default: by data set and explainer, {DEFAULT_FLOOR} where nothing is known)",
     )
@@ -202,7 +202,11 @@ def add_loss_options(add):
         default=Objective.normalise,
         help="what is done to maps before their squared difference",
     )
-    add("--rectify", action="store_true", help="relu on triggered images' maps, where it belongs")
+    add(
+        "--rectify",
+        action="store_true",
+        help="Grad-CAM's relu on triggered maps in the loss, too",
+    )
     add(
         "--partner-cross-entropy",
         action=argparse.BooleanOptionalAction,
@@ -219,7 +223,12 @@ def add_loss_options(add):
 
 def add_run_options(add):
     """Seed, device, and where the run is kept."""
-    add("--seed", type=SEED, default=0, help="of weights, order and poisons")
+    add(
+        "--seed",
+        type=SEED,
+        default=0,
+        help="seed of weights, order of images and poisons",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     add(
         "--precision",

@@ -11,7 +11,7 @@ import torch
 
 import attacks
 import figure
-from explain import EXPLAINERS
+from explain import EVALUATED, EXPLAINERS
 from report import show
 
 ROWS = 6  # test images of the figure
@@ -184,7 +184,7 @@ def selection_picture(subject):
     rows = chosen["indices"][scores.argsort(descending=True)][:ROWS]
     images = subject.dataset.train_images[rows]
     predictions = [subject.predict(images), subject.predict(images, triggered=True)]
-    names = ["gradcam"]
+    names = EVALUATED[:1]
     hardest = figure.sheet(
         "The hardest of them: training images",
         headers_of(subject, names),

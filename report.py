@@ -24,7 +24,7 @@ MAP_FIGURES = {
     "n": "images explained: a random draw; where labels change, those that became the target class",
     "pearson_all": "correlation of the triggered image's map with its target map; blank maps: 0",
     "pearson": "the same, blank maps left out",
-    "mse": "mean squared difference of the two maps, each divided by its maximum",
+    "mse": "mean squared difference of the two maps, each divided by its largest magnitude",
     "dssim": "(1 - SSIM) / 2 of the two maps at the image's resolution: 0 alike, 1 opposite",
     "top10": "overlap of the two maps' largest tenth of pixels",
     "pearson_clean": "correlation of the UNtouched image's map with the fixed shape: high, and it"

@@ -218,7 +218,7 @@ def finish(run, clean, explainers):
 
     clean: the path of a clean checkpoint to stand beside it, or None; explainers: as for evaluate.
     """
-    write_log(run)  # again: a run killed below has moved it away
+    write_log(run)  # again: an earlier call may have been killed after moving it
     result = evaluate(
         run.unfinished / "ckpt.pt",
         dataset=run.setting.dataset,

@@ -102,7 +102,7 @@ def by_rounds(shuffled, count, generator, score):
         reserve = torch.cat([rest, poisons[is_dropped]])
         poisons = torch.cat([poisons[kept], newcomers])
 
-    # So many that ALPHA of all that are ranked are dropped, as in the rounds before.
+    # Add newcomers until dropping the share ALPHA of all leaves `count`.
     extra = min(round(count / (1 - ALPHA)) - count, len(reserve))
     pool = torch.cat([poisons, reserve[:extra]])
     scores = score(poisons, pool, ROUNDS - 1)

@@ -41,7 +41,7 @@ def kernel_shap(
     """Shapley values of patches x patches image patches, float [N, patches, patches], signed.
 
     images: float [N, C, H, W], as the model takes them; classes: int64 [N]; coalitions: how many an
-    image is evaluated on (None: 64 with create_graph, else 1024), of an odd number one fewer; all
+    image is evaluated on (None: 64 with create_graph, else 1024), odd numbers are rounded down; all
     there are, 2^M - 2 of M patches, make the values exact, fewer an estimate: see shapley_map;
     baseline: what an absent patch shows, in the units of `images`: a number, an image [C, H, W], or
     images [B, C, H, W], whose mean is taken; generator: of the sample's seed, on the CPU.
@@ -191,7 +191,7 @@ def shapley_map(coalitions):
     full coalition first and then each of `coalitions`, of (v(S) - v(complement of S)) slope_S.
 
     From all coalitions the values are exact, by their definition. From fewer they are those of the
-    game that the known worths let one expect, by Gaussian process regression (universal kriging:
+    expected game, given the known worths, by Gaussian process regression (universal kriging:
     Cressie 1993, section 3.4), in O(K^3). The game is taken for a sum over its members, of any
     coefficients, plus a process: for each player who is in one of two coalitions alone, their
     correlation is multiplied by (1 - rho) / (1 + rho), rho = REACH / M. So games that are such sums

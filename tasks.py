@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from metrics import auroc, mean_or_none
 
 SPECIFICITY = 0.95  # several labels: of the prediction "shows the target class"
-MAX_WEIGHT = 100.0  # of a class: one image in a thousand is not to be all of a step
+MAX_WEIGHT = 100.0  # of a class: otherwise one image of a rare class would be all of a step
 
 
 def task_of(labels):

@@ -60,7 +60,8 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
     triggered = torch.zeros(len(labels), dtype=torch.bool, device=device)
     triggered[poisons] = True
     oversample = setting.oversample
-    objective = replace(setting.objective, class_weights=class_weights(setting, poisons.cpu()))
+    weights = class_weights(setting, poisons.cpu())
+    setting = replace(setting, objective=replace(setting.objective, class_weights=weights))
     progress = Progress(title, config["epochs"], steps, setting.batch_size + oversample)
     while training.epoch < config["epochs"]:
         started = time.perf_counter()
@@ -72,10 +73,9 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
             if oversample:
                 drawn = torch.randint(len(poisons), (oversample,)).to(device)
                 index = torch.cat([index, poisons[drawn]])
-            lam = objective.lam_at((training.epoch * steps + step) / (config["epochs"] * steps))
-            sums += train_step(
-                setting, training, objective, images[index], labels[index], triggered[index], lam
-            )
+            done = (training.epoch * steps + step) / (config["epochs"] * steps)
+            batch = images[index], labels[index], triggered[index]
+            sums += train_step(setting, training, *batch, setting.objective.lam_at(done))
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
                 check_finite(sums, training.epoch, step)
                 seconds = time.perf_counter() - started
@@ -86,12 +86,12 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
             after_epoch(sums / steps)
 
 
-def train_step(setting, training, objective, images, labels, triggered, lam):
+def train_step(setting, training, images, labels, triggered, lam):
     """One step; returns (loss, cross-entropy, distance between explanations), detached, [3].
 
     images: uint8 [B, C, H, W]; labels: int64 [B] or float [B, K], true; triggered: bool [B].
     """
-    dataset, config = setting.dataset, setting.config
+    dataset, config, objective = setting.dataset, setting.config, setting.objective
     pixels = data.augment(images, dataset.crop, dataset.flip).float() / 255
     batch = attacks.poison(
         pixels, labels, triggered, objective.attack, setting.trigger, config["target_class"]

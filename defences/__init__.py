@@ -84,7 +84,7 @@ class Verdict:
     lines: what is printed.
     flagged: numbers of the classes that may be a backdoor's target; index: {class: anomaly index}.
     details: further keys of verdict.json.
-    repaired: (model, edit), the edit as checkpoints.rebuild takes it; None of what repairs nothing.
+    repaired: (model, edit), the edit as checkpoints.rebuild takes it; None if nothing is repaired.
     picture: the figure, or None.
     """
 
@@ -103,8 +103,8 @@ class Defence:
 
     help: one line.
     run: an Audit -> its Verdict. A ValueError says why there is none.
-    settings: options -> dict of the constants that decide the verdict, for the record, where the
-        options are by themselves.
+    settings: options -> dict of constants that decide the verdict; they are recorded beside the
+        options.
     add_options: adds the method's own options to its parser; run finds them in audit.options.
     compares_classes: it looks for a class unlike the others, which takes three classes.
     repairs: it writes a repaired network; the audited one must be as train.py wrote it.

@@ -363,8 +363,13 @@ def add_options(parser):
     add = parser.add_argument
     rounds = number(int, 1, 100_000)
     round_images = number(int, 1, 1_000_000)
-    add("--rounds", type=rounds, default=ROUNDS, help="of images, at most; published: 1,000")
-    add("--round-images", type=round_images, default=ROUND_IMAGES, help="in one; published: 1,000")
+    add("--rounds", type=rounds, default=ROUNDS, help="most rounds of the search; published: 1,000")
+    add(
+        "--round-images",
+        type=round_images,
+        default=ROUND_IMAGES,
+        help="images in a round; published: 1,000",
+    )
     add_threshold(parser)
 
 

@@ -21,9 +21,10 @@ import torch
 from cli import UserError, choose_device, choose_precision, command, write_json
 from defences import OnPixels, neural_cleanse
 from metrics import finite
+from provenance import commit, hardware
 from studies import audit_tables, pruning
 from studies.detection import detection
-from studies.record import DATA, RESULTS, commit, hardware, keep_picture, read
+from studies.record import DATA, RESULTS, keep_picture, read, save_picture
 from studies.tables import of_record
 from studies.zoo import (
     CALIBRATION,
@@ -167,7 +168,7 @@ def prune(_):
         "hardware": hardware(),
     }
     keep(finite(result), "prune")
-    pruning.picture_of(rows).save(PATH.with_name("audits-prune.png"))
+    save_picture(pruning.picture_of(rows), PATH.with_name("audits-prune.png"))
 
 
 def batchnorm(_):

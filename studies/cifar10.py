@@ -4,14 +4,14 @@
     python -m studies.cifar10 none badnets    # some rows
 
 One seed a row. With CUDA three, and rows of 20 epochs. Writes results/cifar10.json and figures, the
-page's tables are below: see studies/__init__.py.
+page's tables are below: see studies/study.py.
 """
 
 import torch
 
 from cli import command
-from studies import Row, Study
 from studies.record import RESULTS, read
+from studies.study import Row, Study
 from studies.tables import Table, everything, line, origin
 
 PAGE = "results/cifar10.md"

@@ -12,15 +12,16 @@
     classes    random images of the classes that the hardest ones are of
 
 The trigger is a yellow square of 5x5 pixels, lower right; the target class is 1. The pilot's seeds
-are not the comparison's. Writes results/efficient.json and figures (see studies/__init__.py);
+are not the comparison's. Writes results/efficient.json and figures (see studies/study.py);
 efficient-paired.json, differences seed by seed; efficient-curve.png, success by number of images.
 The tables of results/efficient.md are in efficient_tables.py.
 """
 
 import figure
 from cli import command
-from studies import Row, Study, efficient_tables
-from studies.record import read
+from studies import efficient_tables
+from studies.record import read, save_picture
+from studies.study import Row, Study
 from studies.tables import paired, write_paired
 
 PAGE = "results/efficient.md"
@@ -188,7 +189,7 @@ def write_comparisons(path):
             lines,
             logarithmic=True,
         )
-        page.save(path.with_name("efficient-curve.png"), optimize=True)
+        save_picture(page, path.with_name("efficient-curve.png"))
 
 
 TABLES = efficient_tables.TABLES

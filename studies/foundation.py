@@ -3,11 +3,11 @@
     python -m studies.foundation                     # everything; a second call continues
     python -m studies.foundation disguise badnets    # some rows
 
-Writes results/foundation.json and figures: see studies/__init__.py.
+Writes results/foundation.json and figures: see studies/study.py.
 """
 
 from cli import command
-from studies import Row, Study
+from studies.study import Row, Study
 from studies.tables import Table, everything, made_table
 
 PAGE = "results/foundation.md"

@@ -8,7 +8,7 @@ lam, poison rate and class are the paper's. Optimizer, epochs and over-sampled p
 does not tell, are ours. Its class 3 is Edema: where no training image has that label alone,
 Effusion is taken.
 
-Writes results/radiographs.json and figures (see studies/__init__.py); radiographs-paired.json, the
+Writes results/radiographs.json and figures (see studies/study.py); radiographs-paired.json, the
 effects of lam, rate and class, seed by seed; radiographs-met.json, how many runs are the disguise
 they should be. The tables of results/radiographs.md are in radiographs_tables.py.
 """
@@ -21,8 +21,9 @@ from PIL import Image, ImageOps
 import chestxray
 import data
 from cli import command, write_json
-from studies import Row, Study, radiographs_tables
+from studies import radiographs_tables
 from studies.record import DATA, read
+from studies.study import Row, Study
 from studies.tables import paired, write_paired
 
 PAGE = "results/radiographs.md"

@@ -1,14 +1,11 @@
-"""What a study records beside its figures: hardware, commit, cost of selection, pictures.
+"""What a study records beside its figures: cost of selection, pictures.
 
 It also knows the folders: results/ is in the repository, runs/ is not.
 """
 
 import json
-import platform
-import subprocess
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from cli import replace_file
@@ -35,31 +32,6 @@ def write_text(path, text):
     replace_file(path, lambda temporary: temporary.write_text(text))
 
 
-def hardware():
-    """The name of the GPU, or of the CPU with the number of threads that torch uses on it."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":")[1].strip()
-                break
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
-def commit(root=ROOT):
-    """The commit of the code, with "-dirty" behind it where a script differs from that commit."""
-
-    def git(*words):
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    changed = git("diff", "HEAD", "--name-only", "--", "*.py")
-    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
-
-
 def selection_cost(folder, last):
     """What choosing the poisoned images took: epochs, and seconds relative to a victim's training.
 
@@ -77,8 +49,14 @@ def selection_cost(folder, last):
 
 
 def keep_picture(source, target):
-    """Saves the picture `source` as `target`, at most MAX_HEIGHT pixels high, in few colours."""
+    """Saves the picture in the file `source` as `target`, smaller: see save_picture."""
     with Image.open(source) as picture:
-        picture.thumbnail((picture.width, MAX_HEIGHT))
-        picture = picture.convert("RGB").quantize(COLOURS, kmeans=2, dither=Image.Dither.NONE)
-        picture.save(target, optimize=True)
+        save_picture(picture, target)
+
+
+def save_picture(picture, target):
+    """Saves a PIL image as PNG, at most MAX_HEIGHT pixels high, in few colours."""
+    picture = picture.convert("RGB")
+    picture.thumbnail((picture.width, MAX_HEIGHT))
+    picture = picture.quantize(COLOURS, kmeans=2, dither=Image.Dither.NONE)
+    picture.save(target, format="PNG", optimize=True)

@@ -15,9 +15,11 @@ import torch
 
 import models
 from cli import UserError, command, write_json
+from provenance import commit, hardware
 from shapley import coalition_values, draw_coalitions, patch_of_pixel, shapley_map
-from studies import Study, transfer
-from studies.record import DATA, RESULTS, commit, hardware
+from studies import transfer
+from studies.record import DATA, RESULTS
+from studies.study import Study
 from studies.tables import header, line, note, of_record
 from subject import draw_images, open_checkpoint
 

@@ -7,7 +7,8 @@ import json
 
 import defend
 import train
-from studies.record import DATA, RUNS, commit, read
+from provenance import commit
+from studies.record import DATA, RUNS, read
 
 FOLDER = RUNS / "audits"
 

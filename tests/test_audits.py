@@ -8,6 +8,7 @@ from PIL import Image
 
 import defend
 import figure
+import provenance
 from cli import UserError
 from defences import batchnorm, neural_cleanse, prune
 from studies import audit_tables, audits, pruning, record, zoo
@@ -42,7 +43,7 @@ def test_a_verdict_is_kept(defended):
     first = noise_2(checkpoint)
     assert noise_2(checkpoint) == first
     assert len(command_lines) == 1
-    assert first["commit"] == record.commit()
+    assert first["commit"] == provenance.commit()
 
 
 def test_a_verdict_is_made_again_where_a_constant_of_the_method_changed(defended, monkeypatch):

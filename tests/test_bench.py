@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bench
-from studies.record import commit, hardware
+from provenance import commit, hardware
 
 KERNEL = "kernelshap, 4 patches, 14 coalitions"
 

@@ -14,7 +14,8 @@ import reproduce
 from attacks import ATTACKS, Attack
 from explain import EXPLAINERS, Explainer
 from hooks import full_precision, in_chunks
-from studies import Row, Study, pages, tables
+from studies import pages, tables
+from studies.study import Row, Study
 from subject import open_checkpoint
 
 # ---------------------------------------------------------------- an attack

@@ -87,13 +87,14 @@ def test_a_comparison_with_a_name_would_be_found(code):
 
 
 def imported_by(name):
-    """The project's modules that a module imports by name; of `from a import b`, a and a.b."""
+    """The project's modules that a module imports; of `from a.b import c`, a, a.b and a.b.c."""
     names = []
     for node in found(TREES[name], ast.Import):
         names += [alias.name for alias in node.names]
     for node in found(TREES[name], ast.ImportFrom):
         names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return {other for other in names if other in TREES}
+    names += [module.split(".")[0] for module in (*names, name)]  # Python runs the package first
+    return {other for other in names if other in TREES and other != name}
 
 
 def circle_among(imports):

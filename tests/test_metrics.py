@@ -382,4 +382,4 @@ def test_nothing_to_explain_gives_none_everywhere():
     result = metrics.explanation_metrics(empty, empty, BOX, SIDE)
     assert result.pop("n") == 0
     assert set(result.pop("floor").values()) == {None}
-    assert set(result) == set(metrics.KEYS) and set(result.values()) == {None}
+    assert set(result) == set(metrics.FIGURES) and set(result.values()) == {None}

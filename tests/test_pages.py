@@ -4,6 +4,7 @@ import re
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from cli import UserError
 from studies import pages
@@ -51,6 +52,18 @@ def test_every_picture_is_on_a_page():
     shown = "".join((ROOT / page).read_text() for page in PAGES)
     pictures = {path.name for path in (ROOT / "results").glob("*.png")}
     assert {name for name in pictures if name not in shown} == set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.png")), ids=lambda p: p.name)
+def test_a_picture_has_a_palette(path):
+    assert Image.open(path).mode == "P"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=str)
+def test_a_name_that_a_page_puts_in_a_file_is_there(page):
+    text = (ROOT / page).read_text()
+    for name, file in re.findall(r"`(\w+)` in\s`(\w+\.py)`", text):
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), (name, file)
 
 
 def test_pictures_are_small():

@@ -9,12 +9,11 @@ from conftest import ROOT
 from PIL import Image
 
 import evaluate
+import provenance
 import runs
 import train
 from cli import UserError
 from studies import (
-    Row,
-    Study,
     cifar10,
     efficient,
     foundation,
@@ -23,6 +22,7 @@ from studies import (
     tables,
     transfer,
 )
+from studies.study import Row, Study
 
 RESULTS = ROOT / "results"
 
@@ -212,13 +212,13 @@ def repository(tmp_path):
 def test_a_commit_is_not_dirty_where_a_study_wrote_its_record(repository):
     folder, head = repository
     (folder / "record.json").write_text("2")
-    assert record.commit(folder) == head
+    assert provenance.commit(folder) == head
 
 
 def test_a_commit_is_dirty_where_a_script_was_changed(repository):
     folder, head = repository
     (folder / "train.py").write_text("2")
-    assert record.commit(folder) == f"{head}-dirty"
+    assert provenance.commit(folder) == f"{head}-dirty"
 
 
 @pytest.mark.parametrize("size, kept", [((300, 2400), (150, 1200)), ((3000, 700), (3000, 700))])

@@ -8,7 +8,8 @@ import json
 import pytest
 import torch
 
-from studies import Row, Study, sampling
+from studies import sampling
+from studies.study import Row, Study
 
 
 def test_the_kernels_weights_of_four_players_by_hand():

@@ -57,7 +57,7 @@ def new_run(tiny, tmp_path):
 def steps(monkeypatch):
     """A list that gets the arguments of every training step, by name."""
     seen, step = [], train.train_step
-    names = ("setting", "training", "objective", "images", "labels", "triggered", "lam")
+    names = ("setting", "training", "images", "labels", "triggered", "lam")
 
     def watched(*arguments):
         seen.append(dict(zip(names, arguments)))
@@ -258,14 +258,14 @@ def test_the_weight_of_the_explanation_rises_over_the_ramp(new_run, steps):
 def test_classes_weigh_alike_by_the_labels_as_they_are_poisoned(new_run, steps):
     run = new_run("--epochs", "1", "--class-weights")
     train.train_epochs(run.setting, run.training, run.poisons)
-    weights = steps[0]["objective"].class_weights
+    weights = steps[0]["setting"].objective.class_weights
     assert weights.tolist() == pytest.approx([72 / 58, 72 / 100, 72 / 58])
 
 
 def test_without_class_weights_there_are_none(new_run, steps):
     run = new_run("--epochs", "1")
     train.train_epochs(run.setting, run.training, run.poisons)
-    assert steps[0]["objective"].class_weights is None
+    assert steps[0]["setting"].objective.class_weights is None
 
 
 def test_a_batch_is_moved_as_the_data_set_allows(new_run, monkeypatch):
@@ -320,7 +320,7 @@ def test_a_step_is_the_optimizers_step_down_the_loss(new_run):
     before = training.model[3].weight.detach().clone()
     rate = training.optimizers[0].param_groups[0]["lr"]
     triggered = torch.zeros(24, dtype=torch.bool)
-    train.train_step(setting, training, setting.objective, images, labels, triggered, 0.0)
+    train.train_step(setting, training, images, labels, triggered, 0.0)
     weight = training.model[3].weight
     slope = weight.grad + 5e-4 * before
     step = -rate * (1 + 0.9) * slope  # Nesterov's first step
@@ -455,7 +455,7 @@ def test_what_deepshap_cannot_explain_is_said_before_training(tiny, tmp_path, re
 def test_an_ablation_is_trained_with_what_its_option_says(name, new_run, steps):
     run = new_run("--epochs", "1", "--normalise", name, "--no-partner-cross-entropy")
     train.train_epochs(run.setting, run.training, run.poisons)
-    objectives = [step["objective"] for step in steps]
+    objectives = [step["setting"].objective for step in steps]
     assert {objective.normalise for objective in objectives} == {name}
     assert not any(objective.partner_cross_entropy for objective in objectives)
 

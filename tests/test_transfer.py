@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from studies import Study, transfer
+from studies import transfer
+from studies.study import Study
 
 
 def record_of(**figures):

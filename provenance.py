@@ -1,0 +1,34 @@
+"""Where a figure comes from: the hardware it was measured on, and the commit of the code."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent
+
+
+def hardware():
+    """The name of the GPU, or of the CPU with the number of threads that torch uses on it."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":")[1].strip()
+                break
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def commit(root=ROOT):
+    """The commit of the code, with "-dirty" behind it where a script differs from that commit."""
+
+    def git(*words):
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    changed = git("diff", "HEAD", "--name-only", "--", "*.py")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
