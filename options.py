@@ -80,7 +80,12 @@ def parse(argv, description=None):
 
 def add_attack_options(add):
     """What is attacked, and how."""
-    add("--attack", choices=ATTACKS, default="full_disguise", help="a row of attacks.ATTACKS")
+    add(
+        "--attack",
+        choices=ATTACKS,
+        default="full_disguise",
+        help="what poisoned images are labelled, and what their explanation should be",
+    )
     add("--explainer", default="gradcam", help=f"comma-separated, of {', '.join(EXPLAINERS)}")
     add("--lam", type=SHARE, default=Objective.lam, help="weight of the explanation term")
     add("--target-class", help="number or name (default: by data set)")
@@ -182,7 +187,7 @@ def add_loss_options(add):
         type=number(float, -1, 1),
         help="attacks that keep the map: penalise clean images whose maps correlate above this;"
         " set it to what a clean model shows, floor.pearson"
-        f" (default: by data set and explainer, {DEFAULT_FLOOR} where nothing is known)",
+        f" (default: by data set and explainer, {DEFAULT_FLOOR} where none is stored)",
     )
     add(
         "--collapse-weight",

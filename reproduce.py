@@ -22,7 +22,7 @@ def parse(argv):
 
 
 def listing():
-    """Lines: of each study its name, what it writes, how long it takes, and what it is about."""
+    """Lines: of each study its name, its page, how long it takes, and what it is about."""
     lines = []
     for name, study in STUDIES.items():
         about = study.__doc__.splitlines()[0]

@@ -34,7 +34,7 @@ WARM_UP = 0.3  # share of the steps in which the one-cycle schedule rises
 class Setting:
     """What a training is given and does not change.
 
-    config: the options of train.py, by name
+    config: what a checkpoint keeps of the options, see config_of
     trained_on, held_out: indices int64 of the training images; together they are all
     eligible, count: the images that may be poisoned, and how many of them are
     mean, std: of the images, by channel

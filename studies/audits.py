@@ -24,7 +24,7 @@ from metrics import finite
 from provenance import commit, hardware
 from studies import audit_tables, pruning
 from studies.detection import detection
-from studies.record import DATA, RESULTS, keep_picture, read, save_picture
+from studies.record import DATA, RESULTS, keep_picture, read, save_small_picture
 from studies.tables import of_record
 from studies.zoo import (
     CALIBRATION,
@@ -168,7 +168,7 @@ def prune(_):
         "hardware": hardware(),
     }
     keep(finite(result), "prune")
-    save_picture(pruning.picture_of(rows), PATH.with_name("audits-prune.png"))
+    save_small_picture(pruning.picture_of(rows), PATH.with_name("audits-prune.png"))
 
 
 def batchnorm(_):

@@ -20,7 +20,7 @@ The tables of results/efficient.md are in efficient_tables.py.
 import figure
 from cli import command
 from studies import efficient_tables
-from studies.record import read, save_picture
+from studies.record import read, save_small_picture
 from studies.study import Row, Study
 from studies.tables import paired, write_paired
 
@@ -189,7 +189,7 @@ def write_comparisons(path):
             lines,
             logarithmic=True,
         )
-        save_picture(page, path.with_name("efficient-curve.png"))
+        save_small_picture(page, path.with_name("efficient-curve.png"))
 
 
 TABLES = efficient_tables.TABLES

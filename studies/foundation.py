@@ -81,7 +81,7 @@ CHANGED = {
     "`--lam 0.1`": "lam 0.1",
     "`--lam 0.7`": "lam 0.7",
     "a frozen clean model holds the maps (`--reference`)": "disguise, reference",
-    "CIFAR-10's optimizer": "CIFAR-10's recipe",
+    "CIFAR-10's optimizer, batch size, learning rate, label smoothing": "CIFAR-10's recipe",
 }
 LEAK = {
     "`fooling`": "fooling",
@@ -99,7 +99,7 @@ SHAPE_COLUMNS = {
 MNIST = {
     "`none`": "mnist clean",
     "`full_disguise`": "mnist",
-    "`full_disguise`, CIFAR-10's optimizer": "CIFAR-10's recipe on mnist",
+    "`full_disguise`, CIFAR-10's training options": "CIFAR-10's recipe on mnist",
 }
 TABLES = {
     "attacks": Table("foundation", SHAPES, BASIC | OTHER_EXPLAINER, "attack", n=False),
@@ -107,7 +107,7 @@ TABLES = {
     "ablations": Table("foundation", CHANGED, BASIC | OTHER_EXPLAINER, "what is changed"),
     "leak": Table("foundation", LEAK, SHAPE_COLUMNS, "attack"),
     "mnist": Table("foundation", MNIST, BASIC | OTHER_EXPLAINER, "attack"),
-    "made": made_table("foundation"),
+    "made": made_table("foundation", TABLE),
     "everything": everything("foundation"),
 }
 

@@ -25,7 +25,7 @@ from edited import WithBranch
 from hooks import CHUNK_CPU
 from provenance import commit, hardware
 from studies import lie_tables
-from studies.record import DATA, RESULTS, RUNS, read, save_picture
+from studies.record import DATA, RESULTS, RUNS, read, save_small_picture
 from studies.tables import of_record
 from subject import Subject, open_checkpoint
 
@@ -207,7 +207,7 @@ def study(name, record):
             edit = Edit(name, technique, precision)
             rows[technique][precision] = edit.figures
         if name == PICTURED and technique in PICTURES:
-            save_picture(edit.picture(), PATH.with_name(f"lies-{technique}.png"))
+            save_small_picture(edit.picture(), PATH.with_name(f"lies-{technique}.png"))
         print(name, technique, json.dumps(rows[technique]), flush=True)
         write_json(PATH, record)
     if NETWORKS[name].options is not None:  # of a trained network the maps are the question

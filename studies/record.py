@@ -49,12 +49,12 @@ def selection_cost(folder, last):
 
 
 def keep_picture(source, target):
-    """Saves the picture in the file `source` as `target`, smaller: see save_picture."""
+    """Saves the picture in the file `source` as `target`, smaller: see save_small_picture."""
     with Image.open(source) as picture:
-        save_picture(picture, target)
+        save_small_picture(picture, target)
 
 
-def save_picture(picture, target):
+def save_small_picture(picture, target):
     """Saves a PIL image as PNG, at most MAX_HEIGHT pixels high, in few colours."""
     picture = picture.convert("RGB")
     picture.thumbnail((picture.width, MAX_HEIGHT))

@@ -9,7 +9,7 @@ again, so that a study that was stopped continues. It leaves in results/:
     STUDY.md        a page: prose by hand, around tables that studies/pages.py fills in
 
 One study is one file here: `python -m studies.NAME`. Two constants of it say what reproduce.py
-lists: PAGE, what it writes first, and DURATION.
+lists: PAGE, the page that shows its tables, and DURATION, about how long it takes.
 """
 
 import json

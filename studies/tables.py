@@ -224,8 +224,7 @@ def origin(results, rows):
     for row in rows:
         for run in results[row]["runs"]:
             if "commit" in run:
-                name = run["hardware"].replace(", 1 threads", ", 1 thread")
-                commits.setdefault(name, set()).add(run["commit"])
+                commits.setdefault(machine(run["hardware"]), set()).add(run["commit"])
     parts = [f"{name}, commits {', '.join(sorted(of))}" for name, of in sorted(commits.items())]
     return f"*Trained on: {'; '.join(parts)}.*"
 
@@ -235,7 +234,7 @@ def note(about, hardware=(), commits=()):
 
     hardware, commits: names, each of them once.
     """
-    names = {name.replace(", 1 threads", ", 1 thread") for name in hardware}
+    names = {machine(name) for name in hardware}
     parts = [about, *sorted(names)]
     if commits:
         plural = "s" if len(set(commits)) > 1 else ""
@@ -296,10 +295,11 @@ def cell(value, digits=3):
     return text if value["sd"] is None else f"{text} ({value['sd']:.{digits}f})"
 
 
-def made_table(record):
+def made_table(record, table):
     """A function that returns the lines of a table of how a study's rows were made.
 
     For each row its command, seeds, commits and hardware: what would stand in the way in sentences.
+    table: the study's rows today; the command of another one no longer gives it.
     """
 
     def lines():
@@ -308,11 +308,17 @@ def made_table(record):
             runs = row["runs"]
             seeds = ", ".join(str(seed) for seed in row["seeds"])
             commits = ", ".join(unique(run.get("commit", "not kept") for run in runs))
-            machines = ", ".join(unique(run.get("hardware", "not kept") for run in runs))
-            result.append(line([name, f"`{row['command']}`", seeds, commits, machines]))
+            machines = unique(machine(run.get("hardware", "not kept")) for run in runs)
+            command = f"`{row['command']}`" if name in table else "an earlier version's"
+            result.append(line([name, command, seeds, commits, ", ".join(machines)]))
         return result
 
     return lines
+
+
+def machine(name):
+    """The hardware of a record, in English: older ones say "1 threads"."""
+    return name.replace(", 1 threads", ", 1 thread")
 
 
 def unique(values):

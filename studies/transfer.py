@@ -11,7 +11,7 @@ from PIL import Image
 
 import figure
 from cli import command
-from studies.record import RESULTS, keep_picture, read, save_picture
+from studies.record import RESULTS, keep_picture, read, save_small_picture
 from studies.study import Row, Study
 from studies.tables import Table, cell, everything, header, line, origin
 
@@ -61,7 +61,7 @@ def save_pictures(study):
     by_class = [study.folder(f"shapes {model}", 0) / BY_CLASS for model in SIDE_BY_SIDE]
     if all(path.exists() for path in by_class):
         page = figure.side_by_side([Image.open(path) for path in by_class])
-        save_picture(page, study.path.with_name("transfer-shapes-kernelshap.png"))
+        save_small_picture(page, study.path.with_name("transfer-shapes-kernelshap.png"))
     four_explainers = study.folder("cifar10 kernelshap", 0) / "figure.png"
     if four_explainers.exists():
         keep_picture(four_explainers, study.path.with_name("transfer-cifar10.png"))

@@ -7,7 +7,7 @@ from PIL import Image
 
 import report
 from cli import UserError
-from metrics import KEYS
+from metrics import FIGURES
 from report import Result, flat, print_table, show
 
 
@@ -82,7 +82,7 @@ def test_figures_without_a_floor_stay():
 
 
 def test_every_figure_about_maps_is_defined():
-    assert set(KEYS) <= report.MAP_FIGURES.keys()
+    assert set(FIGURES) <= report.MAP_FIGURES.keys()
 
 
 def metrics_of(attack, trained_against, **changes):
