@@ -199,7 +199,7 @@ def markdown(results):
     present = [key for key in COLUMNS if any(key in part for part in summaries)]
     lines = header(["run", "n", *(COLUMNS[key] for key in present)])
     for name, row in results.items():
-        cells = [mean_sd(row["summary"].get(key)) for key in present]
+        cells = [cell(row["summary"].get(key), missing="-") for key in present]
         lines.append(line([name, len(row["seeds"]), *cells]))
     return lines
 
@@ -242,15 +242,6 @@ def note(about, hardware=(), commits=()):
     return f"*{'; '.join(parts)}.*"
 
 
-def mean_sd(cell):
-    """ "0.983 (0.002)" of {"mean", "sd"}; whole numbers above 10; "-" of None."""
-    if cell is None:
-        return "-"
-    digits = 0 if cell["mean"] > 10 else 3
-    text = f"{cell['mean']:.{digits}f}"
-    return text if cell["sd"] is None else f"{text} ({cell['sd']:.{digits}f})"
-
-
 @dataclass(frozen=True)
 class Table:
     """A table of a page: some rows and some figures of a study's record.
@@ -286,10 +277,10 @@ class Table:
         return lines
 
 
-def cell(value, digits=3):
-    """mean_sd of {"mean", "sd"} with so many digits, none above 10; "" of None."""
+def cell(value, digits=3, missing=""):
+    """ "0.983 (0.002)" of {"mean", "sd"}; whole numbers above 10; `missing` of None."""
     if value is None:
-        return ""
+        return missing
     digits = 0 if value["mean"] > 10 else digits
     text = f"{value['mean']:.{digits}f}"
     return text if value["sd"] is None else f"{text} ({value['sd']:.{digits}f})"
