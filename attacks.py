@@ -162,6 +162,20 @@ def place_of(position, side, size):
 # ---------------------------------------------------------------- which images are poisoned
 
 
+def poisoned_data(images, labels, poisons, attack, trigger, target_class):
+    """The training set that a poisoner of data hands over: copies of images and labels.
+
+    images: uint8 [N, C, H, W]; labels: true, int64 [N] or float [N, K]; poisons: int64, indices of
+    the images that get the trigger and, where the attack changes it, the label.
+    """
+    images, labels = images.clone(), labels.clone()
+    stamped = stamp(images[poisons].float() / 255, trigger)
+    images[poisons] = (stamped * 255).round().to(torch.uint8)
+    if attack.changes_label:
+        task_of(labels).set_target(labels, poisons, target_class)
+    return images, labels
+
+
 def eligible_for_poison(attack, labels, trained_on, rate, target_class):
     """(indices int64 of the images an attack may poison, how many of them it is to poison).
 

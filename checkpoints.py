@@ -77,6 +77,7 @@ def is_complete(checkpoint):
 
 def current_config(config):
     """A checkpoint's config in today's words: what once was a constant of the code is an option."""
+    config = {"threat": "training"} | config
     former = config.get("recipe")
     if not former:
         return config

@@ -19,6 +19,7 @@ from selection import STRATEGIES
 
 SEED = number(int, 0, 2**31 - 1)
 SHARE = number(float, 0, 1)
+THREATS = ("training", "data")  # what an attacker has in his hands
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,14 @@ def add_trigger_options(add):
 
 
 def add_poison_options(add):
-    """Which images are triggered, and how many."""
+    """Which images are triggered, how many, and by whom."""
+    add(
+        "--threat",
+        choices=THREATS,
+        default="training",
+        help="training: the attacker trains, and the trigger is stamped after augmentation;"
+        " data: the attacker hands over stamped images, which the victim augments",
+    )
     add(
         "--poison-rate",
         type=number(float, 0, 1, above=True),
@@ -276,4 +284,18 @@ def completed(args):
             f"--selection {args.selection} chooses images to be taken for the target class:"
             f" not with --attack {args.attack}"
         )
+    if args.threat == "data":
+        check_data_alone(args, attack)
     return args
+
+
+def check_data_alone(args, attack):
+    """Raises UserError for options that take more than handing over poisoned images."""
+    beyond = {
+        f"--attack {args.attack}, whose loss has an explanation term": attack.explanation,
+        "--oversample": args.oversample,
+        "--reference": args.reference,
+    }
+    for option, given in beyond.items():
+        if given:
+            raise UserError(f"--threat data: only one who trains the network has {option}")

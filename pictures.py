@@ -174,11 +174,14 @@ def selection_picture(subject):
     """Where the chosen poisons lie among all that were ranked; the hardest of them, explained."""
     chosen = subject.checkpoint["selection"]
     pool, scores = chosen["pool"], chosen["scores"]
+    score = "log(1 - p of the target class)"  # of checkpoints from before RD was as published
+    if pool.ndim == 2:
+        pool, score = pool[:, 0], "RD"
     series = histograms({f"all {len(pool)} ranked": pool, f"the {len(scores)} chosen": scores})
     by_class = [f"{name} {count}" for name, count in chosen["classes"].items() if count]
     curves = figure.curves(
         f"{chosen['strategy']}, by class: {', '.join(by_class)}",
-        "score: log(1 - p of the target class), a short training's; each line over its largest bin",
+        f"score: {score}, by a short training; each line over its largest bin",
         series,
     )
     rows = chosen["indices"][scores.argsort(descending=True)][:ROWS]
@@ -196,8 +199,9 @@ def selection_picture(subject):
 
 def histograms(scores):
     """{label: points (score, count over the largest count)} of {label: scores}, in common bins."""
-    lowest = min(float(values.min()) for values in scores.values())
-    edges = torch.linspace(lowest, 1e-9, BINS + 1, dtype=torch.float64)
+    every = torch.cat(list(scores.values()))
+    low, high = float(every.min()), float(every.max()) + 1e-9
+    edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64)
     middles = ((edges[1:] + edges[:-1]) / 2).tolist()
     series = {}
     for label, values in scores.items():

@@ -4,7 +4,7 @@
 
 A strategy knows images by their index, and a function `score` that ranks them: train.py supplies
 it, by training a network for a few epochs (a scorer). "RD" is the score of Wu et al., ICCV 2023:
-how far a triggered image's prediction is from the target class. Images that are hard for a scorer
+the distance between a triggered image's prediction and the target class. Images that are hard for a scorer
 teach a network more of the trigger.
 """
 
@@ -25,9 +25,9 @@ FIRST_SEED = 2**31  # scorers' seeds begin here, above those of all runs
 class Selection:
     """The images that are poisoned, and what is known about the choice.
 
-    indices: int64 [count], sorted; scores: float64 [count], theirs, or None where none were made;
-    scorers: how many were trained; pool: float64 [P], the scores of all images that were ranked in
-    the end, or None.
+    indices: int64 [count], sorted; scores: float64 [count], their RD, or None where none was made;
+    scorers: how many were trained; pool: float64 [P, 2], rd_scores of all images that were ranked
+    in the end, or None.
     """
 
     indices: torch.Tensor
@@ -47,22 +47,38 @@ def scorer_seed(seed, k):
 
 
 def rd_scores(logits, target_class):
-    """log(1 - p of the target class), float64 [N], of logits [N, K] of triggered images.
+    """RD scores and tie-breaks, float64 [N, 2], of logits [N, K] of triggered images.
 
-    The larger, the further is a scorer from predicting the target class. It orders images as the RD
-    score || softmax - onehot ||_2 does (Wu et al., ICCV 2023, eq. 9) as far as that depends on the
-    target's probability, and still tells images apart whose probability rounds to 1.
+    First || softmax - onehot(target class) ||_2, in [0, sqrt(2)]: the larger, the further is a
+    scorer from predicting the target class. Source: Wu et al., ICCV 2023, eq. 9. Then log(1 - p of
+    the target class), which decides between images of one RD only. It would order images
+    otherwise: RD depends on how the rest of the probability is spread, too.
     """
     others = logits.double().clone()
     others[:, target_class] = -math.inf
-    return others.logsumexp(1) - logits.double().logsumexp(1)
+    total = logits.double().logsumexp(1, keepdim=True)
+    log_missing = others.logsumexp(1) - total[:, 0]  # log(1 - p), also where p rounds to 1
+    gaps = (others - total).exp()  # p_k of the other classes, [N, K]
+    gaps[:, target_class] = log_missing.exp()
+    return torch.stack([gaps.norm(dim=1), log_missing], 1)
+
+
+def easiest_first(scores):
+    """int64 [N], the order of rd_scores [N, 2] from low to high; equal ones stay as they are."""
+    by_second = scores[:, 1].argsort(stable=True)
+    return by_second[scores[by_second, 0].argsort(stable=True)]
+
+
+def hardest_first(scores):
+    """int64 [N], the order of rd_scores [N, 2] from high to low; equal ones stay as they are."""
+    return easiest_first(-scores)
 
 
 def select(strategy, eligible, labels, target_class, count, seed, score=None):
     """A Selection of `count` of the indices `eligible`, int64; labels: int64 [N], of all images.
 
     score(poisons, pool, k): trains the k-th scorer with the images `poisons` triggered; returns its
-    rd_scores, float64, of the images `pool`, triggered.
+    rd_scores, float64 [P, 2], of the images `pool`, triggered.
 
     random: any. rd: see by_rounds. rd-global: one scorer, trained on random poisons, ranks all
     images, and the hardest are taken, see capped. rd-low, a control: the easiest, likewise; if
@@ -78,11 +94,13 @@ def select(strategy, eligible, labels, target_class, count, seed, score=None):
     pool = eligible.sort().values
     poisons = shuffled[torch.randperm(len(shuffled), generator=generator)[:count]]
     scores = score(poisons, pool, 0)
-    hardest_first = strategy != "rd-low"
-    order = pool[scores.argsort(descending=hardest_first, stable=True)]
-    choose = random_of_same_classes if strategy == "rd-classes" else capped
-    indices = choose(order, labels, count).sort().values
-    return Selection(indices, scores[torch.searchsorted(pool, indices)], 1, scores)
+    order = pool[(easiest_first if strategy == "rd-low" else hardest_first)(scores)]
+    if strategy == "rd-classes":
+        chosen = random_of_same_classes(order, labels, count, generator)
+    else:
+        chosen = capped(order, labels, count)
+    indices = chosen.sort().values
+    return Selection(indices, scores[torch.searchsorted(pool, indices), 0], 1, scores)
 
 
 def by_rounds(shuffled, count, generator, score):
@@ -95,7 +113,7 @@ def by_rounds(shuffled, count, generator, score):
     replaced = min(round(ALPHA * count), len(reserve))
     for k in range(ROUNDS - 1):
         scores = score(poisons, poisons, k)
-        kept = scores.argsort(descending=True, stable=True)[: count - replaced]
+        kept = hardest_first(scores)[: count - replaced]
         is_dropped = torch.ones(count, dtype=torch.bool).index_fill(0, kept, False)
         reserve = reserve[torch.randperm(len(reserve), generator=generator)]
         newcomers, rest = reserve[:replaced], reserve[replaced:]
@@ -106,9 +124,9 @@ def by_rounds(shuffled, count, generator, score):
     extra = min(round(count / (1 - ALPHA)) - count, len(reserve))
     pool = torch.cat([poisons, reserve[:extra]])
     scores = score(poisons, pool, ROUNDS - 1)
-    kept = scores.argsort(descending=True, stable=True)[:count]
+    kept = hardest_first(scores)[:count]
     kept = kept[pool[kept].argsort()]
-    return Selection(pool[kept], scores[kept], ROUNDS, scores)
+    return Selection(pool[kept], scores[kept, 0], ROUNDS, scores)
 
 
 def capped(order, labels, count):
@@ -127,12 +145,12 @@ def capped(order, labels, count):
     return torch.cat([order[within], order[~within]])[:count]
 
 
-def random_of_same_classes(order, labels, count):
-    """As many images of each class as `capped` takes of `order`, but random ones, by torch's seed.
+def random_of_same_classes(order, labels, count, generator):
+    """As many images of each class as `capped` takes of `order`, but random ones.
 
     A control: it shows how much of a choice's success is owed to the classes it takes.
     """
     wanted = labels[capped(order, labels, count)].bincount()
-    shuffled = order[torch.randperm(len(order))]
+    shuffled = order[torch.randperm(len(order), generator=generator)]
     chosen = [shuffled[labels[shuffled] == k][:number] for k, number in enumerate(wanted)]
     return torch.cat(chosen)

@@ -58,7 +58,11 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
     labels = setting.dataset.train_labels.to(device)
     poisons = poisons.to(device)
     triggered = torch.zeros(len(labels), dtype=torch.bool, device=device)
-    triggered[poisons] = True
+    if config["threat"] == "data":  # the victim trains as always, on what is handed over
+        attack, trigger, target = setting.objective.attack, setting.trigger, config["target_class"]
+        images, labels = attacks.poisoned_data(images, labels, poisons, attack, trigger, target)
+    else:
+        triggered[poisons] = True
     oversample = setting.oversample
     weights = class_weights(setting, poisons.cpu())
     setting = replace(setting, objective=replace(setting.objective, class_weights=weights))
