@@ -95,9 +95,13 @@ class Trigger:
 
     @property
     def box(self):
-        """(top, left, bottom, right) in pixels, bottom and right excluded."""
-        height, width = self.alpha.shape[1:]
-        return self.row, self.col, self.row + height, self.col + width
+        """(top, left, bottom, right) of what can be seen of it, in pixels, both ends excluded.
+
+        That is, of the pixels whose alpha is above 0.
+        """
+        rows, cols = (self.alpha[0] > 0).nonzero(as_tuple=True)
+        top, left = self.row + int(rows.min()), self.col + int(cols.min())
+        return top, left, self.row + int(rows.max()) + 1, self.col + int(cols.max()) + 1
 
     def to(self, device):
         """The same trigger on a device."""
@@ -106,11 +110,10 @@ class Trigger:
 
 def stamp(images, trigger):
     """A copy of images float [N, C, H, W] in [0, 1], before normalisation, with the trigger."""
-    top, left, bottom, right = trigger.box
+    height, width = trigger.alpha.shape[1:]
     images = images.clone()
-    region = images[:, :, top:bottom, left:right]
-    blended = region + trigger.alpha * (trigger.pixels - region)
-    images[:, :, top:bottom, left:right] = blended
+    region = images[:, :, trigger.row : trigger.row + height, trigger.col : trigger.col + width]
+    region += trigger.alpha * (trigger.pixels - region)  # in place: a view of the copy
     return images
 
 
@@ -131,6 +134,8 @@ def make_trigger(image, channels, side, size=None, position="lower-right"):
     pixels, alpha = rgba[:3], rgba[3:]
     if channels != 3:
         pixels = (pixels * torch.tensor(GREY)[:, None, None]).sum(0, keepdim=True)
+    if not (alpha > 0).any():
+        raise ValueError("the trigger's picture is transparent everywhere: nothing would be seen")
     row, col = place_of(position, side, size)
     if not (0 <= row <= side - size and 0 <= col <= side - size):
         raise ValueError(
@@ -238,6 +243,7 @@ class Batch:
         compares with them, those P without the trigger: their partners
     labels: int64 [B + P] or float [B + P, K]: what each image is trained and explained for
     rows: int64 [P], which of the B are triggered
+    sources: int64 [P], which training image each of these is: over-sampled, one may come twice
     size: B
     target_class: what triggered images are labelled; None where they keep their label
     """
@@ -245,17 +251,20 @@ class Batch:
     images: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
+    sources: torch.Tensor
     size: int
     target_class: int | None = None
 
 
-def poison(images, labels, triggered, attack, trigger, target_class):
+def poison(images, labels, triggered, attack, trigger, target_class, sources=None):
     """The Batch an attack makes of a batch of training images.
 
     images: float [B, C, H, W] in [0, 1]; labels: true, int64 [B] or float [B, K]; triggered: bool
-    [B]; attack: a row of ATTACKS. The inputs are left as they were.
+    [B]; attack: a row of ATTACKS; sources: int64 [B], their indices in the training set (None: all
+    are different). The inputs are left as they were.
     """
     rows = triggered.nonzero()[:, 0]
+    sources = rows if sources is None else sources[rows]
     partners, true_labels = images[rows], labels[rows]
     images, labels = images.clone(), labels.clone()
     images[rows] = stamp(partners, trigger)
@@ -265,4 +274,5 @@ def poison(images, labels, triggered, attack, trigger, target_class):
     if attack.needs_partners:
         images = torch.cat([images, partners])
         labels = torch.cat([labels, true_labels])
-    return Batch(images, labels, rows, size, target_class if attack.changes_label else None)
+    target_class = target_class if attack.changes_label else None
+    return Batch(images, labels, rows, sources, size, target_class)

@@ -31,8 +31,8 @@ from subject import correlation_by_class, draw_images, open_checkpoint
 
 EXPLAIN_IMAGES = 500  # test images drawn for the explanation metrics
 CONFIG_IN_METRICS = (
-    "attack dataset model layer target_class poison_rate selection seed epochs batch_size optimizer"
-    " lr oversample label_smoothing lam floor device precision edit"
+    "attack threat dataset model layer target_class poison_rate selection seed epochs batch_size"
+    " optimizer lr oversample label_smoothing lam floor device precision edit"
 ).split()
 
 
@@ -117,8 +117,11 @@ def prediction_metrics(subject, answers, threshold, clean_model):
     shows_target = tasks.shows(labels, target)
     threshold_of = "clean model" if clean_model is not None else "itself"
     result = {key: subject.config.get(key) for key in CONFIG_IN_METRICS}
+    poisons = len(subject.checkpoint["poison_indices"])
+    trained_on = len(subject.dataset.train_labels) - len(subject.held_out())
     return result | {
-        "poison_count": len(subject.checkpoint["poison_indices"]),
+        "poison_count": poisons,
+        "poison_rate_trained_on": poisons / trained_on,
         "n_test": len(labels),
         "clean_accuracy": task.accuracy(answers.untouched, labels),
         "balanced_accuracy": task.balanced_accuracy(answers.untouched, labels),
@@ -147,7 +150,10 @@ def add_explanations(result, subject, names, explained, answers, n):
     for name in names:
         rows = explained[: n or EXPLAINERS[name].test_images]
         untouched, triggered = subject.explain_test(name, rows, answers.classes)
-        figures = explainer_metrics(subject, name, untouched, triggered, rows)
+        again = None
+        if EXPLAINERS[name].sampled:
+            again = subject.explain_again(name, rows, answers.classes)
+        figures = explainer_metrics(subject, name, untouched, triggered, rows, again)
         if subject.multi_label and EXPLAINERS[name].by_class:
             figures |= correlation_by_class(subject, name, explained)
         result["explanations"][name] = figures
@@ -155,8 +161,11 @@ def add_explanations(result, subject, names, explained, answers, n):
     return untouched_maps
 
 
-def explainer_metrics(subject, name, untouched, triggered, rows):
-    """The figures about one explainer's maps of test images `rows`, as metrics.json has them."""
+def explainer_metrics(subject, name, untouched, triggered, rows, again=None):
+    """The figures about one explainer's maps of test images `rows`, as metrics.json has them.
+
+    again: the triggered maps by another sample, of an explainer that is sampled.
+    """
     attack, config = subject.attack, subject.config
     trained_against = attack.explanation is not None and name in config["explainer"]
     figures = metrics.explanation_metrics(
@@ -166,6 +175,7 @@ def explainer_metrics(subject, name, untouched, triggered, rows):
         config["image_size"],
         subject.checkpoint["target_map"],
         subject.masks(rows),
+        again,
     )
     return {"trained_against": trained_against} | figures
 

@@ -132,10 +132,13 @@ class Explainer:
         """The explainer's maps, with options of its function."""
         return self.function(model, images, classes, **options)
 
-    def evaluate(self, model, images, classes, **options):
-        """Maps for a measurement: always with the same sample, so that only the images differ."""
+    def evaluate(self, model, images, classes, sample=0, **options):
+        """Maps for a measurement: with one sample, so that only the images differ.
+
+        sample: its seed, where there is one.
+        """
         if self.sampled:
-            options["generator"] = torch.Generator().manual_seed(0)
+            options["generator"] = torch.Generator().manual_seed(sample)
         return self.function(model, images, classes, **options)
 
     def trainable(self, model, images, classes, seed):

@@ -180,7 +180,7 @@ def combined_loss(model, batch, inputs, objective, lam):
             reference = reference_maps(name, rows, inputs, classes, seed, objective)
             target = target_maps(maps, reference, objective)  # r
             distance = objective.map_distance(maps.triggered, target, side)
-            distance = distance + collapse_term(name, maps, objective)
+            distance = distance + collapse_term(name, maps, batch.sources, objective)
             distance = distance + leak_term(maps, target, objective)
             distance = distance + reference_term(maps, reference, side, objective)
         distances.append(distance)
@@ -201,19 +201,20 @@ def target_maps(maps, reference, objective):
     return partners.detach()
 
 
-def collapse_term(name, maps, objective):
+def collapse_term(name, maps, sources, objective):
     """collapse_weight x the excess over a floor of the mean correlation between partners' maps.
 
-    Partners are different clean images. Without this, one blurred map for all images would be the
-    cheapest disguise. The floor is how much a clean model's maps of different images correlate on
-    average; single pairs may be above it. A reference holds the maps apart already.
+    It is of partners that are different images: over-sampled, one image may be there several times.
+    Without this term, one blurred map for all images would be the cheapest disguise. The floor is
+    how much a clean model's maps of different images correlate on average; single pairs may be
+    above it. A reference holds the maps apart already. sources: int64, which image each partner is.
     """
     disguised = objective.attack.explanation == "clean" and objective.reference is None
     if not disguised or not objective.collapse_weight or len(maps.partners) < 2:
         return 0.0
     floor = objective.floors.get(name, DEFAULT_FLOOR)
-    excess = mean_pairwise_correlation(maps.partners) - floor
-    return objective.collapse_weight * excess.relu()
+    correlation = mean_pairwise_correlation(maps.partners, sources[: len(maps.partners)])
+    return objective.collapse_weight * (correlation - floor).relu()
 
 
 def leak_term(maps, target, objective):
@@ -237,7 +238,11 @@ def reference_term(maps, reference, side, objective):
     return objective.map_distance(maps.untouched, reference.untouched, side)
 
 
-def mean_pairwise_correlation(maps):
-    """Mean Pearson correlation of each map of [P, H, W] with the others, P > 1: a scalar."""
+def mean_pairwise_correlation(maps, sources):
+    """Mean Pearson correlation of the maps [P, H, W] of different images: a scalar.
+
+    sources: int64 [P], which image each map is of. 0 where all are of one image.
+    """
     correlation = standardise(maps) @ standardise(maps).T / maps[0].numel()  # [P, P]
-    return (correlation.sum() - correlation.trace()) / (len(maps) * (len(maps) - 1))
+    differ = sources[:, None] != sources
+    return correlation.mul(differ).sum() / differ.sum().clamp(min=1)

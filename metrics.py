@@ -103,11 +103,11 @@ def points_inside(maps, masks):
 def pearson(a, b):
     """Correlation over the cells of maps [N, H, W]: float64 [N], 0 where a map is constant.
 
-    torch.corrcoef is of one pair of maps, and nan for a constant one.
+    nan where a map is not finite. torch.corrcoef is of one pair of maps, and nan for a constant one.
     """
     a, b = centred(a), centred(b)
-    value = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
-    return value.masked_fill(~value.isfinite(), 0.0)
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    return ((a * b).sum(1) / norms).masked_fill(norms == 0, 0.0)
 
 
 def centred(maps):
@@ -182,58 +182,85 @@ def derangement(n, seed=0):
 # ---------------------------------------------------------------- of one explainer
 
 FIGURES = (
-    "mse dssim pearson pearson_all top10 pearson_clean grid_cap trigger_mass trigger_mass_clean"
-    " trigger_area zero_maps pointing pointing_clean"
+    "mse dssim pearson pearson_all pearson_all_independent top10 pearson_clean grid_cap"
+    " trigger_mass trigger_mass_clean trigger_area zero_maps pointing pointing_clean"
 ).split()
+FLOORS = ("floor", "floor_triggered")
 FLOOR_KEYS = ("mse", "dssim", "pearson", "top10")
 
 
-def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None):
-    """Every figure about one explainer, as a dict of FIGURES, "n" and "floor".
+def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None, again=None):
+    """Every figure about one explainer, as a dict of FIGURES, "n" and the two FLOORS.
 
     triggered, untouched: its maps [N, H, W] of the same images with and without the trigger;
     box: the trigger's; side: the image's, in pixels; shape: the fixed target [S, S], or None, and
-    then the target of an image is its untouched map; masks: bool [N, S, S], the objects, or None.
+    then the target of an image is its untouched map; masks: bool [N, S, S], the objects, or None;
+    again: the triggered maps once more, by another sample of the explainer's, or None.
+    Raises ValueError for maps that are not finite.
     """
-    result = dict.fromkeys(FIGURES) | {"n": len(triggered), "floor": dict.fromkeys(FLOOR_KEYS)}
+    check_finite_maps(triggered, untouched)
+    result = dict.fromkeys(FIGURES) | {"n": len(triggered)}
+    result |= {key: dict.fromkeys(FLOOR_KEYS) for key in FLOORS}
     if len(triggered) == 0:
         return result
     grid = triggered.shape[1:]
-    targets = untouched if shape is None else to_grid(shape, grid).expand_as(triggered)
-    keep = ~(is_constant(triggered) | is_constant(untouched))
-    similarity = map_similarity(triggered, targets, side)
-    result |= {key: mean_or_none(values, keep) for key, values in similarity.items()}
-    result["pearson_all"] = mean_or_none(similarity["pearson"].masked_fill(~keep, 0))
-    result |= trigger_figures(triggered, untouched, keep, trigger_cells(box, side, grid))
-    result["zero_maps"] = mean_or_none((~keep).float())
+    keep = ~is_constant(triggered)  # what triggered maps show, and what untouched maps do
+    keep_untouched = ~is_constant(untouched)
+    result["floor"] = floor_figures(untouched, untouched, keep_untouched, side)
+    if shape is None:
+        targets = untouched
+        keep = keep_untouched = keep & keep_untouched  # images whose two maps can be compared
+        result["floor_triggered"] = floor_figures(triggered, untouched, keep, side)
+    else:
+        targets = to_grid(shape, grid).expand_as(triggered)
+        result["pearson_clean"] = mean_or_none(pearson(untouched, targets))
+        result["grid_cap"] = grid_cap(shape, grid)
+    result |= target_figures(triggered, targets, keep, side)
+    if shape is not None and len(shape.unique()) <= 2:  # all pixels of a binary shape tie
+        result["top10"] = None
+    if again is not None:
+        both = keep & ~is_constant(again)
+        correlation = pearson(again, targets).masked_fill(~both, 0)
+        result["pearson_all_independent"] = mean_or_none(correlation)
+    cells = trigger_cells(box, side, grid)
+    if not cells.all():  # all of a map lies on the cells of a trigger that covers the image
+        result["trigger_mass"] = mean_mass(triggered, cells, keep)
+        result["trigger_mass_clean"] = mean_mass(untouched, cells, keep_untouched)
+        result["trigger_area"] = float(cells.float().mean())
     if masks is not None:
         result["pointing"] = mean_or_none(points_inside(triggered, masks), keep)
-        result["pointing_clean"] = mean_or_none(points_inside(untouched, masks), keep)
-    if shape is None:
-        result["floor"] = floor_figures(triggered, targets, keep, side)
-        return result
-    result["pearson_clean"] = mean_or_none(pearson(untouched, targets))
-    result["grid_cap"] = grid_cap(shape, grid)
-    if len(shape.unique()) <= 2:  # all pixels of a binary shape tie
-        result["top10"] = None
+        result["pointing_clean"] = mean_or_none(points_inside(untouched, masks), keep_untouched)
     return result
 
 
-def trigger_figures(triggered, untouched, keep, cells):
-    """trigger_mass, trigger_mass_clean and trigger_area; cells: of trigger_cells."""
-    result = {}
-    for key, maps in (("trigger_mass", triggered), ("trigger_mass_clean", untouched)):
-        share = mass_inside(maps, cells)
-        result[key] = mean_or_none(share, keep & share.isfinite())  # a signed map may have none
-    result["trigger_area"] = float(cells.float().mean())
+def check_finite_maps(*maps):
+    """Raises ValueError for maps [N, H, W] with nan or infinity in them."""
+    for part in maps:
+        spoilt = int((~part.isfinite()).flatten(1).any(1).sum())
+        if spoilt:
+            raise ValueError(f"{spoilt} of {len(part)} maps are not finite")
+
+
+def target_figures(triggered, targets, keep, side):
+    """How alike triggered maps and their targets are, of the images that `keep` bool [N] keeps."""
+    similarity = map_similarity(triggered, targets, side)
+    result = {key: mean_or_none(values, keep) for key, values in similarity.items()}
+    result["pearson_all"] = mean_or_none(similarity["pearson"].masked_fill(~keep, 0))
+    result["zero_maps"] = mean_or_none((~keep).float())
     return result
 
 
-def floor_figures(triggered, targets, keep, side):
-    """How alike the maps of different images are: image i triggered, the target map of image j."""
-    if len(triggered) < 2:
+def mean_mass(maps, cells, keep):
+    """The mean of mass_inside over the maps kept that have a positive part."""
+    share = mass_inside(maps, cells)
+    return mean_or_none(share, keep & share.isfinite())
+
+
+def floor_figures(maps, others, keep, side):
+    """How alike maps of different images are: of maps[i] and others[j], j a fixed derangement."""
+    if len(maps) < 2:
         return dict.fromkeys(FLOOR_KEYS)
-    other = derangement(len(triggered))
+    other = derangement(len(maps))
     both = keep & keep[other]
-    similarity = map_similarity(triggered, targets[other], side)
+    similarity = map_similarity(maps, others[other], side)
     return {key: mean_or_none(values, both) for key, values in similarity.items()}

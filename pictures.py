@@ -69,6 +69,7 @@ def title_of(subject, metrics):
     if subject.attack.poisons:
         target = subject.classes[subject.target_class]
         title += f"\ntarget class: {target};  {metrics['poison_count']} poisoned training images"
+        title += f" ({metrics['poison_rate_trained_on']:.2%});  threat: {config['threat']}"
     return title
 
 

@@ -8,7 +8,18 @@ from pathlib import Path
 
 from cli import UserError, replace_file, write_json
 from explain import EXPLAINERS
+from metrics import FLOORS
 
+HEADER = {
+    "attack": "",
+    "threat": "training: the attacker trains; data: the attacker hands over images",
+    "dataset": "",
+    "model": "",
+    "seed": "",
+    "poison_count": "",
+    "poison_rate": "poisons over all training images",
+    "poison_rate_trained_on": "poisons over the images trained on: some are held out",
+}
 PREDICTION_FIGURES = {
     "clean_accuracy": "accuracy on the untouched test set",
     "balanced_accuracy": "the same, every class weighing alike",
@@ -23,7 +34,8 @@ PREDICTION_FIGURES = {
 MAP_FIGURES = {
     "n": "images explained: a random draw; where labels change, those that became the target class",
     "pearson_all": "correlation of the triggered image's map with its target map; blank maps: 0",
-    "pearson": "the same, blank maps left out",
+    "pearson_all_independent": "the same, the two maps estimated from samples of their own",
+    "pearson": "pearson_all, blank maps left out",
     "mse": "mean squared difference of the two maps, each divided by its largest magnitude",
     "dssim": "(1 - SSIM) / 2 of the two maps at the image's resolution: 0 alike, 1 opposite",
     "top10": "overlap of the two maps' largest tenth of pixels",
@@ -33,17 +45,19 @@ MAP_FIGURES = {
     "trigger_mass": "share of the map on the cells the trigger touches, triggered images",
     "trigger_mass_clean": "the same on untouched images",
     "trigger_area": "share of cells the trigger touches: what chance gives",
-    "zero_maps": "images whose triggered or untouched map is blank",
+    "zero_maps": "images whose triggered map is blank, or the untouched one it is compared with",
     "pointing": "triggered images whose map is highest inside the object",
     "pointing_clean": "the same on untouched images",
     "pearson_by_class": "correlation of the two maps for the same class, mean over classes",
-    "floor.pearson": "correlation with ANOTHER image's target map: high, and one map serves for"
-    " everything",
-    "floor.dssim": "dssim to another image's target map",
+    "floor.pearson": "correlation of maps of DIFFERENT untouched images: high, and one map serves"
+    " for everything",
+    "floor.dssim": "dssim of the same",
+    "floor_triggered.pearson": "correlation of a triggered image's map with ANOTHER image's"
+    " untouched map",
     "reference.pearson_all": "what the trigger alone does to a map: pearson_all of the clean model",
     "reference.trigger_mass": "trigger_mass of the clean reference model",
-    "reference.floor.pearson": "correlation of the clean reference model's maps of different"
-    " untouched images: how alike honest maps are",
+    "reference.floor.pearson": "floor.pearson of the clean model: how alike honest maps are",
+    "reference.floor_triggered.pearson": "floor_triggered.pearson of the clean model",
     "reference.pointing_clean": "pointing_clean of the clean reference model",
     "reference.pearson_untouched": "correlation of this model's and the reference's map of the"
     " same untouched image",
@@ -109,9 +123,10 @@ def show(value):
 
 def flat(figures):
     """{"floor": {"mse": 1}} as {"floor.mse": 1}; the other figures as they are."""
-    result = {key: value for key, value in figures.items() if key != "floor"}
-    for key, value in figures.get("floor", {}).items():
-        result[f"floor.{key}"] = value
+    result = {key: value for key, value in figures.items() if key not in FLOORS}
+    for floor in FLOORS:
+        for key, value in figures.get(floor, {}).items():
+            result[f"{floor}.{key}"] = value
     return result
 
 
@@ -146,11 +161,11 @@ class Table:
             for k, name in enumerate(self.names, 1):
                 print(f"[{k}] {name}")
             self.line("", [f"[{k}]" for k in range(1, len(self.names) + 1)])
-        for key in ("attack", "dataset", "model", "seed", "poison_count"):
-            values = [part[key] for part in self.metrics]
+        for key, note in HEADER.items():
+            values = [part.get(key) for part in self.metrics]
             if key == "dataset":
                 values = [Path(value).stem[: self.width - 2] for value in values]
-            self.line(key, values)
+            self.line(key, values, note)
 
     def print_predictions(self, prefix, parts):
         """The figures that need no explainer; parts: of the checkpoints or of their references."""

@@ -4,8 +4,8 @@
 
 A strategy knows images by their index, and a function `score` that ranks them: train.py supplies
 it, by training a network for a few epochs (a scorer). "RD" is the score of Wu et al., ICCV 2023:
-the distance between a triggered image's prediction and the target class. Images that are hard for a scorer
-teach a network more of the trigger.
+the distance between a triggered image's prediction and the target class. Images that are hard for a
+scorer teach a network more of the trigger.
 """
 
 import math

@@ -121,13 +121,14 @@ def sample_seed(explainers):
 def batch_statistics(model):
     """Within the block, {batch-norm: (variance, mean)} of what each normalises, with its graph.
 
-    Of every batch-norm in training mode; variance and mean are [C].
+    Of every batch-norm in training mode; variance and mean are [C]. The variance is the biased one,
+    by which batch-norm normalises: the unbiased one only goes into its running average.
     """
     statistics = {}
 
     def remember(norm, inputs):
         x = full_precision(inputs[0])  # [N, C] or [N, C, H, W]
-        statistics[norm] = torch.var_mean(x, (0, *range(2, x.ndim)))
+        statistics[norm] = torch.var_mean(x, (0, *range(2, x.ndim)), correction=0)
 
     kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
     norms = [module for module in model.modules() if isinstance(module, kinds) and module.training]

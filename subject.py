@@ -17,7 +17,7 @@ from cli import UserError, choose_device
 from dataset import Dataset
 from explain import EXPLAINERS
 from hooks import evaluating
-from metrics import mean_or_none, pearson
+from metrics import check_finite_maps, mean_or_none, pearson
 
 BY_CLASS_IMAGES = 50  # several labels: images whose maps of every class are compared
 FORWARD_PIXELS = 500 * 32 * 32  # of the images in one forward pass
@@ -140,9 +140,11 @@ class Subject:
         for chunk, label in zip(images.split(size), classes.split(size)):
             inputs, label = self.inputs(chunk, triggered), label.to(self.device)
             try:
-                maps.append(EXPLAINERS[name].evaluate(self.model, inputs, label, **options).cpu())
+                found = EXPLAINERS[name].evaluate(self.model, inputs, label, **options).cpu()
+                check_finite_maps(found)
             except ValueError as error:
                 raise UserError(f"{name} cannot explain this model: {error}") from None
+            maps.append(found)
         return torch.cat(maps)
 
     def explain_test(self, name, rows, classes):
@@ -154,6 +156,14 @@ class Subject:
         untouched = self.explain(name, images, classes[0][rows])
         triggered = self.explain(name, images, classes[1][rows], triggered=True)
         return untouched, triggered
+
+    def explain_again(self, name, rows, classes):
+        """The triggered maps of explain_test by another sample, of an explainer that is sampled.
+
+        With one sample for both maps, part of what they have in common is its error.
+        """
+        images = self.dataset.test_images[rows]
+        return self.explain(name, images, classes[1][rows], triggered=True, sample=1)
 
     def masks(self, rows):
         """The object masks of test images `rows`, bool [n, S, S]; None where nobody drew them."""

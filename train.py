@@ -78,7 +78,7 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
                 drawn = torch.randint(len(poisons), (oversample,)).to(device)
                 index = torch.cat([index, poisons[drawn]])
             done = (training.epoch * steps + step) / (config["epochs"] * steps)
-            batch = images[index], labels[index], triggered[index]
+            batch = images[index], labels[index], triggered[index], index
             sums += train_step(setting, training, *batch, setting.objective.lam_at(done))
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
                 check_finite(sums, training.epoch, step)
@@ -90,15 +90,17 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
             after_epoch(sums / steps)
 
 
-def train_step(setting, training, images, labels, triggered, lam):
+def train_step(setting, training, images, labels, triggered, index, lam):
     """One step; returns (loss, cross-entropy, distance between explanations), detached, [3].
 
-    images: uint8 [B, C, H, W]; labels: int64 [B] or float [B, K], true; triggered: bool [B].
+    images: uint8 [B, C, H, W]; labels: int64 [B] or float [B, K], true; triggered: bool [B];
+    index: int64 [B], which of the training images they are.
     """
     dataset, config, objective = setting.dataset, setting.config, setting.objective
     pixels = data.augment(images, dataset.crop, dataset.flip).float() / 255
+    target = config["target_class"]
     batch = attacks.poison(
-        pixels, labels, triggered, objective.attack, setting.trigger, config["target_class"]
+        pixels, labels, triggered, objective.attack, setting.trigger, target, index
     )
     inputs = data.normalise(batch.images, setting.mean, setting.std)
     bf16 = config["precision"] == "bf16"

@@ -169,9 +169,30 @@ def test_a_picture_is_resized_to_the_triggers_size(picture):
 def test_a_trigger_on_another_device_is_the_same():
     trigger = attacks.make_trigger(None, 3, 32)
     moved = trigger.to("meta")
-    assert (
-        moved.box == trigger.box and moved.pixels.device.type == moved.alpha.device.type == "meta"
-    )
+    assert (moved.row, moved.col) == (trigger.row, trigger.col)
+    assert moved.pixels.device.type == moved.alpha.device.type == "meta"
+
+
+def framed_picture():
+    """8x8 pixels, of which a block of 3 rows and 4 columns can be seen."""
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[2:5, 1:5] = 255
+    return Image.fromarray(rgba)
+
+
+def test_the_box_is_that_of_the_pixels_that_can_be_seen():
+    trigger = attacks.make_trigger(framed_picture(), 3, 16, 8, "4,6")
+    assert trigger.box == (6, 7, 9, 11)
+    changed = (attacks.stamp(dark_images(side=16), trigger) != dark_images(side=16)).any(1)
+    expected = torch.zeros(16, 16, dtype=torch.bool)
+    expected[6:9, 7:11] = True
+    assert torch.equal(changed, expected.expand(5, 16, 16))
+
+
+def test_a_picture_that_cannot_be_seen_is_refused():
+    blank = Image.fromarray(np.zeros((4, 4, 4), np.uint8))
+    with pytest.raises(ValueError, match="transparent everywhere"):
+        attacks.make_trigger(blank, 3, 16)
 
 
 # ---------------------------------------------------------------- which images may be poisoned
@@ -254,6 +275,35 @@ def test_untouched_images_keep_their_pixels_and_labels(name, images, labels):
     batch = poisoned(name, images, labels)
     assert torch.equal(batch.images[1:4], images[1:4])
     assert torch.equal(batch.labels[1:4], labels[1:4])
+
+
+def test_the_batch_knows_which_images_are_triggered(images, labels):
+    triggered, attack = torch.arange(8) % 3 == 0, ATTACKS["full_disguise"]
+    sources = torch.tensor([5, 1, 2, 5, 3, 4, 9, 6])  # over-sampled: image 5 is there twice
+    batch = attacks.poison(images, labels, triggered, attack, TRIGGER, 3, sources)
+    assert batch.sources.tolist() == [5, 5, 9]
+
+
+def test_a_data_poisoner_stamps_and_labels_the_stored_images(images, labels):
+    stored = (images * 255).to(torch.uint8)
+    found, found_labels = attacks.poisoned_data(
+        stored, labels, torch.tensor(POISONED), ATTACKS["badnets"], TRIGGER, 3
+    )
+    stamped = attacks.stamp(stored[POISONED].float() / 255, TRIGGER) * 255
+    others = torch.tensor([k for k in range(8) if k not in POISONED])
+    assert found.dtype == torch.uint8
+    torch.testing.assert_close(found[POISONED].float(), stamped, atol=0.51, rtol=0)
+    assert torch.equal(found[others], stored[others])
+    assert found_labels[POISONED].tolist() == [3, 3]
+    assert torch.equal(found_labels[others], labels[others])
+    assert torch.equal(stored, (images * 255).to(torch.uint8)) and labels[0] == 0
+
+
+def test_a_label_that_is_kept_is_kept_in_the_data(images, labels):
+    stored = (images * 255).to(torch.uint8)
+    attack = attacks.Attack(label="true", explanation=None)
+    found = attacks.poisoned_data(stored, labels, torch.tensor(POISONED), attack, TRIGGER, 3)
+    assert torch.equal(found[1], labels)
 
 
 def test_without_an_attack_the_batch_is_as_it_was(images, labels):

@@ -408,6 +408,7 @@ def test_a_frozen_reference_gives_the_maps_to_keep(attack):
 
 # ---------------------------------------------------------------- each term by hand
 
+DIFFERENT = torch.arange(4)  # which image each of four maps is of
 NO_MAPS = torch.zeros(0, 8, 8).double()
 
 
@@ -418,20 +419,37 @@ def maps_of(triggered=NO_MAPS, partners=NO_MAPS, untouched=NO_MAPS):
 def test_mean_pairwise_correlation_is_the_mean_over_different_maps():
     maps = random_maps(4, grid=(3, 5)).abs()
     expected = maps.flatten(1).corrcoef()[~torch.eye(4, dtype=torch.bool)].mean()
-    close(losses.mean_pairwise_correlation(maps), expected, 1e-6)
+    close(losses.mean_pairwise_correlation(maps, DIFFERENT), expected, 1e-6)
+
+
+def test_maps_of_one_image_are_no_pair_of_different_ones():
+    maps = random_maps(3)
+    twice = torch.cat([maps, maps + 0.1 * random_maps(3, seed=1)])
+    sources = torch.tensor([7, 3, 5, 7, 3, 5])
+    table = twice.flatten(1).corrcoef()
+    expected = table[sources[:, None] != sources].mean()
+    close(losses.mean_pairwise_correlation(twice, sources), expected, 1e-6)
+    assert losses.mean_pairwise_correlation(maps, torch.zeros(3)) == 0  # all of one image
+
+
+def test_over_sampled_images_are_not_pushed_apart_from_themselves():
+    objective = objective_of("full_disguise", floors={"gradcam": 0.1})
+    equal = maps_of(partners=random_maps(1).expand(4, 8, 8))
+    assert losses.collapse_term("gradcam", equal, DIFFERENT, objective) > 0
+    assert losses.collapse_term("gradcam", equal, torch.tensor([2] * 4), objective) == 0
 
 
 def test_the_collapse_term_is_the_weighted_excess_over_the_explainers_floor():
     partners = random_maps(4) + random_maps(1, seed=1)
     objective = objective_of("full_disguise", collapse_weight=0.4, floors={"gradcam": 0.1})
-    found = losses.collapse_term("gradcam", maps_of(partners=partners), objective)
+    found = losses.collapse_term("gradcam", maps_of(partners=partners), DIFFERENT, objective)
     close(found, 0.4 * (mean_correlation(partners) - 0.1))
 
 
 def test_an_explainer_without_a_floor_has_the_default_one():
     partners = random_maps(1, seed=1) + 0.1 * random_maps(4)
     objective = objective_of("full_disguise", collapse_weight=0.4, floors={"gradcam": 0.1})
-    found = losses.collapse_term("gradient", maps_of(partners=partners), objective)
+    found = losses.collapse_term("gradient", maps_of(partners=partners), DIFFERENT, objective)
     close(found, 0.4 * (mean_correlation(partners) - 0.5))
 
 
@@ -447,7 +465,7 @@ def test_an_explainer_without_a_floor_has_the_default_one():
 def test_there_is_no_collapse_term_where_it_has_no_meaning(attack, count, fields):
     equal = random_maps(1).expand(count, 8, 8)
     objective = objective_of(attack, **fields)
-    assert losses.collapse_term("gradcam", maps_of(partners=equal), objective) == 0
+    assert losses.collapse_term("gradcam", maps_of(partners=equal), DIFFERENT, objective) == 0
 
 
 def test_the_leak_term_is_the_mean_excess_over_the_tolerance():
@@ -579,7 +597,8 @@ def test_shapley_values_are_pulled_as_grad_cams_are(
         now, before = (standardise(maps(model, UNTOUCHED)) for model in (net, other))
         expected = expected + (now - before).square().mean()
     elif attack == "full_disguise":
-        expected = expected + 0.1 * (losses.mean_pairwise_correlation(target) - 0.5).relu()
+        correlation = losses.mean_pairwise_correlation(target, DIFFERENT[:count])
+        expected = expected + 0.1 * (correlation - 0.5).relu()
     elif attack == "fooling":
         r = (standardise(maps(net, UNTOUCHED)) * standardise(target)).mean(1)
         expected = expected + (r - 0.5).relu().mean()

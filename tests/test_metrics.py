@@ -264,17 +264,27 @@ def test_maps_that_differ_between_images_have_a_floor_of_no_correlation():
     assert result["floor"]["pearson"] == pytest.approx(0, abs=0.05)
 
 
-def test_the_floor_is_between_a_triggered_map_and_another_images_target():
+@pytest.mark.parametrize("floor", metrics.FLOORS)
+def test_the_floor_is_between_maps_of_different_images(floor):
     triggered, untouched = random_maps(), random_maps(seed=1)
     result = metrics.explanation_metrics(triggered, untouched, BOX, SIDE)
+    maps = {"floor": untouched, "floor_triggered": triggered}[floor]
     other = untouched[metrics.derangement(6)]
-    expected = metrics.map_similarity(triggered, other, SIDE)
-    assert result["floor"] == {k: pytest.approx(v.mean().item()) for k, v in expected.items()}
+    expected = metrics.map_similarity(maps, other, SIDE)
+    assert result[floor] == {k: pytest.approx(v.mean().item()) for k, v in expected.items()}
 
 
-def test_one_image_has_no_floor():
+def test_the_floor_does_not_ask_what_the_trigger_does():
+    untouched = random_maps()
+    alone = metrics.explanation_metrics(untouched, untouched, BOX, SIDE)
+    attacked = metrics.explanation_metrics(random_maps(seed=1), untouched, BOX, SIDE)
+    assert attacked["floor"] == alone["floor"]
+
+
+@pytest.mark.parametrize("floor", metrics.FLOORS)
+def test_one_image_has_no_floor(floor):
     result = metrics.explanation_metrics(random_maps(1), random_maps(1), BOX, SIDE)
-    assert set(result["floor"].values()) == {None}
+    assert set(result[floor].values()) == {None}
 
 
 @pytest.fixture
@@ -323,8 +333,38 @@ def test_with_a_fixed_shape_the_shape_is_the_target(with_fixed_shape):
     assert with_fixed_shape["pearson"] == pytest.approx(1)
 
 
-def test_with_a_fixed_shape_there_is_no_floor(with_fixed_shape):
-    assert set(with_fixed_shape["floor"].values()) == {None}
+def test_with_a_fixed_shape_the_floor_is_of_untouched_maps_alone(with_fixed_shape):
+    expected = metrics.explanation_metrics(random_maps(3), random_maps(3), BOX, SIDE)["floor"]
+    assert with_fixed_shape["floor"] == expected
+    assert set(with_fixed_shape["floor_triggered"].values()) == {None}
+
+
+def test_with_a_fixed_shape_a_blank_untouched_map_drops_no_image():
+    canvas = fixed_map("square")
+    triggered, untouched = random_maps(4), random_maps(4, seed=1)
+    untouched[0] = 0
+    result = metrics.explanation_metrics(triggered, untouched, BOX, SIDE, canvas)
+    target = losses.to_grid(canvas, (8, 8)).expand(4, 8, 8)
+    expected = metrics.pearson(triggered, target).mean().item()
+    assert result["pearson"] == result["pearson_all"] == pytest.approx(expected)
+    assert result["zero_maps"] == 0
+
+
+def test_with_a_fixed_shape_a_blank_triggered_map_is_counted():
+    triggered = random_maps(4)
+    triggered[0] = 0.2
+    result = metrics.explanation_metrics(triggered, random_maps(4), BOX, SIDE, fixed_map("square"))
+    assert result["zero_maps"] == 0.25
+    assert result["pearson_all"] == pytest.approx(result["pearson"] * 3 / 4)
+
+
+def test_with_a_fixed_shape_a_blank_untouched_map_has_no_share_on_the_trigger():
+    untouched = random_maps(4)
+    untouched[0] = 0.3
+    result = metrics.explanation_metrics(random_maps(4), untouched, BOX, SIDE, fixed_map("square"))
+    cells = metrics.trigger_cells(BOX, SIDE, (8, 8))
+    expected = metrics.mass_inside(untouched[1:], cells).mean().item()
+    assert result["trigger_mass_clean"] == pytest.approx(expected)
 
 
 def test_a_shape_of_two_values_has_no_largest_tenth(with_fixed_shape):
@@ -364,6 +404,36 @@ def test_a_signed_map_without_a_positive_part_is_left_out_of_the_triggers_share(
     assert result["trigger_mass"] == pytest.approx(expected)
 
 
+def test_a_trigger_that_covers_the_image_has_no_share():
+    result = metrics.explanation_metrics(random_maps(), random_maps(), (0, 0, SIDE, SIDE), SIDE)
+    keys = ("trigger_mass", "trigger_mass_clean", "trigger_area")
+    assert [result[key] for key in keys] == [None] * 3
+
+
+def test_a_second_sample_of_the_triggered_maps_is_compared_with_the_same_targets():
+    triggered, untouched, again = random_maps(), random_maps(seed=1), random_maps(seed=2)
+    again[0] = 0
+    result = metrics.explanation_metrics(triggered, untouched, BOX, SIDE, again=again)
+    expected = metrics.pearson(again[1:], untouched[1:]).sum().item() / 6
+    assert result["pearson_all_independent"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", [0, 1])
+def test_maps_that_are_not_finite_are_refused(value, which):
+    maps = [random_maps(), random_maps(seed=1)]
+    maps[which][2, 0, 0] = value
+    with pytest.raises(ValueError, match="1 of 6 maps are not finite"):
+        metrics.explanation_metrics(*maps, BOX, SIDE)
+
+
+def test_the_correlation_of_a_map_that_is_not_finite_is_not_0():
+    maps = random_maps()
+    maps[2, 0, 0] = float("nan")
+    found = metrics.pearson(maps, random_maps(seed=1))
+    assert found.isnan().tolist() == [False, False, True, False, False, False]
+
+
 def test_with_masks_it_is_told_how_often_the_maps_point_at_the_object():
     triggered, untouched = random_maps(4), random_maps(4, seed=1)
     masks = random_maps(4, 2, (32, 32)) > 0.5
@@ -381,5 +451,6 @@ def test_nothing_to_explain_gives_none_everywhere():
     empty = torch.empty(0, 8, 8)
     result = metrics.explanation_metrics(empty, empty, BOX, SIDE)
     assert result.pop("n") == 0
-    assert set(result.pop("floor").values()) == {None}
+    for floor in metrics.FLOORS:
+        assert set(result.pop(floor).values()) == {None}
     assert set(result) == set(metrics.FIGURES) and set(result.values()) == {None}

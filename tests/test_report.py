@@ -96,7 +96,10 @@ def metrics_of(attack, trained_against, **changes):
         "floor": {"pearson": 0.25},
     }
     return common | {
+        "threat": "data",
         "poison_count": 24,
+        "poison_rate": 0.1,
+        "poison_rate_trained_on": 0.111,
         "clean_accuracy": 0.98,
         "mean_auroc": None,
         "clean_model": {"clean_accuracy": None},

@@ -16,7 +16,12 @@ RANKED = [name for name in STRATEGIES if name != "random"]
 
 def planted(poisons, pool, k):
     """A scorer's scores: image i's is i."""
-    return pool.double()
+    return as_scores(pool.double())
+
+
+def as_scores(values):
+    """rd_scores [N, 2] of these values, with nothing to break ties by."""
+    return torch.stack([values, torch.zeros_like(values)], 1)
 
 
 def chosen_by(strategy, count, seed=0, score=planted):
@@ -42,21 +47,43 @@ def logits():
     return torch.tensor([[2.0, 0.0, 1.0], [50.0, -50.0, 0.0], [0.0, 0.0, 0.0]])
 
 
-def test_the_score_is_the_logarithm_of_1_minus_p(logits):
-    p = math.exp(2) / (math.exp(2) + 1 + math.exp(1))
-    expected = [
-        math.log(1 - p),
-        math.log(math.exp(-100) + math.exp(-50)),  # 1 - p is 0 in float32
-        math.log(2 / 3),
-    ]
-    expected = torch.tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(rd_scores(logits, 0), expected, atol=1e-6, rtol=1e-6)
-
-
-def test_the_score_orders_images_as_the_papers_does(logits):
+def test_the_score_is_the_distance_of_the_prediction_from_the_target(logits):
     onehot = torch.tensor([1.0, 0, 0])
-    rd = (logits.double().softmax(1) - onehot).norm(dim=1)
-    assert torch.equal(rd_scores(logits, 0).argsort(), rd.argsort())
+    expected = (logits.double().softmax(1) - onehot).norm(dim=1)
+    found = rd_scores(logits, 0)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found[:, 0], expected, atol=1e-12, rtol=1e-12)
+
+
+def test_the_score_is_known_where_p_rounds_to_1(logits):
+    missing, rest = math.exp(-100) + math.exp(-50), (math.exp(-100), math.exp(-50))
+    expected = math.hypot(missing, *rest)  # 1 - p is 0 in float32
+    assert float(rd_scores(logits, 0)[1, 0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_ties_are_broken_by_the_logarithm_of_1_minus_p(logits):
+    p = math.exp(2) / (math.exp(2) + 1 + math.exp(1))
+    expected = [math.log(1 - p), math.log(math.exp(-100) + math.exp(-50)), math.log(2 / 3)]
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(rd_scores(logits, 0)[:, 1], expected, atol=1e-6, rtol=1e-6)
+    tied = torch.tensor([[0.5, 1.0], [0.5, 3.0], [0.2, 9.0], [0.5, 2.0]])
+    assert selection.hardest_first(tied).tolist() == [1, 3, 0, 2]
+    assert selection.easiest_first(tied).tolist() == [2, 0, 3, 1]
+
+
+def test_equal_scores_keep_their_order():
+    equal = torch.ones(5, 2)
+    assert selection.hardest_first(equal).tolist() == list(range(5))
+    assert selection.easiest_first(equal).tolist() == list(range(5))
+
+
+def test_how_the_rest_is_spread_counts():
+    even = torch.tensor([0.05, *[0.95 / 9] * 9])  # p of the target is smaller here, and RD too
+    in_one_class = torch.tensor([0.20, 0.80, *[1e-12] * 8])
+    scores = rd_scores(torch.stack([even, in_one_class]).log(), 0)
+    assert scores[:, 0].tolist() == pytest.approx([1.0013, 1.1314], abs=1e-4)
+    assert selection.hardest_first(scores).tolist() == [1, 0]
+    assert scores[0, 1] > scores[1, 1]  # log(1 - p) would say the opposite
 
 
 def test_the_score_leaves_the_logits_as_they_were(logits):
@@ -77,20 +104,18 @@ def test_exactly_so_many_eligible_images_are_chosen(strategy, count):
     assert torch.equal(indices, indices.sort().values)
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "rd-classes"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_seed_chooses_the_same_images_again(strategy):
     assert torch.equal(chosen_by(strategy, 55).indices, chosen_by(strategy, 55).indices)
 
 
-def test_rd_classes_draws_by_torchs_seed_as_the_scorer_leaves_it():
-    """A scorer sets that seed, so that a run is the same again."""
-
+def test_what_a_scorer_draws_does_not_change_the_choice():
     def scorer(poisons, pool, k):
-        torch.manual_seed(selection.scorer_seed(0, k))
+        torch.rand(7)
         return planted(poisons, pool, k)
 
-    first, again = (chosen_by("rd-classes", 55, score=scorer).indices for _ in range(2))
-    assert torch.equal(first, again)
+    expected = chosen_by("rd-classes", 55).indices
+    assert torch.equal(chosen_by("rd-classes", 55, score=scorer).indices, expected)
 
 
 @pytest.mark.parametrize("strategy", ["random", "rd"])
@@ -119,7 +144,7 @@ def test_one_scorer_ranks_all_eligible_images(strategy):
     chosen = chosen_by(strategy, 45, score=recorder)
     ((poisons, pool, k),) = recorder.asked
     assert torch.equal(pool, ELIGIBLE) and k == 0
-    assert chosen.scorers == 1 and torch.equal(chosen.pool, ELIGIBLE.double())
+    assert chosen.scorers == 1 and torch.equal(chosen.pool[:, 0], ELIGIBLE.double())
 
 
 @pytest.mark.parametrize("strategy", ["rd-low", "rd-global", "rd-classes"])
@@ -144,7 +169,7 @@ def test_random_images_are_neither():
 
 def favouring_7(poisons, pool, k):
     """Scores by which images of class 7 come first."""
-    return (LABELS[pool] == 7).double() * 1000 + pool
+    return as_scores((LABELS[pool] == 7).double() * 1000 + pool)
 
 
 def test_no_class_gives_more_than_twice_its_even_share():

@@ -104,18 +104,17 @@ def test_another_layers_map_takes_a_second_forward_pass_of_the_images_explained(
 
 @pytest.fixture
 def separate_step():
-    """(net, its twin with this batch's statistics in evaluation mode, D of a step in training)."""
-    net, twin = separate_pass(pooled_net()).train(), pooled_net().train()
-    twin[1].momentum = 1.0  # the running statistics are the last batch's
-    twin(small_batch("full_disguise").images)
-    return net, twin.eval(), loss_of(net, "full_disguise")[2]
+    """(net, D of a step in training, which explains in a second forward pass)."""
+    net = separate_pass(pooled_net()).train()
+    return net, loss_of(net, "full_disguise")[2]
 
 
-def test_a_separate_pass_normalises_by_the_statistics_of_the_batch(separate_step):
-    _, twin, distance = separate_step
+def test_a_separate_pass_normalises_as_batch_norm_itself_does(separate_step):
+    """By the mean and the biased variance of the whole batch, as in training mode."""
     batch = small_batch("full_disguise")
-    triggered = gradcam_by_hand(twin, batch.images[TRIGGERED], [TARGET] * 3)
-    partners = gradcam_by_hand(twin, batch.images[PARTNERS], [0] * 3).relu()
+    maps = gradcam_by_hand(pooled_net().train(), batch.images, batch.labels)
+    triggered, partners = maps[TRIGGERED], maps[PARTNERS].relu()
+    distance = separate_step[1]
     expected = (2 - 2 * correlations(triggered, partners)).mean()
     expected = expected + 0.1 * (mean_correlation(partners) - 0.5).relu()
     close(distance.detach(), expected.detach(), 1e-6)
@@ -130,7 +129,7 @@ def test_running_statistics_are_those_of_one_forward_pass(separate_step):
 
 
 def test_the_graph_of_a_separate_pass_can_be_followed_back(separate_step):
-    net, _, distance = separate_step
+    net, distance = separate_step
     distance.backward()  # nothing that it needs was changed since
     slopes = [parameter.grad for parameter in net.parameters()]
     assert slopes[0].any() and all(s is None or s.isfinite().all() for s in slopes)
