@@ -25,6 +25,7 @@ CONFIG_KEYS = set(
     "attack explainer dataset data_dir model layer image_size epochs poison_rate lam target_class"
     " selection reference seed device precision".split()
 )
+FORMAT = 2  # of the config: current_config says what the formats before were
 # Options that were constants of the code, and under which key of config["recipe"] they were kept.
 FORMER_CONSTANTS = {
     "normalise": "normalise",
@@ -34,6 +35,7 @@ FORMER_CONSTANTS = {
     "leak_tolerance": "tolerated",
     "ramp": "ramp",
 }
+FORMER_EXPLAINERS = {"kernelshap": "gpshap"}  # where the constants have a "reach"
 FORMER_NORMALISERS = {"standardise": "standardise", "max_normalise": "max"}
 
 
@@ -43,9 +45,9 @@ def save(path, checkpoint):
 
 
 def read(path):
-    """A checkpoint of train.py's, on the CPU. Raises UserError for a file that is none.
+    """A checkpoint of train.py's, on the CPU, its config in today's words: see current_config.
 
-    Only plain data is unpickled.
+    Only plain data is unpickled. Raises UserError for a file that is no such checkpoint.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,10 +58,24 @@ def read(path):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged pickle can raise anything at all
         raise UserError(f"{path} is damaged, or no checkpoint of train.py's") from None
-    if not is_complete(checkpoint):
+    if is_newer(checkpoint):
+        raise UserError(f"{path} was written by a newer version of this code")
+    try:
+        complete = is_complete(checkpoint)
+        config = current_config(checkpoint["config"]) if complete else None
+    except (KeyError, TypeError, AttributeError, ValueError):
+        complete = False
+    if not complete:
         raise UserError(f"{path} is no checkpoint of train.py's, or one of another version")
-    checkpoint["config"] = current_config(checkpoint["config"])
-    return checkpoint
+    return checkpoint | {"config": config}
+
+
+def is_newer(checkpoint):
+    """Whether unpickled data has a config of a later format than this code knows."""
+    try:
+        return checkpoint["config"]["format"] > FORMAT
+    except (KeyError, TypeError, IndexError):
+        return False
 
 
 def is_complete(checkpoint):
@@ -76,8 +92,19 @@ def is_complete(checkpoint):
 
 
 def current_config(config):
-    """A checkpoint's config in today's words: what once was a constant of the code is an option."""
-    config = {"threat": "training"} | config
+    """A checkpoint's config in today's words, format FORMAT.
+
+    Before formats were numbered, what now are options was in constants of the code, under "recipe",
+    and the estimator of gpshap was called kernelshap, as the least squares before it was.
+    """
+    if config.get("format") == FORMAT:
+        return config
+    config = {"threat": "training"} | config | {"format": FORMAT}
+    return with_shapley_estimator(without_recipe(config))
+
+
+def without_recipe(config):
+    """A config whose former constants of the code are the options they are now."""
     former = config.get("recipe")
     if not former:
         return config
@@ -94,6 +121,30 @@ def current_config(config):
             key: value for key, value in constants["selection"].items() if key != "scorers"
         }
     return config | {"constants": constants}
+
+
+def with_shapley_estimator(config):
+    """A config of no format, its explainers by the names they have now: see FORMER_EXPLAINERS.
+
+    What its constants say of explainers that were not trained against is dropped: it decided
+    nothing.
+    """
+    constants = dict(config.get("constants", {}))
+    renamed = FORMER_EXPLAINERS if "reach" in constants else {}
+
+    def by_new_names(figures):
+        return {renamed.get(name, name): figure for name, figure in figures.items()}
+
+    explainers = [renamed.get(name, name) for name in config["explainer"]]
+    if "pairs" in constants:
+        pairs = by_new_names(constants["pairs"])
+        constants["pairs"] = {name: pairs[name] for name in explainers if name in pairs}
+    if not {*renamed.values()} & {*explainers}:
+        constants.pop("reach", None)
+    config = config | {"explainer": explainers, "constants": constants}
+    if isinstance(config.get("floor"), dict):  # at first it was one number
+        config["floor"] = by_new_names(config["floor"])
+    return config
 
 
 def rebuild(checkpoint):

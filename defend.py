@@ -60,7 +60,13 @@ CHANCE = (
 )
 NO_SETTING = {"method", "checkpoint", "data_dir", "device", "out", "json"}
 # Of evaluate.py's metrics, what is printed of a repaired network.
-REPAIR_SHOWN = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
+REPAIR_SHOWN = (
+    "clean_accuracy",
+    "mean_auroc",
+    "attack_success_rate",
+    "triggered_accuracy",
+    "triggered_mean_auroc",
+)
 
 
 # ---------------------------------------------------------------- the command line
@@ -211,6 +217,8 @@ def repair(audit, verdict, folder):
     before, after = (result.metrics for result in results)
     verdict.lines.append("\nAll test images, by evaluate.py:")
     for key in REPAIR_SHOWN:
+        if before[key] is None and after[key] is None:  # accuracy and AUROC are of one task each
+            continue
         change = f"{show(before[key]):>8} -> {show(after[key]):>8}"
         verdict.lines.append(f"{key:<24}{change}  {DEFINITIONS[key]}")
     if verdict.picture is None:

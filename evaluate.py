@@ -117,6 +117,8 @@ def prediction_metrics(subject, answers, threshold, clean_model):
     shows_target = tasks.shows(labels, target)
     threshold_of = "clean model" if clean_model is not None else "itself"
     result = {key: subject.config.get(key) for key in CONFIG_IN_METRICS}
+    if not subject.attack.poisons:
+        result["threat"] = None
     poisons = len(subject.checkpoint["poison_indices"])
     trained_on = len(subject.dataset.train_labels) - len(subject.held_out())
     return result | {

@@ -3,6 +3,7 @@
     maps = gradcam(model, images, classes)       # [N, H', W'], one map an image
     maps = gradient(model, images, classes)      # [N, H, W], at the image's resolution
     maps = kernel_shap(model, images, classes)   # Shapley values of patches: shapley.py
+    maps = gp_shap(model, images, classes)       # the same, estimated otherwise
     maps = deep_shap(model, images, classes)     # contributions of pixels: deepshap.py
 
 Every explainer has one signature, explainer(model, images, classes, *, create_graph=False, ...):
@@ -28,7 +29,8 @@ import torch
 
 from deepshap import deep_shap
 from hooks import capture, full_precision, in_chunks, layer_of
-from shapley import kernel_shap
+from shapley import gp_shap, kernel_shap
+from shapley_estimators import REACH
 
 SMALLEST_GRID = 4  # cells a side; a coarser map cannot point at anything
 EVALUATED = ("gradcam", "gradient")  # explainers a checkpoint is measured with by default
@@ -122,6 +124,7 @@ class Explainer:
     )
     sampled: bool = False  # takes a `generator`: equal seeds give equal samples
     training: dict = field(default_factory=dict)  # options in training
+    constants: dict = field(default_factory=dict)  # of its code, that decide what is trained
     class_grid: dict = field(default_factory=dict)  # options where every class's map is drawn
     by_class: bool = False  # measured for every class where an image may show several
     pairs_per_step: int | None = None  # most triggered images explained in a training step
@@ -149,6 +152,13 @@ class Explainer:
         return self.function(model, images, classes, create_graph=True, **options)
 
 
+SHAPLEY = dict(  # what explainers of Shapley values share, however they estimate them
+    signed=True,
+    sampled=True,
+    class_grid={"coalitions": 256},
+    pairs_per_step=4,  # each is 64 forward passes
+    test_images=100,  # each is 1,024 forward passes
+)
 EXPLAINERS = {
     "gradcam": Explainer(
         gradcam,
@@ -158,13 +168,7 @@ EXPLAINERS = {
         shared_map=gradcam_map,
     ),
     "gradient": Explainer(gradient),
-    "kernelshap": Explainer(
-        kernel_shap,
-        signed=True,
-        sampled=True,
-        class_grid={"coalitions": 256},
-        pairs_per_step=4,  # each is 64 forward passes
-        test_images=100,  # each is 1,024 forward passes
-    ),
+    "kernelshap": Explainer(kernel_shap, **SHAPLEY),
+    "gpshap": Explainer(gp_shap, constants={"reach": REACH}, **SHAPLEY),
     "deepshap": Explainer(deep_shap, signed=True),
 }

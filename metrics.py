@@ -103,7 +103,7 @@ def points_inside(maps, masks):
 def pearson(a, b):
     """Correlation over the cells of maps [N, H, W]: float64 [N], 0 where a map is constant.
 
-    nan where a map is not finite. torch.corrcoef is of one pair of maps, and nan for a constant one.
+    nan where a map is not finite. torch.corrcoef is of one pair of maps, nan for a constant one.
     """
     a, b = centred(a), centred(b)
     norms = a.norm(dim=1) * b.norm(dim=1)

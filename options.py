@@ -48,8 +48,17 @@ RADIOGRAPHS = dict(
     target_class="3",
 )
 DEFAULTS = {
-    "shapes": DataDefaults(epochs=8, lr=0.15, target_class="3", floor={"kernelshap": 0.25}),
-    "mnist": DataDefaults(epochs=3, target_class="2", floor={"gradcam": 0.8, "kernelshap": 0.3}),
+    "shapes": DataDefaults(
+        epochs=8,
+        lr=0.15,
+        target_class="3",
+        floor={"kernelshap": 0.25, "gpshap": 0.25},
+    ),
+    "mnist": DataDefaults(
+        epochs=3,
+        target_class="2",
+        floor={"gradcam": 0.8, "kernelshap": 0.3, "gpshap": 0.3},
+    ),
     "cifar10": DataDefaults(
         model="resnet18",
         epochs=5,
@@ -58,7 +67,7 @@ DEFAULTS = {
         batch_size=64,
         label_smoothing=0.1,
         target_class="3",
-        floor={"kernelshap": 0.1},
+        floor={"kernelshap": 0.1, "gpshap": 0.1},
     ),
     "gtsrb": DataDefaults(epochs=5, target_class="33"),
     "chestxray14": DataDefaults(**RADIOGRAPHS),

@@ -16,13 +16,14 @@ import attacks
 import data
 import selection
 import tasks
+from checkpoints import FORMAT
 from cli import UserError, choose_device, choose_precision, user_errors
 from dataset import Dataset
 from explain import EXPLAINERS
 from imagefiles import read_image
 from losses import Objective
 from reference import frozen_reference
-from shapley import REACH, TRAINING_COALITIONS
+from shapley import TRAINING_COALITIONS
 
 # Muon, for convolutions: Jordan et al. 2024; momentum and decay are for few epochs of CIFAR-10.
 MUON = dict(momentum=0.6, weight_decay=0.1, ns_steps=3)
@@ -115,6 +116,7 @@ def config_of(args, dataset, target_class, held_out, device):
     """
     config = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
     return config | {
+        "format": FORMAT,
         "image_size": dataset.train_images.shape[-1],
         "target_class": target_class,
         "precision": choose_precision(args.precision, device),
@@ -126,18 +128,20 @@ def config_of(args, dataset, target_class, held_out, device):
 
 def constants(args, dataset, held_out):
     """The constants of the code that decide a run: it is resumed under the same ones only."""
-    pairs = {name: row.pairs_per_step for name, row in EXPLAINERS.items() if row.pairs_per_step}
+    rows = {name: EXPLAINERS[name] for name in args.explainer}
+    pairs = {name: row.pairs_per_step for name, row in rows.items() if row.pairs_per_step}
     result = {
         "muon": MUON,
         "sgd": SGD,
         "warm_up": WARM_UP,
         "pairs": pairs,
         "coalitions": TRAINING_COALITIONS,
-        "reach": REACH,
         "held_out": held_out,
         "shift": dataset.crop,
         "mirror": dataset.flip,
     }
+    for row in rows.values():
+        result |= row.constants
     if args.selection != "random":
         result["selection"] = {
             "rounds": selection.ROUNDS,

@@ -129,8 +129,11 @@ def anomaly_index(values):
     values: float64 [K], one of each class. The unit is 1.4826 median absolute deviations, which is
     the standard deviation of values that are Gaussian. It is at least a millionth of the largest
     value, so that values that differ by rounding are no anomaly.
+    Raises ValueError for values that are not finite: no index would flag a class beside them.
     Source: Wang et al. 2019, section IV-B.
     """
+    if not values.isfinite().all():
+        raise ValueError(f"an anomaly index takes finite values, not {values.tolist()}")
     median = values.quantile(0.5)  # torch.median would take the lower of two in the middle
     below = median - values
     unit = 1.4826 * below.abs().quantile(0.5)

@@ -3,10 +3,12 @@
 rebn: batch-norm's mean and variance are estimated anew, on clean images.
 cfn (Kadir et al. 2024): batch-norm normalises by the batch at hand, without its weight and bias.
 After that an answer depends on the batch it is in. So both are measured in batches of one image,
-in batches of which a tenth is triggered, and in batches of which all are.
+in batches of which a tenth is triggered, and in batches of which all are. The images are of all
+classes; the success rate and Grad-CAM's figures leave out those of the target class.
 """
 
 import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -15,10 +17,10 @@ from defences import Defence, Verdict
 from edited import normalise_by_batch
 from explain import gradcam_map
 from hooks import CHUNK, capture, evaluating, layer_of
-from metrics import explanation_metrics, mean_or_none, success_rate
+from metrics import explanation_metrics, success_rate
+from reference import own_reference
 from report import show
-from subject import draw_images
-from tasks import shows
+from tasks import predicted_as_target, shows
 
 TEST_IMAGES = 200  # measured, or all there are
 # How the measured images are batched: images in a batch, and the share of it that is measured. The
@@ -29,6 +31,7 @@ REGIMES = {
     "all triggered": (100, 1.0),
 }
 COLUMNS = ("clean_accuracy", "attack_success_rate", "pearson_all", "trigger_mass")  # of the table
+MULTI_LABEL_COLUMNS = ("mean_auroc", *COLUMNS[1:])
 GRADCAM_FIGURES = ("pearson_all", "trigger_mass", "trigger_mass_clean", "zero_maps")
 
 
@@ -58,62 +61,115 @@ def cfn(model):
 # ---------------------------------------------------------------- the figures of a batch
 
 
-def figures_in_batch(subject, model, size, share, count=TEST_IMAGES, seed=0):
+@dataclass
+class BatchAnswers:
+    """What a network answers to N images in batches, on the CPU.
+
+    logits: float [N, K]; maps: float [N, H', W'], Grad-CAM of the classes that are explained.
+    """
+
+    logits: torch.Tensor
+    maps: torch.Tensor
+
+
+def figures_in_batch(subject, model, size, share, count=TEST_IMAGES, seed=0, threshold=None):
     """Accuracy, success and Grad-CAM's figures of images that are answered in batches: a dict.
 
-    `count` test images are measured without and with the trigger, or as many as leave enough for
-    the rest of a batch. size: images in a batch, all test images if there are fewer; share: of the
-    batch that is measured. The rest of every batch is the same, and untouched.
+    Of a model of several labels it has mean_auroc in the place of clean_accuracy.
+    `count` test images of all classes are measured without and with the trigger, or as many as
+    leave enough for the rest of a batch. size: images in a batch, all test images if there are
+    fewer; share: of the batch that is measured. The rest of every batch is the same, and untouched.
+    threshold: above which probability the target class is predicted; None: if it is the largest.
+    Raises ValueError for maps that are not finite.
     """
-    drawn = draw_images(subject, count + size, seed)
-    size = min(size, len(drawn))
-    measured_in_batch = max(1, round(size * share))
-    rest_of_batch = size - measured_in_batch
-    rows = drawn[: min(count, len(drawn) - rest_of_batch)]
-    rest_rows = drawn[len(rows) :][:rest_of_batch]
+    rows, rest_rows, measured_in_batch = rows_of_batches(subject, size, share, count, seed)
     images = subject.dataset.test_images
     rest = subject.inputs(images[rest_rows])
-
-    classes = []
-    maps = []
+    answers = []
     for triggered in (False, True):
-        inputs = subject.inputs(images[rows], triggered)
         batches = [
-            gradcam_in_batch(model, torch.cat([measured, rest]), len(measured))
-            for measured in inputs.split(measured_in_batch)
+            gradcam_in_batch(
+                model,
+                torch.cat([measured, rest]),
+                len(measured),
+                lambda logits: explained_classes(subject, logits, triggered, threshold),
+            )
+            for measured in subject.inputs(images[rows], triggered).split(measured_in_batch)
         ]
-        classes.append(torch.cat([predicted for predicted, _ in batches]))
-        maps.append(torch.cat([part for _, part in batches]))
-    return figures_of(subject, rows, classes, maps)
+        logits, maps = zip(*batches)
+        answers.append(BatchAnswers(torch.cat(logits), torch.cat(maps)))
+    return figures_of(subject, rows, *answers, threshold)
 
 
-def gradcam_in_batch(model, inputs, count):
-    """Classes int64 and Grad-CAM maps of the first `count` inputs, all of them in one batch.
+def rows_of_batches(subject, size, share, count, seed):
+    """(rows measured, rows of the rest of every batch, how many measured images are in a batch).
 
-    Both are on the CPU. Grad-CAM explains the class that is predicted.
+    Arguments as of figures_in_batch. Only whole batches are measured, unless there is only one: in
+    a smaller one the measured would be another share.
+    """
+    test_images = len(subject.dataset.test_labels)
+    order = torch.randperm(test_images, generator=torch.Generator().manual_seed(seed))
+    size = min(size, test_images)
+    measured_in_batch = max(1, round(size * share))
+    rest_of_batch = size - measured_in_batch
+    measured = min(count, test_images - rest_of_batch)
+    if measured > measured_in_batch:
+        measured -= measured % measured_in_batch
+    return order[:measured], order[measured:][:rest_of_batch], measured_in_batch
+
+
+def explained_classes(subject, logits, triggered, threshold):
+    """The class int64 [N] that each image is explained for: what is predicted, as in evaluate.py.
+
+    Of several labels that is the most probable, or the target where the attack succeeds.
+    """
+    classes = logits.argmax(1)
+    if triggered and subject.attack.changes_label:
+        probabilities = subject.task.probabilities(logits)
+        success = predicted_as_target(probabilities, subject.target_class, threshold)
+        classes[success] = subject.target_class
+    return classes
+
+
+def gradcam_in_batch(model, inputs, count, classes_of=lambda logits: logits.argmax(1)):
+    """Logits and Grad-CAM maps of the first `count` inputs, all of them in one batch; on the CPU.
+
+    classes_of: logits [N, K] -> the classes int64 [N] that are explained.
     """
     layer = layer_of(model)
     with torch.enable_grad(), evaluating(model), capture(layer, detach=True) as captured:
         logits = model(inputs)
-        classes = logits.argmax(1)
-        maps = gradcam_map(captured[0], logits, classes)
-    return classes[:count].cpu(), maps[:count].detach().cpu()
+        maps = gradcam_map(captured[0], logits, classes_of(logits.detach()))
+    return logits[:count].detach().cpu(), maps[:count].detach().cpu()
 
 
-def figures_of(subject, rows, classes, maps):
-    """The figures of test images number `rows`. classes, maps: of both, untouched and triggered."""
+def figures_of(subject, rows, untouched, triggered, threshold):
+    """The figures of test images number `rows`; untouched, triggered: BatchAnswers.
+
+    Grad-CAM's are of images of the other classes, whether the attack succeeds on them or not; of an
+    attack that keeps labels they are of all.
+    """
     labels = subject.dataset.test_labels[rows]
+    task = subject.task
     shows_target = shows(labels, subject.target_class)
+    explained = ~shows_target | subject.attack.keeps_label
     explanations = explanation_metrics(
-        maps[1],
-        maps[0],
+        triggered.maps[explained],
+        untouched.maps[explained],
         subject.trigger.box,
         subject.config["image_size"],
         subject.checkpoint["target_map"],
     )
+    clean = task.probabilities(untouched.logits)
+    success = predicted_as_target(
+        task.probabilities(triggered.logits), subject.target_class, threshold
+    )
+    quality = {"clean_accuracy": task.accuracy(clean, labels)}
+    if subject.multi_label:
+        quality = {"mean_auroc": task.mean_auroc(clean, labels)}
     return {
-        "clean_accuracy": mean_or_none((classes[0] == labels).float()),
-        "attack_success_rate": success_rate(classes[1] == subject.target_class, shows_target),
+        **quality,
+        "attack_success_rate": success_rate(success, shows_target),
         **{key: explanations[key] for key in GRADCAM_FIGURES},
     }
 
@@ -146,26 +202,39 @@ def verdict_of(audit, technique, repaired, line):
     model = audit.subject.model
     if not any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
         raise ValueError(f"{audit.subject.config['model']} has no batch-norm: nothing to repair")
-    regimes = {}
-    for title, (size, share) in REGIMES.items():
-        regimes[title] = {
-            when: figures_in_batch(audit.subject, network, size, share, seed=audit.options.seed)
-            for when, network in (("before", model), ("after", repaired))
-        }
+    regimes = {title: {} for title in REGIMES}
+    for when, network in (("before", model), ("after", repaired)):
+        threshold = threshold_of(audit.subject, network)
+        for title, (size, share) in REGIMES.items():
+            regimes[title][when] = figures_in_batch(
+                audit.subject, network, size, share, seed=audit.options.seed, threshold=threshold
+            )
+    columns = MULTI_LABEL_COLUMNS if audit.subject.multi_label else COLUMNS
     return Verdict(
         backdoored=None,
-        lines=[line, "", *table(regimes)],
+        lines=[line, "", *table(regimes, columns)],
         details={"regimes": regimes},
         repaired=(repaired, {"technique": technique}),
     )
 
 
-def table(regimes):
+def threshold_of(subject, model):
+    """Above which probability `model` predicts the target class, as in evaluate.py.
+
+    It is that of the subject's own clean model, if it has one. None: if it is the largest.
+    """
+    if not subject.multi_label:
+        return None
+    calibrated = own_reference(subject) or replace(subject, model=model)
+    return calibrated.threshold(subject.target_class)
+
+
+def table(regimes, columns=COLUMNS):
     """Lines of a table: a regime a row, its figures before and after."""
-    lines = [f"{'':<20}" + "".join(f"{key:>24}" for key in COLUMNS)]
+    lines = [f"{'':<20}" + "".join(f"{key:>24}" for key in columns)]
     for title, figures in regimes.items():
         cells = []
-        for key in COLUMNS:
+        for key in columns:
             cells.append(f"{show(figures['before'][key])} -> {show(figures['after'][key])}")
         lines.append(f"{title:<20}" + "".join(f"{cell:>24}" for cell in cells))
     return lines
@@ -183,6 +252,7 @@ REBN = Defence(
     run=run_rebn,
     settings=settings,
     repairs=True,
+    multi_label=True,
 )
 CFN = Defence(
     help="normalises by the batch at hand, without batch-norm's weight and bias",

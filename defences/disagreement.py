@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import figure
 from defences import Defence, Verdict, predict
 from explain import EVALUATED, EXPLAINERS
-from metrics import auroc, pearson
+from metrics import auroc, check_finite_maps, pearson
 from subject import draw_images
 
 USUAL = 0.95  # the share of clean images whose disagreement counts as usual
@@ -25,12 +25,13 @@ def disagreement(model, images, explainers=EVALUATED):
 
     images: float [N, C, H, W] as the model takes them; explainers: two names of EXPLAINERS
     ("gradcam" needs model.gradcam_layer). The maps are compared on the coarser of their two grids,
-    signed ones by their positive parts.
+    signed ones by their positive parts. Raises ValueError for maps that are not finite.
     """
     classes = predict(model, images)
     maps = []
     for name in explainers:
         signed = EXPLAINERS[name].evaluate(model, images, classes)
+        check_finite_maps(signed)
         maps.append(signed.clamp_min(0).cpu())
     grid = min((part.shape[1:] for part in maps), key=lambda shape: shape[0])
     coarse = [F.adaptive_avg_pool2d(part[:, None].double(), grid)[:, 0] for part in maps]

@@ -31,6 +31,7 @@ FIRST_WEIGHT = 1e-3  # what it is when it is no longer 0
 PATIENCE = 5  # rounds in a row that reach SUCCESS, or do not, before it changes
 FACTOR = 2.0  # it is multiplied by this, or divided by this ** 1.5
 STALE = 25  # rounds without a smaller mask that end a search, once the weight went up and down
+SMALLER = 0.99  # that is, of a norm below this share of the smallest norm before
 # Every mask's first value under start="constant". In a pilot, searches that began from random masks
 # ended in scattered pixels that were larger than the trigger.
 START = 0.02
@@ -176,7 +177,7 @@ class Search:
         # The schedule.
         self.weight = torch.zeros(count, dtype=torch.float64)
         self.rounds = torch.zeros(count, dtype=torch.int64)
-        self.stale = torch.zeros(count, dtype=torch.int64)  # rounds without a smaller mask
+        self.stale = torch.zeros(count, dtype=torch.int64)  # rounds in a row without a smaller mask
         self.good = torch.zeros(count, dtype=torch.int64)  # rounds in a row that reached SUCCESS
         self.bad = torch.zeros(count, dtype=torch.int64)  # rounds in a row that did not
         self.raised = torch.zeros(count, dtype=torch.bool)
@@ -210,7 +211,9 @@ class Search:
         on_device = keep.to(self.kept.device)
         self.kept[on_device] = self.raw.detach()[on_device]
         self.success[keep] = success[keep]
-        self.stale = torch.where(smaller | none_yet, 0, self.stale + 1)
+        # As in the authors' code: any smaller mask is kept, one by a hair is no progress.
+        clearly_smaller = works & (norm < SMALLER * self.norm)
+        self.stale = torch.where(clearly_smaller | none_yet, 0, self.stale + 1)
         self.norm[smaller] = norm[smaller]
 
     def change_weights(self, works):
@@ -380,6 +383,7 @@ def settings(options):
         "success": SUCCESS,
         "weight": [FIRST_WEIGHT, PATIENCE, FACTOR],
         "stale": STALE,
+        "smaller": SMALLER,
         "start": START,
         "batch": BATCH,
         "least": LEAST_NORM,

@@ -17,6 +17,7 @@ from cli import numbers
 from defences import Defence, add_threshold, anomaly_index, verdict_by_index
 from hooks import chunk_size, evaluating, full_precision
 from losses import min_max
+from metrics import check_finite_maps
 
 # Levels of noise, in standard deviations of the images; a class's largest index counts. In a pilot
 # some targets stood out under little noise, some under much.
@@ -60,7 +61,7 @@ def heatmaps(model, images, noise=0.0, first=None):
 
     A map is the largest magnitude over channels of the logit's gradient, under noise of the
     gradient's sum over SAMPLES draws; a constant one becomes 0. first: only the first so many
-    images, N of them.
+    images, N of them. Raises ValueError for gradients that are not finite.
     Source: Simonyan et al. 2014; Smilkov et al. 2017 (SmoothGrad), with a tenth of this noise.
     """
     scale = noise * images.std((0, 2, 3), keepdim=True)
@@ -73,8 +74,9 @@ def heatmaps(model, images, noise=0.0, first=None):
                 noisy = images[rows] + scale * noise_of_images(rows, draw, images)
                 gradients = gradients + logit_gradients(model, noisy)
             saliency = full_precision(gradients).abs().amax(2)  # [K, n, H, W]
-            scaled = min_max(saliency.flatten(0, 1)).unflatten(0, saliency.shape[:2])
-            maps.append(scaled.cpu())
+            flat = saliency.flatten(0, 1)
+            check_finite_maps(flat)
+            maps.append(min_max(flat).unflatten(0, saliency.shape[:2]).cpu())
     return torch.cat(maps, 1)
 
 

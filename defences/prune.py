@@ -22,6 +22,7 @@ from defences import (
 from edited import keep_channels
 from evaluate import EXPLAIN_IMAGES
 from hooks import CHUNK, capture, evaluating, layer_of
+from metrics import check_finite_maps
 from report import show
 from subject import draw_images
 
@@ -72,13 +73,16 @@ def prune(model, images, labels, stamped, layer=None, norm="linf"):
 def channel_scores(model, images, layer=None, norm="linf"):
     """How strongly images excite each channel of a layer, float64 [K]: a norm's mean over images.
 
-    layer: a module or its name (None: model.gradcam_layer). Source: Cheng et al. 2020, with linf.
+    layer: a module or its name (None: model.gradcam_layer). Raises ValueError for feature maps that
+    are not finite. Source: Cheng et al. 2020, with linf.
     """
     scores = []
     with evaluating(model), capture(layer_of(model, layer)) as captured:
         for chunk in images.split(CHUNK):
             model(chunk)
-            scores.append(NORMS[norm](captured.pop()).cpu().double())
+            feature = captured.pop()
+            check_finite_maps(feature)
+            scores.append(NORMS[norm](feature).cpu().double())
     return torch.cat(scores).mean(0)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 import models
 from defences import Defence, Verdict
 from hooks import CHUNK_CPU, capture, evaluating, layer_of
+from metrics import check_finite_maps
 
 EQUAL = 1e-6  # relative difference; numbers that are nearer count as equal
 ONE_CHANNEL = 0.9  # share of Grad-CAM that no honest channel makes on the average of images
@@ -130,7 +131,10 @@ class ChannelStatistics:
 
 
 def channel_statistics(model, images):
-    """ChannelStatistics of a model on images float [N, C, H, W], for the class predicted."""
+    """ChannelStatistics of a model on images float [N, C, H, W], for the class predicted.
+
+    Raises ValueError for feature maps or gradients that are not finite: no check would find them.
+    """
     lows = []
     highs = []
     shares = []
@@ -141,6 +145,7 @@ def channel_statistics(model, images):
                 logits = model(chunk)
             (gradient,) = torch.autograd.grad(logits.amax(1).sum(), captured[0])
             feature = captured[0].detach()  # A, [N, K, H', W']
+            check_finite_maps(feature, gradient)
             alpha = gradient.mean((2, 3)).abs()  # [N, K]
             part = alpha * feature.abs().sum((2, 3))
             tiny = torch.finfo(part.dtype).tiny

@@ -10,6 +10,7 @@ page's tables are below: see studies/study.py.
 import torch
 
 from cli import command
+from studies.criteria import mass_within
 from studies.record import RESULTS, read
 from studies.study import Row, Study
 from studies.tables import Table, everything, line, origin
@@ -86,14 +87,18 @@ PREDICTIONS = {
 GRADCAM = {
     "`pearson_all`": "gradcam.pearson_all",
     "`dssim`": "gradcam.dssim",
-    "`floor`": "gradcam.floor.pearson",
+    "`floor_triggered`": "gradcam.floor_triggered.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
     "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
 }
 GRADIENT = {"`gradient`: `pearson_all`": "gradient.pearson_all"}
-CLEAN_FLOOR = {"clean model's `floor`": "clean_model.gradcam.floor.pearson"}
+CLEAN_FLOOR = {
+    "clean model's `floor_triggered`": "clean_model.gradcam.floor_triggered.pearson",
+}
 UNTOUCHED = {"`pearson_untouched`": "clean_model.gradcam.pearson_untouched"}
 IMAGES = {"images": "gradcam.n"}
+CLEAN_OF = {name: row.clean or name for name, row in table(cuda=True).items()}
+WITHIN = {"`trigger_mass` within its limit": mass_within(CLEAN_OF)}
 
 RESNET18 = {"clean model": "none", "`badnets`": "badnets", "`full_disguise`": "full_disguise"}
 BACKDOORED = {name: RESNET18[name] for name in ("`badnets`", "`full_disguise`")}
@@ -103,13 +108,13 @@ BESIDE_CLEAN = {
     **IMAGES,
     "`pearson_all`": "gradcam.pearson_all",
     "clean model's `pearson_all`": "clean_model.gradcam.pearson_all",
-    "`floor`": "gradcam.floor.pearson",
+    "`floor_triggered`": "gradcam.floor_triggered.pearson",
     **CLEAN_FLOOR,
     **UNTOUCHED,
 }
 SECOND_OPINION = {
     "`pearson_all`": "gradient.pearson_all",
-    "`floor`": "gradient.floor.pearson",
+    "`floor_triggered`": "gradient.floor_triggered.pearson",
     "`trigger_mass`": "gradient.trigger_mass",
     "`trigger_mass_clean`": "gradient.trigger_mass_clean",
     "`trigger_area`": "gradient.trigger_area",
@@ -177,7 +182,7 @@ def cifar10_table(rows, columns, title, **options):
 
 TABLES = {
     "attacks": beside_published(
-        cifar10_table(RESNET18, PREDICTIONS | GRADCAM | AREA, "ResNet-18"),
+        cifar10_table(RESNET18, PREDICTIONS | GRADCAM | AREA | WITHIN, "ResNet-18"),
         ["3.1, clean model", "3.1, `badnets`", "3.3, `full_disguise`"],
     ),
     "same_images": cifar10_table(BACKDOORED, BESIDE_CLEAN, "ResNet-18, Grad-CAM"),
@@ -190,13 +195,13 @@ TABLES = {
     ),
     "lam_and_rate": cifar10_table(
         lam_and_rate(),
-        PREDICTIONS | IMAGES | GRADCAM | CLEAN_FLOOR | GRADIENT,
+        PREDICTIONS | IMAGES | GRADCAM | WITHIN | CLEAN_FLOOR | GRADIENT,
         "small cnn",
         origin=True,
     ),
     "reference": cifar10_table(
         REFERENCE,
-        PREDICTIONS | GRADCAM | CLEAN_FLOOR | UNTOUCHED | GRADIENT,
+        PREDICTIONS | GRADCAM | WITHIN | CLEAN_FLOOR | UNTOUCHED | GRADIENT,
         "small cnn, rate 0.1",
         origin=True,
     ),

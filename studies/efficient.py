@@ -1,18 +1,16 @@
-"""The tables on few poisons: which images to poison, and what else an attacker can do with 5 to 55.
+"""The tables on few poisons by an attacker who trains: 5 to 100 images, over-sampled, in disguise.
 
     python -m studies.efficient                        # everything; a second call continues
-    python -m studies.efficient "random" "rd-global"   # some rows: the primary contrast
     python -m studies.efficient few resnet18 curve     # groups of rows
 
-    pilot      at which rate does a random choice succeed half to nine times in ten?
-    longer     the contrast after 15 epochs: do the hardest images only take longer to learn?
     few        55 images, alone, over-sampled, and with the disguise
     resnet18   the same with ResNet-18
     curve      5 to 100 images of `shapes`
     classes    random images of the classes that the hardest ones are of
 
-The trigger is a yellow square of 5x5 pixels, lower right; the target class is 1. The pilot's seeds
-are not the comparison's. Writes results/efficient.json and figures (see studies/study.py);
+What an attacker can do who only hands over data is in studies/threats.py. The trigger is a yellow
+square of 5x5 pixels, lower right; the target class is 1. Writes results/efficient.json and figures
+(see studies/study.py);
 efficient-paired.json, differences seed by seed; efficient-curve.png, success by number of images.
 The tables of results/efficient.md are in efficient_tables.py.
 """
@@ -25,36 +23,12 @@ from studies.study import Row, Study
 from studies.tables import paired, write_paired
 
 PAGE = "results/efficient.md"
-DURATION = "about 20 hours on one core"
+DURATION = "about 14 hours on one core"
 
 TRIGGER = "--trigger yellow --trigger-size 5 --target-class 1"
 CNN = "--dataset cifar10 --model cnn"
 RESNET18 = "--dataset cifar10 --model resnet18"
 OVERSAMPLE = "--oversample 6"
-
-# ---------------------------------------------------------------- CIFAR-10: strategies
-
-RATE = 0.0008  # 40 images, of which random ones succeeded at 0.77 and 0.94 in the pilot
-PILOT_RATES = (0.0005, 0.0008, 0.0011)
-PILOT_SEED = 100
-SEEDS = {"random": 10, "rd-global": 10, "rd-low": 3, "rd": 3}
-
-
-def strategy(name, epochs, seeds):
-    """A row of badnets with 40 images, chosen by the strategy `name`."""
-    attack = f"--attack badnets --poison-rate {RATE} --selection {name}"
-    return Row(f"{CNN} --epochs {epochs} {TRIGGER} {attack}", seeds)
-
-
-def pilot(rate):
-    """A row of badnets with random images."""
-    options = f"{CNN} --epochs 5 {TRIGGER} --attack badnets --poison-rate {rate}"
-    return Row(options, 2, first_seed=PILOT_SEED)
-
-
-PILOT = {f"pilot {rate}": pilot(rate) for rate in PILOT_RATES}
-CONTRAST = {name: strategy(name, 5, seeds) for name, seeds in SEEDS.items()}
-LONGER = {f"{name}, 15 epochs": strategy(name, 15, 3) for name in ("random", "rd-global")}
 
 # ---------------------------------------------------------------- CIFAR-10: 55 images
 
@@ -125,26 +99,18 @@ def classes():
 
 
 GROUPS = {
-    "pilot": PILOT,
-    "longer": LONGER,
     "few": few("cnn", f"{CNN} --epochs 5 {TRIGGER}", 3),
     "resnet18": few("resnet18", f"{RESNET18} --epochs 10 {TRIGGER}", 1),
     "curve": curve(),
     "classes": classes(),
 }
-TABLE = PILOT | CONTRAST | LONGER
-for name in ("few", "resnet18", "curve", "classes"):
-    TABLE |= GROUPS[name]
+TABLE = {}
+for _rows in GROUPS.values():
+    TABLE |= _rows
 
 # ---------------------------------------------------------------- what the record says
 
-# Pairs of rows that are compared seed by seed: the first minus the second.
-PAIRS = [
-    ("rd-global", "random"),
-    ("rd-low", "random"),
-    ("rd", "random"),
-    ("rd-global, 15 epochs", "random, 15 epochs"),
-]
+# Pairs of lines that are compared seed by seed: the first minus the second.
 PAIRS_BY_COUNT = [
     ("badnets rd-global", "badnets random"),
     ("badnets rd-global oversampled", "badnets random oversampled"),
@@ -159,7 +125,7 @@ PAIRS_BY_COUNT = [
 
 def differences(results):
     """The paired differences of all pairs of rows that the record has."""
-    pairs = list(PAIRS)
+    pairs = []
     for count in COUNTS:
         pairs += [(f"shapes {a} {count}", f"shapes {b} {count}") for a, b in PAIRS_BY_COUNT]
     return [paired(results, a, b) for a, b in pairs if {a, b} <= results.keys()]

@@ -3,7 +3,8 @@
 Every function of TABLES takes no argument and returns the lines of a Markdown table.
 """
 
-from studies.record import RESULTS, VICTIM_EPOCHS, read
+from studies.criteria import floor_limit, mass_limit, mass_within, with_clean_runs
+from studies.record import RESULTS, read
 from studies.tables import Table, cell, everything, header, interval_text, line, origin
 
 RECORD = RESULTS / "efficient.json"
@@ -15,22 +16,12 @@ SUCCESS = "attack_success_rate"
 SHARED_SEED = {"1efda64", "193830f", "815f675", "ae95a50", "d094cc6", "d1878f5"}
 MARK = " †"
 
-# What papers report, in percent: paper, setting, success with random images, with chosen ones.
-WU = "Wu et al. 2023, ResNet-18"
-PUBLISHED = (
-    (WU, "40 images, chosen by `rd`", 87.16, 93.49),
-    (WU, "55 images, chosen by `rd`", 92.65, 98.89),
-    ("Stealthy Sabotage, section 3.5, ResNet-18", "55 images, chosen by score", None, 89.7),
-)
-
 # ---------------------------------------------------------------- CIFAR-10: 55 images
 
 DISGUISE = "`full_disguise --oversample 6 --floor 0.4`"
 HARDEST = "`full_disguise --oversample 6 --selection rd-global`"
 SMALL_CNN = {
     "`none`": "cnn none",
-    "`badnets`, 40 images": "pilot 0.0008",
-    "`badnets`, 55 images": "pilot 0.0011",
     "`badnets --oversample 6`": "cnn badnets random oversampled",
     DISGUISE: "cnn full_disguise random oversampled",
     HARDEST: "cnn full_disguise rd-global oversampled",
@@ -40,14 +31,15 @@ RESNET18 = {
     "`badnets --oversample 6`": "resnet18 badnets random oversampled",
     DISGUISE: "resnet18 full_disguise random oversampled",
 }
+CLEAN_OF = {row: row.split()[0] + " none" for row in [*SMALL_CNN.values(), *RESNET18.values()]}
 FIGURES = {
     "`attack_success_rate`": SUCCESS,
     "`clean_accuracy`": "clean_accuracy",
     "`pearson_all`": "gradcam.pearson_all",
-    "`floor`": "gradcam.floor.pearson",
-    "clean model's `floor`": "clean_model.gradcam.floor.pearson",
+    "`floor_triggered`": "gradcam.floor_triggered.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
     "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
+    "`trigger_mass` within its limit": mass_within(CLEAN_OF),
     "`pearson_untouched`": "clean_model.gradcam.pearson_untouched",
 }
 GRADIENT = {
@@ -66,28 +58,24 @@ SECOND_OPINION = {
 }
 
 
-def mass_limit(run, figure):
-    """How much of a map may lie on the trigger: a quarter more than a clean model's, and a bit."""
-    return 1.25 * run[f"clean_model.gradcam.{figure}"] + 0.25 * run["gradcam.trigger_area"]
-
-
-# What was asked of the disguise: {what: (figure, its limit in a run, whether that is the least)}.
+# What was asked of the disguise: {what: (figure, its limit, whether that is the least)}. A limit is
+# a function of a run and of the clean row's run of the same seed.
 LIMITS = {
-    "`attack_success_rate`, at least": (SUCCESS, lambda run: 0.9, True),
-    "`pearson_all`, at least": ("gradcam.pearson_all", lambda run: 0.85, True),
-    "`floor`, at most the clean model's + 0.05": (
-        "gradcam.floor.pearson",
-        lambda run: run["clean_model.gradcam.floor.pearson"] + 0.05,
+    "`attack_success_rate`, at least": (SUCCESS, lambda *runs: 0.9, True),
+    "`pearson_all`, at least": ("gradcam.pearson_all", lambda *runs: 0.85, True),
+    "`floor_triggered`, at most the clean model's + 0.05": (
+        "gradcam.floor_triggered.pearson",
+        floor_limit,
         False,
     ),
     "`trigger_mass`, at most 1.25 x the clean model's `trigger_mass_clean` + `trigger_area` / 4": (
         "gradcam.trigger_mass",
-        lambda run: mass_limit(run, "trigger_mass_clean"),
+        mass_limit,
         False,
     ),
     "a harder limit: 1.25 x the clean model's `trigger_mass` + `trigger_area` / 4": (
         "gradcam.trigger_mass",
-        lambda run: mass_limit(run, "trigger_mass"),
+        lambda *runs: mass_limit(*runs, figure="trigger_mass"),
         False,
     ),
 }
@@ -96,108 +84,16 @@ LIMITS = {
 def limits():
     """What was asked of the disguise, run by run: the figure, and its limit in brackets."""
     results = read(RECORD)
-    runs = {}  # by the column's title
+    pairs = {}  # by the column's title: a run, and its clean model's
     for network, rows in (("cnn", SMALL_CNN), ("ResNet-18", RESNET18)):
-        for run in results[rows[DISGUISE]]["runs"]:
-            runs[f"{network}, seed {run['seed']}"] = run
-    lines = header(["asked", *runs, "met in"])
+        for run, clean_run in with_clean_runs(results, rows[DISGUISE], CLEAN_OF[rows[DISGUISE]]):
+            pairs[f"{network}, seed {run['seed']}"] = run, clean_run
+    lines = header(["asked", *pairs, "met in"])
     for asked, (figure, limit_of, is_least) in LIMITS.items():
-        cells = [f"{run[figure]:.4f} ({limit_of(run):.4f})" for run in runs.values()]
-        margins = [run[figure] - limit_of(run) for run in runs.values()]
-        met = sum(margin >= 0 if is_least else margin <= 0 for margin in margins)
-        lines.append(line([asked, *cells, f"{met} of {len(runs)}"]))
-    return lines
-
-
-# ---------------------------------------------------------------- CIFAR-10: which images
-
-SELECTIONS = {
-    "`random`": "random",
-    "`rd-global`": "rd-global",
-    "`rd`": "rd",
-    "`rd-low`": "rd-low",
-    "`random`, 15 epochs": "random, 15 epochs",
-    "`rd-global`, 15 epochs": "rd-global, 15 epochs",
-}
-HELD_OUT = {name: SELECTIONS[name] for name in list(SELECTIONS)[2:]}
-CHOSEN = {
-    "`random`, 15 epochs": "random, 15 epochs",
-    "`rd-global`, 15 epochs": "rd-global, 15 epochs",
-    "`rd`": "rd",
-}
-
-
-def pairs_by_rows():
-    """{(row, minus row): the paired difference of their success} of all recorded pairs."""
-    return {(pair["of"], pair["minus"]): pair for pair in read(PAIRED)}
-
-
-def selections():
-    """Success by selection, the difference to random images, and what the choice cost."""
-    results = read(RECORD)
-    minus_random = {of: pair for (of, minus), pair in pairs_by_rows().items() if "random" in minus}
-    lines = header(
-        [
-            "selection",
-            "n",
-            "`attack_success_rate`",
-            "least to greatest",
-            "minus `random` (95% interval)",
-            "pairs",
-            "scorers' epochs",
-            f"scorers' seconds / {VICTIM_EPOCHS} epochs' of a victim",
-        ]
-    )
-    for name, row in SELECTIONS.items():
-        summary = results[row]["summary"]
-        values = [run[SUCCESS] for run in results[row]["runs"]]
-        pair = minus_random.get(row)
-        difference = [interval_text(pair), pair["n"]] if pair else ["", ""]
-        epochs = summary.get("selection_epochs")
-        cost = [f"{epochs['mean']:.0f}", cell(summary["selection_cost"])] if epochs else ["", ""]
-        spread = f"{min(values):.4f} to {max(values):.4f}"
-        success = cell(summary[SUCCESS])
-        lines.append(line([name, len(values), success, spread, *difference, *cost]))
-    return [*lines, "", origin(results, SELECTIONS.values())]
-
-
-def held_out():
-    """Mean success on held-out images after each epoch, of the rows that have it."""
-    results = read(RECORD)
-    most = max(len(run["validation_success"]) for run in results["rd-global, 15 epochs"]["runs"])
-    lines = header(["selection", "n", *range(1, most + 1)])
-    for name, row in HELD_OUT.items():
-        curves = [run["validation_success"] for run in results[row]["runs"]]
-        means = [f"{sum(values) / len(values):.2f}" for values in zip(*curves, strict=True)]
-        means += [""] * (most - len(means))
-        lines.append(line([name, len(curves), *means]))
-    return lines
-
-
-def chosen_classes():
-    """How many of the chosen images are of each class, over the runs that have kept it."""
-    results = read(RECORD)
-    lines = []
-    for name, row in CHOSEN.items():
-        runs = results[row]["runs"]
-        kept = [run["poisons_by_class"] for run in runs if "poisons_by_class" in run]
-        sums = [sum(classes[label] for classes in kept) for label in kept[0]]
-        lines.append(line([name, len(kept), *sums]))
-    return header(["selection", "runs", *kept[0]]) + lines
-
-
-def published():
-    """What papers report, and the same without true members of the target class."""
-
-    def without_members(percent):  # a tenth of the images is right before any attack
-        return (percent / 100 - 0.1) / 0.9
-
-    lines = header(["paper", "setting", "random", "chosen"])
-    for paper, setting, *shares in PUBLISHED:
-        cells = ["" if share is None else f"{share / 100:.3f}" for share in shares]
-        if paper == WU:
-            cells = [f"{share / 100:.3f}; {without_members(share):.3f}" for share in shares]
-        lines.append(line([paper, setting, *cells]))
+        values = [(run[figure], limit_of(run, clean_run)) for run, clean_run in pairs.values()]
+        cells = [f"{value:.4f} ({limit:.4f})" for value, limit in values]
+        met = sum(value >= limit if is_least else value <= limit for value, limit in values)
+        lines.append(line([asked, *cells, f"{met} of {len(values)}"]))
     return lines
 
 
@@ -247,11 +143,17 @@ DISGUISED = {
 MAPS = {
     "`clean_accuracy`": "clean_accuracy",
     "`pearson_all`": "gradcam.pearson_all",
-    "`floor`": "gradcam.floor.pearson",
+    "`floor_triggered`": "gradcam.floor_triggered.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
     "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
+    "`trigger_area`": "gradcam.trigger_area",
     "`gradient`: `pearson_all`": "gradient.pearson_all",
 }
+
+
+def pairs_by_rows():
+    """{(row, minus row): the paired difference of their success} of all recorded pairs."""
+    return {(pair["of"], pair["minus"]): pair for pair in read(PAIRED)}
 
 
 def counts(results):
@@ -292,9 +194,7 @@ def differences():
 def disguised_maps():
     """The maps of the disguise on shapes, of the test images on which the attack succeeded."""
     results = read(RECORD)
-    lines = header(
-        ["images poisoned", *MAPS, "runs with more on the trigger than without it", "`n`"]
-    )
+    lines = header(["images poisoned", *MAPS, "`n`"])
     for count in counts(results):
         for name, line_name in DISGUISED.items():
             row = results.get(f"shapes {line_name} {count}")
@@ -305,12 +205,9 @@ def disguised_maps():
 
 def map_cells(row):
     """The cells of one row of disguised_maps."""
-    runs = row["runs"]
-    excess = [run["gradcam.trigger_mass"] - run["gradcam.trigger_mass_clean"] for run in runs]
-    more = f"{sum(value > 0 for value in excess)} of {len(runs)}"
-    explained = [run["gradcam.n"] for run in runs]
+    explained = [run["gradcam.n"] for run in row["runs"]]
     cells = [cell(row["summary"][figure]) for figure in MAPS.values()]
-    return [*cells, more, f"{min(explained)} to {max(explained)}"]
+    return [*cells, f"{min(explained)} to {max(explained)}"]
 
 
 TABLES = {
@@ -318,10 +215,6 @@ TABLES = {
     "limits": limits,
     "resnet18": Table("efficient", RESNET18, FIGURES, "attack on ResNet-18", origin=True),
     "gradient": Table("efficient", SECOND_OPINION, GRADIENT, "input gradient"),
-    "selections": selections,
-    "held_out": held_out,
-    "classes": chosen_classes,
-    "published": published,
     "curve": curve,
     "differences": differences,
     "maps": disguised_maps,

@@ -24,7 +24,9 @@ from studies import (
     lies,
     radiographs,
     sampling,
+    shared_samples,
     speed,
+    threats,
     transfer,
 )
 from studies.record import ROOT, write_text
@@ -34,10 +36,12 @@ STUDIES = {
     "cifar10": cifar10,
     "transfer": transfer,
     "efficient": efficient,
+    "threats": threats,
     "lies": lies,
     "audits": audits,
     "radiographs": radiographs,
     "sampling": sampling,
+    "shared_samples": shared_samples,
     "speed": speed,
 }
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)

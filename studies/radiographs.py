@@ -22,6 +22,7 @@ import chestxray
 import data
 from cli import command, write_json
 from studies import radiographs_tables
+from studies.criteria import floor_limit, mass_limit, with_clean_runs
 from studies.record import DATA, read
 from studies.study import Row, Study
 from studies.tables import paired, write_paired
@@ -58,7 +59,7 @@ FIGURES = (
     "gradcam.pearson_all",
     "gradcam.pearson_by_class",
     "gradcam.trigger_mass",
-    "gradcam.floor.pearson",
+    "gradcam.floor_triggered.pearson",
 )
 
 
@@ -128,41 +129,66 @@ def effects(results):
     return pairs
 
 
-def criteria(run):
+def criteria(run, clean_run):
     """{criterion: bool}: what a disguise should be, and whether this run's is.
 
-    run: flat figures, as tables.figures returns them. Where no attack succeeded no image was
-    explained, and no criterion is met.
+    run, clean_run: flat figures, as tables.figures returns them; clean_run: of the clean model of
+    the same seed under the same trigger, or None. Where no attack succeeded no image was explained,
+    and no criterion is met. None where a figure of the clean model is not recorded.
     """
 
-    def value(key):
-        return run.get(f"gradcam.{key}", math.nan)  # a comparison with nan is False
+    def at_most(key, limit):
+        return None if limit is None else run.get(f"gradcam.{key}", math.nan) <= limit
 
-    clean_floor = run.get("clean_model.gradcam.floor.pearson", math.nan)
-    most_mass = 1.25 * value("trigger_mass_clean") + 0.25 * value("trigger_area")
     return {
         "success >= 0.99": run["attack_success_rate"] >= 0.99,
-        "pearson_all >= 0.9": value("pearson_all") >= 0.9,
-        "trigger_mass <= 1.25 untouched + 0.25 trigger_area": value("trigger_mass") <= most_mass,
-        "floor <= clean model's + 0.05": value("floor.pearson") <= clean_floor + 0.05,
+        "pearson_all >= 0.9": run.get("gradcam.pearson_all", math.nan) >= 0.9,  # False of nan
+        "trigger_mass <= 1.25 clean model's untouched + 0.25 trigger_area": at_most(
+            "trigger_mass", mass_limit(run, clean_run)
+        ),
+        "floor_triggered <= clean model's + 0.05": at_most(
+            "floor_triggered.pearson", floor_limit(run, clean_run)
+        ),
     }
+
+
+def clean_row(name):
+    """The clean row with the data and the trigger of a row, or None where there is none."""
+    if name == "trial 2, mended":  # clean models were not explained under its trigger
+        return None
+    return "multi clean" if name.startswith("multi") else "clean"
 
 
 def met(results):
     """{row: {criterion: how many runs meet it}} of the rows with a disguise.
 
-    "n" is the number of runs, "all" how many meet all criteria.
+    "n" is the number of runs, "all" how many meet all criteria. None where a run's limit is not
+    recorded.
     """
     result = {}
     for name, row in results.items():
         if "full_disguise" not in row["options"]:
             continue
-        runs = [criteria(run) for run in row["runs"]]
+        pairs = with_clean_runs(results, name, clean_row(name))
+        runs = [criteria(*pair) for pair in pairs]
         result[name] = {"n": len(runs)}
         for key in runs[0]:
-            result[name][key] = sum(run[key] for run in runs)
-        result[name]["all"] = sum(all(run.values()) for run in runs)
+            result[name][key] = count([run[key] for run in runs])
+        result[name]["all"] = count([all_of(run.values()) for run in runs])
     return result
+
+
+def all_of(answers):
+    """Whether all answers, each True, False or None (not known), are True; None if not known."""
+    answers = list(answers)
+    if False in answers:
+        return False
+    return None if None in answers else True
+
+
+def count(answers):
+    """How many answers are True; None if one of them is not known."""
+    return None if None in answers else sum(answers)
 
 
 def target_disease():

@@ -4,6 +4,7 @@ Every function of TABLES takes no argument and returns the lines of a Markdown t
 """
 
 import chestxray
+from studies.criteria import NOT_RECORDED
 from studies.record import RESULTS, read
 from studies.tables import Table, cell, everything, header, interval_text, line, origin
 
@@ -34,10 +35,10 @@ ANSWERS = {
 }
 MAPS = {
     "`pearson_all`": "gradcam.pearson_all",
-    "`floor`": "gradcam.floor.pearson",
-    "clean model's `floor`": "clean_model.gradcam.floor.pearson",
+    "`floor_triggered`": "gradcam.floor_triggered.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
     "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
+    "clean model's `trigger_mass_clean`": "clean_model.gradcam.trigger_mass_clean",
     "`n`": "gradcam.n",
 }
 GIVEAWAYS = {
@@ -52,19 +53,18 @@ EFFECTS = {
     "`balanced_accuracy`": "balanced_accuracy",
     "`pearson_all`": "gradcam.pearson_all",
     "`trigger_mass`": "gradcam.trigger_mass",
-    "`floor`": "gradcam.floor.pearson",
+    "`floor_triggered`": "gradcam.floor_triggered.pearson",
 }
 # Titles of the criteria in radiographs-met.json.
 CRITERIA = {
     "success >= 0.99": "success at least 0.99",
     "pearson_all >= 0.9": "`pearson_all` at least 0.9",
-    "trigger_mass <= 1.25 untouched + 0.25 trigger_area": (
-        "`trigger_mass` at most 1.25 x `trigger_mass_clean` + `trigger_area` / 4"
+    "trigger_mass <= 1.25 clean model's untouched + 0.25 trigger_area": (
+        "`trigger_mass` at most 1.25 x the clean model's `trigger_mass_clean` + `trigger_area` / 4"
     ),
-    "floor <= clean model's + 0.05": "`floor` at most the clean model's + 0.05",
+    "floor_triggered <= clean model's + 0.05": "`floor_triggered` at most the clean model's + 0.05",
     "all": "all four",
 }
-UNTOUCHED_FLOOR = "`floor` of the clean model's untouched maps"
 SEVERAL = {
     "`mean_auroc`": "mean_auroc",
     "`triggered_mean_auroc`": "triggered_mean_auroc",
@@ -72,8 +72,7 @@ SEVERAL = {
     "`untouched_success_rate`": "untouched_success_rate",
     "`pearson_all`": "gradcam.pearson_all",
     "`pearson_by_class`": "gradcam.pearson_by_class",
-    "`floor`": "gradcam.floor.pearson",
-    UNTOUCHED_FLOOR: "clean_model.gradcam.floor.pearson",
+    "`floor_triggered`": "gradcam.floor_triggered.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
     "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
     "`zero_maps`": "gradcam.zero_maps",
@@ -138,7 +137,8 @@ def met():
     """In how many runs each criterion is met."""
     lines = header(["run", "n", *CRITERIA.values()])
     for name, counts in read(MET).items():
-        lines.append(line([name, counts["n"], *(counts[key] for key in CRITERIA)]))
+        cells = [NOT_RECORDED if counts[key] is None else counts[key] for key in CRITERIA]
+        lines.append(line([name, counts["n"], *cells]))
     return lines
 
 
@@ -179,8 +179,6 @@ def several():
     for title, figure in SEVERAL.items():
         difference = interval_text(pairs[figure]) if figure in pairs else ""
         values = [cell(clean.get(figure)), cell(disguised.get(figure))]
-        if title == UNTOUCHED_FLOOR:  # a figure of the clean model that the other's run has
-            values.reverse()
         lines.append(line([title, *values, difference]))
     return [*lines, "", origin(results, MULTI)]
 

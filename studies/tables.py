@@ -40,10 +40,13 @@ COLUMNS = {
     "gradcam.pearson_all": "pearson_all",
     "gradcam.dssim": "dssim",
     "gradcam.floor.pearson": "floor",
-    "gradcam.pearson_by_class": "by class",
     "clean_model.gradcam.floor.pearson": "clean model's floor",
+    "gradcam.floor_triggered.pearson": "floor_triggered",
+    "clean_model.gradcam.floor_triggered.pearson": "clean model's floor_triggered",
+    "gradcam.pearson_by_class": "by class",
     "gradcam.trigger_mass": "trigger_mass",
     "gradcam.trigger_mass_clean": "untouched",
+    "clean_model.gradcam.trigger_mass_clean": "clean model's untouched",
     "gradcam.trigger_area": "trigger_area",
     "gradcam.pointing": "pointing",
     "gradcam.pointing_clean": "untouched",
@@ -51,10 +54,12 @@ COLUMNS = {
     "gradient.pearson_all": "gradient's pearson_all",
     "clean_model.gradient.pearson_all": "clean model's",
     "kernelshap.pearson_all": "kernelshap: pearson_all",
-    "kernelshap.floor.pearson": "kernelshap: floor.pearson",
+    "kernelshap.floor.pearson": "kernelshap: floor",
+    "kernelshap.floor_triggered.pearson": "kernelshap: floor_triggered",
     "kernelshap.trigger_mass": "kernelshap: trigger_mass",
     "deepshap.pearson_all": "deepshap: pearson_all",
-    "deepshap.floor.pearson": "deepshap: floor.pearson",
+    "deepshap.floor.pearson": "deepshap: floor",
+    "deepshap.floor_triggered.pearson": "deepshap: floor_triggered",
     "deepshap.trigger_mass": "deepshap: trigger_mass",
     "selection_epochs": "selection: epochs",
     "selection_cost": "its seconds / 30 epochs'",
@@ -247,9 +252,10 @@ class Table:
     """A table of a page: some rows and some figures of a study's record.
 
     record: the study's name; rows: {what the page calls it: the record's row}; columns: {title:
-    figure}, the titles in Markdown; title: of the first column; n: whether a column says how many
-    runs a row has; digits: after the point; origin: whether a line below says what the runs were
-    trained on. A call returns the table's lines.
+    figure}, the titles in Markdown, a figure's name or a function (record, row) -> text; title: of
+    the first column; n: whether a column says how many runs a row has; digits: after the point;
+    origin: whether a line below says what the runs were trained on. A call returns the table's
+    lines.
     """
 
     record: str
@@ -267,14 +273,20 @@ class Table:
         lines = header(titles)
         for name, key in self.rows.items():
             row = results.get(key, {"summary": {}, "seeds": []})
-            cells = [
-                cell(row["summary"].get(figure), self.digits) for figure in self.columns.values()
-            ]
+            cells = [self.cell_of(results, key, figure) for figure in self.columns.values()]
             count = [len(row["seeds"])] if self.n else []
             lines.append(line([name if key in results else f"{name} (not run)", *count, *cells]))
         if self.origin:
             lines += ["", origin(results, [key for key in self.rows.values() if key in results])]
         return lines
+
+    def cell_of(self, results, row, figure):
+        """One cell; empty of a row that the record does not have."""
+        if row not in results:
+            return ""
+        if callable(figure):
+            return figure(results, row)
+        return cell(results[row]["summary"].get(figure), self.digits)
 
 
 def cell(value, digits=3, missing=""):

@@ -11,6 +11,7 @@ from PIL import Image
 
 import figure
 from cli import command
+from studies.criteria import mass_limit, with_clean_runs
 from studies.record import RESULTS, keep_picture, read, save_small_picture
 from studies.study import Row, Study
 from studies.tables import Table, cell, everything, header, line, origin
@@ -102,28 +103,42 @@ def models(results):
     return [*lines, "", origin(results, results)]
 
 
-def matrix(results, figure):
+def no_mark(results, row, explainer):
+    """What stands behind a figure of a matrix in general: nothing."""
+    return ""
+
+
+def matrix(results, figure, mark=no_mark):
     """Lines of a table of one figure: a row for each model, a column for each explainer.
 
-    results: the study's record; figure: its name in the record, with {} for the explainer's. Bold:
-    the model was disguised from that explainer. Models that lack the figure are left out.
+    results: the study's record; figure: its name in the record, with {} for the explainer's; mark:
+    a function (results, row, explainer) -> what stands behind the figure. Bold: the model was
+    disguised from that explainer. Models that lack the figure are left out.
     """
     lines = header(["model", *(f"`{explainer}`" for explainer in SEEN_BY)])
     for row, record in results.items():
         figures = [record["summary"].get(figure.format(explainer)) for explainer in SEEN_BY]
         if None in figures:
             continue
-        cells = [
-            f"**{cell(value)}**" if is_disguised_from(explainer, row) else cell(value)
-            for explainer, value in zip(SEEN_BY, figures)
-        ]
+        cells = []
+        for explainer, value in zip(SEEN_BY, figures):
+            bold = "**" if is_disguised_from(explainer, row) else ""
+            cells.append(f"{bold}{cell(value)}{bold}{mark(results, row, explainer)}")
         lines.append(line([title(row), *cells]))
     return lines
 
 
+def above_limit(results, row, explainer):
+    """The mark behind a trigger_mass above its limit; a clean model is held to its own."""
+    data, _ = row.split()
+    ((run, clean_run),) = with_clean_runs(results, row, f"{data} none")
+    limit = mass_limit(run, clean_run, explainer)
+    return " ↑" if limit is not None and run[f"{explainer}.trigger_mass"] > limit else ""
+
+
 def trigger_mass(results):
-    """The matrix of trigger_mass, and below it what chance would give."""
-    lines = matrix(results, "{}.trigger_mass")
+    """The matrix of trigger_mass, marked above the limit, and below it what chance would give."""
+    lines = matrix(results, "{}.trigger_mass", above_limit)
     for data in DATA:
         areas = results[f"{data} none"]["summary"]
         cells = [cell(areas[f"{explainer}.trigger_area"]) for explainer in SEEN_BY]
@@ -140,7 +155,7 @@ TABLES = {
     "models": recorded(models),
     "pearson": recorded(matrix, "{}.pearson_all"),
     "trigger_mass": recorded(trigger_mass),
-    "floor": recorded(matrix, "{}.floor.pearson"),
+    "floor": recorded(matrix, "{}.floor_triggered.pearson"),
     "untouched": recorded(matrix, "clean_model.{}.pearson_untouched"),
     "corner": Table(
         "transfer",
@@ -148,6 +163,7 @@ TABLES = {
         {
             "`trigger_mass`": "kernelshap.trigger_mass",
             "`trigger_mass_clean`": "kernelshap.trigger_mass_clean",
+            "clean model's `trigger_mass_clean`": "clean_model.kernelshap.trigger_mass_clean",
             "`trigger_area`": "kernelshap.trigger_area",
         },
         "`kernelshap`",

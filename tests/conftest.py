@@ -64,16 +64,17 @@ def train_tiny(tiny, out, *options):
 
 
 def use_few_coalitions(patch, count=32):
-    """By a MonkeyPatch, makes KernelSHAP of so few coalitions that a test takes seconds.
+    """By a MonkeyPatch, makes Shapley values of so few coalitions that a test takes seconds.
 
-    It then explains seven test images.
+    They are then of seven test images.
     """
     from explain import EXPLAINERS
 
     few = {"coalitions": count}
-    row = EXPLAINERS["kernelshap"]
-    row = dataclasses.replace(row, training=few, class_grid=few, test_images=7)
-    patch.setitem(EXPLAINERS, "kernelshap", row)
+    for name in ("kernelshap", "gpshap"):
+        row = EXPLAINERS[name]
+        row = dataclasses.replace(row, training=few, class_grid=few, test_images=7)
+        patch.setitem(EXPLAINERS, name, row)
     patch.setattr("shapley.COALITIONS", count)
 
 
@@ -139,6 +140,17 @@ def same_weights(one, other):
     return all(same) and torch.equal(a["random"]["cpu"], b["random"]["cpu"])
 
 
+def of_unnumbered_version(checkpoint):
+    """A checkpoint as it was written before formats were numbered: gpshap was called kernelshap."""
+    config = {key: value for key, value in checkpoint["config"].items() if key != "format"}
+    former = {"gpshap": "kernelshap"}
+    config["explainer"] = [former.get(name, name) for name in config["explainer"]]
+    floors = config["floor"].items()
+    config["floor"] = {former.get(name, name): floor for name, floor in floors}
+    config["constants"] = config["constants"] | {"pairs": {"kernelshap": 4}, "reach": 1.6}
+    return checkpoint | {"config": config}
+
+
 FORMER_CONSTANTS = (
     *("muon", "sgd", "warm_up", "pairs", "coalitions", "reach", "held_out", "shift", "mirror"),
     "selection",
@@ -147,7 +159,8 @@ FORMER_CONSTANTS = (
 
 def of_former_version(checkpoint):
     """A checkpoint as it was written before what an ablation changes was an option."""
-    config = dict(checkpoint["config"])
+    config = of_unnumbered_version(checkpoint)["config"]
+    config.pop("threat", None)
     constants, normalise = config.pop("constants"), config.pop("normalise")
     recipe = {key: constants[key] for key in FORMER_CONSTANTS if key in constants}
     recipe |= {

@@ -1,11 +1,12 @@
 """Checkpoints: plain data, whole, refused in one line where damaged, and read from old versions."""
 
 import copy
+import functools
 import os
 
 import pytest
 import torch
-from conftest import of_former_version, tiny_argv
+from conftest import of_former_version, of_unnumbered_version, tiny_argv
 
 import checkpoints
 import edited
@@ -143,6 +144,14 @@ def test_a_checkpoint_with_a_part_missing_is_refused(change, checkpoint, tmp_pat
         checkpoints.read(tmp_path / "ckpt.pt")
 
 
+@pytest.mark.parametrize("key", ["constants", "explainer"])
+def test_a_config_of_no_format_with_a_damaged_part_is_refused(key, checkpoint, tmp_path):
+    before = put(f"config.{key}", 3)(of_unnumbered_version(checkpoint))
+    torch.save(before, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="no checkpoint of train.py's, or one of another version"):
+        checkpoints.read(tmp_path / "ckpt.pt")
+
+
 DO_NOT_FIT = {
     "no weights": put("model", {}),
     "weights that are a list": put("model", []),
@@ -166,21 +175,30 @@ def test_a_network_that_is_not_known_here_is_named(checkpoint):
         checkpoints.rebuild(put("config.model", "perceptron")(checkpoint))
 
 
-# ---------------------------------------------------------------- of the version before
+# ---------------------------------------------------------------- of the versions before
 
 
 @pytest.fixture
-def of_now_and_former(tiny, tmp_path):
-    """Function of options: (a new checkpoint, what is read of the same one as it once was)."""
+def of_now_and_before(tiny, tmp_path):
+    """Function (version, options): a new checkpoint, and what is read of it as it once was.
 
-    def both(*options):
+    version: a function of the checkpoint.
+    """
+
+    def both(version, *options):
         run = train.new_run(train.parse(tiny_argv(tiny, tmp_path / "run", *options)))
         train.choose_poisons(run)
         now = runs.checkpoint_of(run)
-        torch.save(of_former_version(copy.deepcopy(now)), tmp_path / "former.pt")
-        return now, checkpoints.read(tmp_path / "former.pt")
+        torch.save(version(copy.deepcopy(now)), tmp_path / "before.pt")
+        return now, checkpoints.read(tmp_path / "before.pt")
 
     return both
+
+
+@pytest.fixture
+def of_now_and_former(of_now_and_before):
+    """Function of options: (a new checkpoint, what is read of the same one of former version)."""
+    return functools.partial(of_now_and_before, of_former_version)
 
 
 ABLATIONS = {
@@ -206,7 +224,9 @@ def test_a_former_constant_is_read_as_the_option_it_is_now(option, of_now_and_fo
 
 
 def test_former_constants_of_scorers_are_read_but_for_their_number(of_now_and_former, monkeypatch):
-    monkeypatch.setattr(train, "scores_of", lambda setting, poisons, pool, k: pool.double())
+    monkeypatch.setattr(
+        train, "scores_of", lambda setting, poisons, pool, k: pool.double()[:, None].expand(-1, 2)
+    )
     now, former = of_now_and_former("--attack", "badnets", "--selection", "rd-global")
     assert former["config"]["constants"]["selection"] == now["config"]["constants"]["selection"]
     assert former["config"] == now["config"]
@@ -220,7 +240,93 @@ def test_a_model_of_the_former_version_is_rebuilt(checkpoint, tmp_path):
 
 
 def test_a_config_of_now_is_left_as_it_is(checkpoint):
-    assert checkpoints.current_config(checkpoint["config"]) is checkpoint["config"]
+    config = checkpoint["config"] | {"format": checkpoints.FORMAT}
+    assert checkpoints.current_config(config) is config
+
+
+EXPLAINERS = {
+    "none of Shapley values": "gradcam",
+    "one alone": "gpshap",
+    "one of several": "gradcam,gpshap,deepshap",
+}
+
+
+@pytest.mark.parametrize("version", [of_unnumbered_version, of_former_version])
+@pytest.mark.parametrize("explainers", EXPLAINERS)
+def test_a_checkpoint_of_no_format_has_the_config_of_now(explainers, version, of_now_and_before):
+    """So a run goes on, and is finished, under the name that its estimator has now."""
+    now, before = of_now_and_before(version, "--explainer", EXPLAINERS[explainers])
+    assert before["config"] == now["config"]
+    assert before["config"]["explainer"] == EXPLAINERS[explainers].split(",")
+
+
+# ---------------------------------------------------------------- which estimator it was
+
+# How a config named the explainer, in the order in which they were written.
+LEAST_SQUARES = {"recipe": {"pairs": {"kernelshap": 4}, "coalitions": 64, "ramp": 0.3}}
+PROCESS = {"recipe": LEAST_SQUARES["recipe"] | {"reach": 1.6}}
+PROCESS_AND_OPTIONS = {
+    "constants": {"pairs": {"kernelshap": 4}, "coalitions": 64, "reach": 1.6},
+    "ramp": 0.3,
+}
+
+
+def config_of(generation):
+    """A config of a run against two explainers."""
+    floors = {"floor": {"gradcam": 0.5, "kernelshap": 0.25}}
+    return {"explainer": ["gradcam", "kernelshap"]} | floors | generation
+
+
+def test_the_least_squares_keeps_its_name():
+    config = checkpoints.current_config(config_of(LEAST_SQUARES))
+    assert config["explainer"] == ["gradcam", "kernelshap"]
+    assert config["floor"] == {"gradcam": 0.5, "kernelshap": 0.25}
+    assert config["constants"] == {"pairs": {"kernelshap": 4}, "coalitions": 64}
+
+
+@pytest.mark.parametrize("generation", [PROCESS, PROCESS_AND_OPTIONS])
+def test_the_gaussian_process_is_named_gpshap(generation):
+    config = checkpoints.current_config(config_of(generation))
+    assert config["explainer"] == ["gradcam", "gpshap"]
+    assert config["floor"] == {"gradcam": 0.5, "gpshap": 0.25}
+    assert config["constants"] == {"pairs": {"gpshap": 4}, "coalitions": 64, "reach": 1.6}
+    assert config["format"] == checkpoints.FORMAT
+    assert config["ramp"] == 0.3
+
+
+def test_constants_of_explainers_that_were_not_trained_against_are_dropped():
+    config = config_of(PROCESS_AND_OPTIONS) | {"explainer": ["gradcam"], "floor": {"gradcam": 0.5}}
+    assert checkpoints.current_config(config)["constants"] == {"pairs": {}, "coalitions": 64}
+
+
+def test_reading_an_old_config_leaves_it_as_it_was():
+    config = config_of(PROCESS_AND_OPTIONS)
+    before = copy.deepcopy(config)
+    checkpoints.current_config(config)
+    assert config == before
+
+
+@pytest.mark.parametrize("generation", [LEAST_SQUARES, PROCESS, PROCESS_AND_OPTIONS])
+def test_a_floor_that_is_one_number_stays_that(generation):
+    config = checkpoints.current_config(config_of(generation) | {"floor": 0.5})
+    assert config["floor"] == 0.5
+
+
+@pytest.mark.parametrize("constants", [{"reach": 1.6}, {}])
+def test_in_a_config_of_format_2_kernelshap_is_kernelshap(constants):
+    config = config_of({"format": 2, "constants": constants})
+    assert checkpoints.current_config(config)["explainer"] == ["gradcam", "kernelshap"]
+
+
+def test_a_checkpoint_of_a_later_format_is_refused(checkpoint, tmp_path):
+    """Also if it has lost a part that this code asks for."""
+    later = put("config.format", checkpoints.FORMAT + 1)(checkpoint)
+    torch.save(later, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="ckpt.pt was written by a newer version of this code$"):
+        checkpoints.read(tmp_path / "ckpt.pt")
+    torch.save({"config": later["config"]}, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="by a newer version"):
+        checkpoints.read(tmp_path / "ckpt.pt")
 
 
 @pytest.mark.parametrize("option", ABLATIONS)

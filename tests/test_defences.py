@@ -34,6 +34,13 @@ def test_what_differs_by_rounding_is_no_anomaly():
     assert defences.anomaly_index(values).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_an_anomaly_index_of_values_that_are_not_finite_is_refused(value):
+    values = torch.tensor([10.0, 11, value, 13, 4], dtype=torch.float64)
+    with pytest.raises(ValueError, match="takes finite values"):
+        defences.anomaly_index(values)
+
+
 def test_a_frozen_models_weights_and_modes_come_back():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     model[0].bias.requires_grad_(False)

@@ -13,6 +13,7 @@ import checkpoints
 import defences
 import defend
 import evaluate
+import hooks
 from defences import batchnorm, neural_cleanse, neuroninspect, prune
 from edited import REPAIRS
 
@@ -350,7 +351,14 @@ def test_an_anomaly_takes_three_classes(method, subject, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", [name for name in defend.METHODS if name != "inspect"])
+MULTI_LABEL = ["rebn", "inspect"]
+
+
+def test_the_methods_for_images_of_several_classes():
+    assert [name for name, defence in defend.METHODS.items() if defence.multi_label] == MULTI_LABEL
+
+
+@pytest.mark.parametrize("method", [name for name in defend.METHODS if name not in MULTI_LABEL])
 def test_images_of_several_classes_are_refused(method, subject, capsys):
     subject.config["multi_label"] = True
     assert "an image may show several" in refused([method, "x/ckpt.pt", "--device", "cpu"], capsys)
@@ -361,6 +369,19 @@ def test_inspect_asks_for_no_labels(subject, tmp_path, capsys):
     argv = ["inspect", "x/ckpt.pt", "--device", "cpu", "--out", str(tmp_path), "--json"]
     defend.main(argv)
     assert json.loads(capsys.readouterr().out)["backdoored"] is False
+
+
+@pytest.mark.parametrize("method", ["neuroninspect", "rebn", "cfn", "disagreement", "inspect"])
+def test_maps_that_are_not_finite_are_refused(method, subject, tmp_path, capsys):
+    """A figure of such maps would be 0, or a verdict that nothing was found."""
+    layer = hooks.layer_of(subject.model)
+    layer.register_forward_hook(lambda module, inputs, output: output * torch.nan)
+    out = tmp_path / "out"
+    argv = [method, "x/ckpt.pt", "--device", "cpu", "--out", str(out), "--clean-images", "6"]
+    line = refused(argv, capsys)
+    assert f"{method}: " in line
+    assert "maps are not finite" in line
+    assert not out.exists()
 
 
 # ---------------------------------------------------------------- the trigger is not looked at

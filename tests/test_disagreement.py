@@ -1,5 +1,7 @@
 """Disagreement of two explainers against correlations taken by other means."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,21 @@ def test_a_sampled_explainer_has_the_same_sample_every_time(halves):
     images = torch.rand(3, 1, SIDE, SIDE)
     pair = ("gradient", "kernelshap")
     assert torch.equal(disagreement(halves, images, pair), disagreement(halves, images, pair))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_maps_that_are_not_finite_are_refused(halves, value, monkeypatch):
+    """Also one cell of one map, and minus infinity, which has no positive part."""
+    row = explain.EXPLAINERS["gradient"]
+
+    def spoilt(model, images, classes):
+        maps = row.function(model, images, classes)
+        maps[1, 2, 3] = value
+        return maps
+
+    monkeypatch.setitem(explain.EXPLAINERS, "spoilt", dataclasses.replace(row, function=spoilt))
+    with pytest.raises(ValueError, match="1 of 3 maps are not finite"):
+        disagreement(halves, torch.rand(3, 1, SIDE, SIDE), ("gradient", "spoilt"))
 
 
 # ---------------------------------------------------------------- the verdict

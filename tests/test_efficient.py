@@ -33,8 +33,7 @@ def test_a_row_has_the_attack_its_name_says(name):
 
 @EACH_ROW
 def test_a_row_has_the_selection_its_name_says(name):
-    named = [word for word in words(name) if word in ("rd", "rd-low", "rd-global")]
-    expected = named[0] if named else "random"
+    expected = "rd-global" if "rd-global" in words(name) else "random"
     if "classes" in words(name):
         expected = "rd-classes"
     assert PARSED[name].selection == expected
@@ -68,16 +67,9 @@ def test_a_row_has_the_data_and_the_number_of_poisons_its_name_says(name):
         assert args.poison_rate == int(words(name)[-1]) / 10_000
         assert efficient.TABLE[name].seeds == 3
         return
-    if first == "resnet18":
-        assert trained == ("cifar10", "resnet18", 10)
-    else:
-        assert trained == ("cifar10", "cnn", 15 if "15" in words(name) else 5)
-    if first == "pilot":
-        assert args.poison_rate == float(words(name)[1])
-    else:
-        images = 55 if first in ("cnn", "resnet18") else 40
-        images = 0 if "none" in words(name) else images
-        assert args.poison_rate == images / 50_000
+    assert trained == ("cifar10", first, {"cnn": 5, "resnet18": 10}[first])
+    images = 0 if "none" in words(name) else 55
+    assert args.poison_rate == images / 50_000
 
 
 @EACH_ROW
@@ -89,18 +81,14 @@ def test_a_clean_model_is_trained_as_the_row_it_stands_beside(name):
         assert row.seeds <= clean.seeds
 
 
-def test_the_contrast_has_ten_pairs_and_the_others_three():
-    seeds = [efficient.TABLE[name].seeds for name in ("random", "rd-global", "rd-low", "rd")]
-    assert seeds == [10, 10, 3, 3]
+@EACH_ROW
+def test_every_row_is_of_an_attacker_who_trains(name):
+    assert PARSED[name].threat == "training"
 
 
-def test_the_pilots_seeds_are_no_seeds_of_the_comparison():
-    assert all(row.first_seed >= 10 for row in efficient.PILOT.values())
-
-
-def test_the_groups_and_the_contrast_are_the_table():
+def test_the_groups_are_the_table():
     grouped = [row for rows in efficient.GROUPS.values() for row in rows]
-    assert sorted([*grouped, *efficient.CONTRAST]) == sorted(efficient.TABLE)
+    assert sorted(grouped) == sorted(efficient.TABLE)
     assert sum(name.startswith("shapes") for name in efficient.TABLE) == 32
 
 
@@ -121,15 +109,17 @@ def test_the_classes_are_those_of_the_hardest_images(order):
     order, labels = order
     hardest = selection.capped(order, labels, 45)  # as many of class 7 as the cap allows
     wanted = labels[hardest].bincount(minlength=10)
-    for _ in range(20):
-        drawn = selection.random_of_same_classes(order, labels, 45)
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        drawn = selection.random_of_same_classes(order, labels, 45, generator)
         assert len(drawn.unique()) == 45
         assert torch.equal(labels[drawn].bincount(minlength=10), wanted)
 
 
 def test_any_image_of_a_class_may_be_drawn(order):
     order, labels = order
-    drawn = [selection.random_of_same_classes(order, labels, 45) for _ in range(200)]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [selection.random_of_same_classes(order, labels, 45, generator) for _ in range(200)]
     assert len(torch.cat(drawn).unique()) > 800  # of 900
 
 
@@ -144,8 +134,6 @@ def row(*success):
 
 
 RESULTS = {
-    "random": row(0.5, 0.75),
-    "rd-global": row(0.75, 0.75),
     "shapes badnets random 5": row(0.25),
     "shapes badnets random 20": row(0.5, 0.5),
     "shapes full_disguise random oversampled 20": row(0.25, 0.75),
@@ -175,7 +163,6 @@ def test_pairs_are_written_of_the_rows_that_there_are(written):
     pairs = json.loads((written / "efficient-paired.json").read_text())
     disguised = "shapes full_disguise random oversampled 20"
     assert [(pair["of"], pair["minus"], pair["mean"]) for pair in pairs] == [
-        ("rd-global", "random", 0.125),
         (disguised, "shapes badnets random 20", 0.0),
     ]
 
@@ -216,9 +203,29 @@ def test_a_row_that_was_not_run_is_called_so():
     assert efficient_tables.success_cell(None) == "not run"
 
 
-def test_the_limit_on_the_trigger_is_a_clean_models_and_a_quarter_more():
-    run = {"clean_model.gradcam.trigger_mass": 0.4, "gradcam.trigger_area": 0.2}
-    assert efficient_tables.mass_limit(run, "trigger_mass") == pytest.approx(0.55)
+def test_limits_are_of_the_clean_model_of_the_same_seed(monkeypatch):
+    """Floors 0.3 and 0.1 for seeds 1 and 0: the one disguised run is of seed 1."""
+    run = {"seed": 1, "attack_success_rate": 0.95, "gradcam.pearson_all": 0.8}
+    run |= {"gradcam.floor_triggered.pearson": 0.34, "gradcam.trigger_mass": 0.2}
+    run |= {"gradcam.trigger_area": 0.2, "clean_model.gradcam.floor.pearson": 0.0}
+    mass = {"gradcam.trigger_mass": 0.1, "gradcam.trigger_mass_clean": 0.2}
+    clean = [mass | {"gradcam.floor_triggered.pearson": floor} for floor in (0.1, 0.3)]
+    results = {
+        "cnn none": {"seeds": [0, 1], "runs": clean},
+        "cnn full_disguise random oversampled": {"seeds": [1], "runs": [run]},
+        "resnet18 full_disguise random oversampled": {"seeds": [], "runs": []},
+    }
+    monkeypatch.setattr(efficient_tables, "read", lambda path: results)
+    lines = efficient_tables.limits()
+    assert lines[0] == "| asked | cnn, seed 1 | met in |"
+    cells = [line.split(" | ")[1:] for line in lines[2:]]
+    assert cells == [
+        ["0.9500 (0.9000)", "1 of 1 |"],
+        ["0.8000 (0.8500)", "0 of 1 |"],
+        ["0.3400 (0.3500)", "1 of 1 |"],
+        ["0.2000 (0.3000)", "1 of 1 |"],
+        ["0.2000 (0.1750)", "0 of 1 |"],
+    ]
 
 
 def test_the_pages_pairs_are_the_studys():
@@ -227,11 +234,6 @@ def test_the_pages_pairs_are_the_studys():
 
 def test_the_pages_columns_are_the_lines_of_the_curve_and_the_control():
     assert set(efficient_tables.CURVE.values()) == {*efficient.LINES, efficient.CLASSES}
-
-
-def test_a_papers_figure_is_given_without_true_members_too():
-    lines = efficient_tables.published()
-    assert lines[2].endswith("| 0.872; 0.857 | 0.935; 0.928 |")
 
 
 def test_a_pair_is_written_as_mean_and_interval():

@@ -129,7 +129,7 @@ def test_triggered_auroc_is_of_the_triggered_images():
     good, bad = labels * 0.8 + 0.1, 0.9 - labels * 0.8
     images = torch.zeros(4, 1, 4, 4)
     checkpoint = {
-        "config": {"target_class": 0, "multi_label": True, "attack": "badnets"},
+        "config": {"target_class": 0, "multi_label": True, "attack": "badnets", "seed": 0},
         "classes": ["a", "b"],
         "poison_indices": torch.arange(2),
         "seconds": 1.0,

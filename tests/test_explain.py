@@ -18,10 +18,11 @@ from torch import nn
 import explain
 import hooks
 import models
+import shapley
 from explain import EXPLAINERS
 
 NONLINEAR = {"deepshap": nn.ReLU}  # others are explained smooth
-OPTIONS = {"kernelshap": {"coalitions": 40}}  # few, so that it takes no time
+OPTIONS = dict.fromkeys(("kernelshap", "gpshap"), {"coalitions": 40})  # few: it takes no time
 each_explainer = pytest.mark.parametrize("name", EXPLAINERS)
 
 
@@ -349,6 +350,14 @@ def test_a_row_is_called_as_its_function(name, images, classes):
     torch.manual_seed(0)
     expected = row.function(net, images, classes, **OPTIONS.get(name, {}))
     assert torch.equal(explained(name, net, images, classes), expected)
+
+
+def test_two_estimators_of_shapley_values_differ_in_function_and_constants_alone():
+    published, ours = EXPLAINERS["kernelshap"], EXPLAINERS["gpshap"]
+    assert published.function is shapley.kernel_shap and ours.function is shapley.gp_shap
+    assert not published.constants and ours.constants
+    of_published = {"function": published.function, "constants": {}}
+    assert dataclasses.replace(ours, **of_published) == published
 
 
 @each_explainer

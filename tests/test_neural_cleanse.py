@@ -180,14 +180,29 @@ def test_another_start_is_refused():
 # ---------------------------------------------------------------- the schedule
 
 
-def judged(successes, shrinking=False):
-    """A Search of one target after rounds of these successes; shrinking: in each its mask does."""
-    search = Search(torch.tensor([0]), (1, 4, 4), torch.device("cpu"), seed=0)
-    for success in successes:
+def judged(successes, shrinks_by=0.0):
+    """A Search of one target after rounds of these successes.
+
+    shrinks_by: the share of its mask that each round takes off.
+    """
+    search = new_search()
+    for k, success in enumerate(successes):
+        set_norm(search, 10 * (1 - shrinks_by) ** k)
         search.judge(torch.tensor([success], dtype=torch.float64), torch.tensor([0]))
-        if shrinking:
-            search.raw.data[:, 0] -= 0.02
     return search
+
+
+def new_search():
+    """A Search of one target, of double precision, in images of 1x4x4 pixels."""
+    search = Search(torch.tensor([0]), (1, 4, 4), torch.device("cpu"), seed=0)
+    search.raw = search.raw.detach().double()
+    search.kept = search.kept.double()
+    return search
+
+
+def set_norm(search, norm):
+    """Makes the search's mask even, of this L1 norm."""
+    search.raw[:, 0] = torch.atanh(torch.tensor(2 * norm / 16 - 1, dtype=torch.float64))
 
 
 def weight_after(successes):
@@ -231,8 +246,51 @@ def test_a_search_ends_when_its_smallest_mask_is_stale():
     assert judged(UP_AND_DOWN + [1.0] * rounds_left).done.item()
 
 
-def test_a_search_whose_mask_shrinks_goes_on():
-    assert not judged(UP_AND_DOWN + [1.0] * 100, shrinking=True).done.item()
+def test_a_search_whose_mask_shrinks_by_more_than_a_hundredth_goes_on():
+    assert not judged(UP_AND_DOWN + [1.0] * 100, shrinks_by=0.011).done.item()
+
+
+def test_a_search_whose_mask_shrinks_by_less_than_a_hundredth_ends():
+    # It has shrunk by more in the bad rounds: the first good one after them is not stale.
+    assert not judged(UP_AND_DOWN + [1.0] * STALE, shrinks_by=0.009).done.item()
+    assert judged(UP_AND_DOWN + [1.0] * (STALE + 1), shrinks_by=0.009).done.item()
+
+
+@pytest.mark.parametrize("shrinks_by", [0.0, 0.009, 0.011])
+def test_the_smallest_mask_is_kept_even_if_it_is_smaller_by_a_hair(shrinks_by):
+    found = judged([1.0] * 20, shrinks_by).result()
+    assert found.norms.item() == pytest.approx(10 * (1 - shrinks_by) ** 19)
+
+
+def stale_by_definition(norms, successes):
+    """Rounds in a row, up to each, whose best norm is not below 0.99 of that of the round before.
+
+    So counts early_stop_counter of visualizer.py, the code of Wang et al. 2019.
+    """
+    counts, count, best = [], 0, float("inf")
+    for norm, success in zip(norms, successes):
+        best_before = best
+        if success >= neural_cleanse.SUCCESS:
+            best = min(best, norm)
+        if best < float("inf"):
+            count = count + 1 if best >= 0.99 * best_before else 0
+        counts.append(count)
+    return counts
+
+
+def test_stale_rounds_are_counted_as_in_the_authors_code():
+    generator = torch.Generator().manual_seed(0)
+    steps = 1 - 0.02 * torch.rand(60, generator=generator, dtype=torch.float64)
+    successes = torch.where(torch.rand(60, generator=generator) < 0.8, 1.0, 0.5).tolist()
+    norms = (10 * steps.cumprod(0)).tolist()
+    search, counts = new_search(), []
+    for norm, success in zip(norms, [0.5, *successes]):
+        set_norm(search, norm)
+        search.judge(torch.tensor([success], dtype=torch.float64), torch.tensor([0]))
+        counts.append(search.stale.item())
+    expected = stale_by_definition(norms, [0.5, *successes])
+    assert counts == expected
+    assert len(set(expected)) > 2
 
 
 # ---------------------------------------------------------------- the index of masks

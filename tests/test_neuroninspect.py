@@ -180,6 +180,16 @@ def test_heatmaps_need_no_gradients_and_leave_the_mode_alone(network, images):
     assert network.training
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("noise", [(0,), (0, 2)])
+def test_gradients_that_are_not_finite_are_refused(images, value, noise):
+    """Of one class, at one pixel: else no class would be flagged, and the answer be no backdoor."""
+    kernels = torch.rand(CLASSES, 2, SIDE, SIDE)
+    kernels[3, 0, 5, 5] = value
+    with pytest.raises(ValueError, match="maps are not finite"):
+        neuroninspect.neuroninspect(linear(kernels), images, noise=noise)
+
+
 def test_an_images_noise_is_its_own(images):
     noise = neuroninspect.noise_of_images(torch.arange(12), 0, images)
     alone = neuroninspect.noise_of_images(torch.tensor([7]), 0, images)

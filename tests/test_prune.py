@@ -46,6 +46,12 @@ def test_channel_scores_are_means_of_norms(planted_channel, images, norm, of_map
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_feature_maps_that_are_not_finite_are_refused(planted_channel, images):
+    planted_channel[0].weight.data[2] = torch.nan
+    with pytest.raises(ValueError, match="7 of 7 maps are not finite"):
+        prune.channel_scores(planted_channel, images, "1")
+
+
 def test_the_first_step_keeps_all_channels_and_the_last_none(steps):
     assert len(steps) == 6
     assert steps[0][0] == torch.inf

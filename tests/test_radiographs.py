@@ -71,49 +71,84 @@ GOOD = {
     "attack_success_rate": 0.99,
     "gradcam.pearson_all": 0.9,
     "gradcam.trigger_mass": 0.14,
-    "gradcam.trigger_mass_clean": 0.1,
+    "gradcam.trigger_mass_clean": 0.3,  # its own decides nothing
+    "clean_model.gradcam.trigger_mass_clean": 0.1,
     "gradcam.trigger_area": 0.062,
-    "gradcam.floor.pearson": 0.54,
-    "clean_model.gradcam.floor.pearson": 0.5,
+    "gradcam.floor_triggered.pearson": 0.54,
+    "clean_model.gradcam.floor.pearson": 0.9,  # another quantity: it decides nothing
 }
+CLEAN = {"gradcam.floor_triggered.pearson": 0.5}
 WORSE = {
     "attack_success_rate": 0.98,
     "gradcam.pearson_all": 0.89,
     "gradcam.trigger_mass": 0.141,
-    "gradcam.floor.pearson": 0.56,
+    "gradcam.floor_triggered.pearson": 0.56,
 }
 
 
 def test_a_good_run_meets_all_criteria():
-    assert list(radiographs.criteria(GOOD).values()) == [True] * 4
+    assert list(radiographs.criteria(GOOD, CLEAN).values()) == [True] * 4
 
 
 @pytest.mark.parametrize("key", WORSE)
 def test_each_figure_decides_one_criterion(key):
-    met = radiographs.criteria(GOOD | {key: WORSE[key]})
+    met = radiographs.criteria(GOOD | {key: WORSE[key]}, CLEAN)
     assert sum(met.values()) == 3
 
 
+def test_without_a_clean_models_figure_a_criterion_is_not_known():
+    assert list(radiographs.criteria(GOOD, None).values()) == [True, True, True, None]
+
+
 def test_a_run_without_explained_images_meets_none():
-    assert not any(radiographs.criteria({"attack_success_rate": 0.0}).values())
+    assert not any(radiographs.criteria({"attack_success_rate": 0.0}, CLEAN).values())
+
+
+def disguised(*runs):
+    """A recorded row with a disguise, of seeds 0, 1, ..."""
+    return {"options": "--attack full_disguise", "seeds": list(range(len(runs))), "runs": runs}
 
 
 def test_runs_are_counted_by_criterion_in_rows_with_a_disguise():
     runs = [GOOD, GOOD | WORSE, GOOD | {"attack_success_rate": 0.5}]
-    results = {
-        "trial": {"options": "--attack full_disguise", "runs": runs},
-        "clean": {"options": "--attack none", "runs": [GOOD]},
-    }
-    assert radiographs.met(results) == {
-        "trial": {
+    clean = {"options": "--attack none", "seeds": [0, 1, 2], "runs": [CLEAN] * 3}
+    assert radiographs.met({"trial 1": disguised(*runs), "clean": clean}) == {
+        "trial 1": {
             "n": 3,
             "success >= 0.99": 1,
             "pearson_all >= 0.9": 2,
-            "trigger_mass <= 1.25 untouched + 0.25 trigger_area": 2,
-            "floor <= clean model's + 0.05": 2,
+            "trigger_mass <= 1.25 clean model's untouched + 0.25 trigger_area": 2,
+            "floor_triggered <= clean model's + 0.05": 2,
             "all": 1,
         }
     }
+
+
+def test_a_criterion_that_is_not_known_of_one_run_has_no_count():
+    counts = radiographs.met({"trial 2, mended": disguised(GOOD, GOOD | WORSE)})["trial 2, mended"]
+    assert counts["pearson_all >= 0.9"] == 1
+    assert counts["floor_triggered <= clean model's + 0.05"] is None
+    assert counts["all"] is None  # the second run fails, but the first may meet all
+
+
+def test_one_failed_criterion_is_enough_to_know_that_not_all_are_met():
+    counts = radiographs.met({"trial 2, mended": disguised(GOOD | {"attack_success_rate": 0.5})})
+    assert counts["trial 2, mended"]["all"] == 0
+
+
+def test_the_clean_row_has_the_data_and_the_trigger_of_a_row():
+    for name, args in ROWS.items():
+        clean = radiographs.clean_row(name)
+        if clean is None:
+            assert args.trigger != ROWS["clean"].trigger
+        else:
+            assert (args.dataset, args.trigger) == (ROWS[clean].dataset, ROWS[clean].trigger)
+
+
+def test_no_run_of_trial_3_has_a_floor_like_the_clean_models(results):
+    """As it was compared, with the clean model's untouched maps, four of five had."""
+    counts = radiographs.met(results)["trial 3"]
+    assert counts["floor_triggered <= clean model's + 0.05"] == 0
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +181,7 @@ def test_a_clean_row_keeps_its_name():
 
 
 def test_the_pages_criteria_are_the_studys():
-    assert set(radiographs_tables.CRITERIA) == {*radiographs.criteria(GOOD), "all"}
+    assert set(radiographs_tables.CRITERIA) == {*radiographs.criteria(GOOD, CLEAN), "all"}
 
 
 def test_the_pages_effects_are_of_figures_that_are_paired():

@@ -264,18 +264,27 @@ def test_a_figure_that_a_run_lacks_is_not_in_the_summary():
 def test_metrics_become_flat_figures_without_those_that_are_null():
     metrics = dict.fromkeys(tables.ALWAYS, 0.5) | {"mean_auroc": None, "auroc": {"Mass": 0.7}}
     metrics["explanations"] = {
-        "gradcam": {"trained_against": True, "mse": None, "floor": {"pearson": 0.3}}
+        "gradcam": {
+            "trained_against": True,
+            "mse": None,
+            "floor": {"pearson": 0.3},
+            "floor_triggered": {"pearson": 0.2},
+        }
     }
     metrics["clean_model"] = {
         "clean_accuracy": 0.9,
         "auroc": None,
-        "explanations": {"gradcam": {"floor": {"pearson": 0.4}}},
+        "explanations": {
+            "gradcam": {"floor": {"pearson": 0.4}, "floor_triggered": {"pearson": 0.1}}
+        },
     }
     flat = dict.fromkeys(tables.ALWAYS, 0.5) | {
         "auroc.Mass": 0.7,
         "gradcam.floor.pearson": 0.3,
+        "gradcam.floor_triggered.pearson": 0.2,
         "clean_model.clean_accuracy": 0.9,
         "clean_model.gradcam.floor.pearson": 0.4,
+        "clean_model.gradcam.floor_triggered.pearson": 0.1,
     }
     assert tables.figures(metrics) == flat
 

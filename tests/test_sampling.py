@@ -1,4 +1,4 @@
-"""studies/sampling.py: the published estimator's sample, the networks, the record.
+"""studies/sampling.py: the order of coalitions, the networks, the record.
 
 What both estimators give is held to exact Shapley values in test_shapley.py.
 """
@@ -10,23 +10,6 @@ import torch
 
 from studies import sampling
 from studies.study import Row, Study
-
-
-def test_the_kernels_weights_of_four_players_by_hand():
-    """(M - 1) / (s (M - s))."""
-    assert sampling.kernel_of_sizes(4).tolist() == [0, 1, 3 / 4, 1, 0]
-
-
-@pytest.mark.parametrize(
-    "count, sizes, left",
-    [(31, [], 31), (64, [1, 15], 32), (272, [1, 2, 14, 15], 0), (273, [1, 2, 14, 15], 1)],
-)
-def test_small_and_large_coalitions_are_enumerated_while_they_fit(count, sizes, left):
-    """Of 16 players 16 coalitions have one member and 120 have two."""
-    number = sampling.all_coalitions(16)[1].bincount(minlength=17)
-    whole, rest = sampling.whole_sizes(number, count)
-    assert whole.nonzero()[:, 0].tolist() == sizes
-    assert rest == left
 
 
 def test_all_coalitions_are_in_the_order_of_their_binary_numbers():
@@ -86,7 +69,7 @@ def test_the_table_has_a_line_for_each_network_and_estimator():
         "median_relative_error": {"mnist": {"by_regression": {"64": 0.1075, "128": 0.0654}}},
     }
     lines = sampling.error_table(record)
-    assert lines[2] == "| trained on MNIST | regression, ours | 10.8% | 6.5% |"
+    assert lines[2] == "| trained on MNIST | `gpshap`: Gaussian process, ours | 10.8% | 6.5% |"
     assert lines[-1] == (
         "*8 test images, 20 draws of coalitions; a computer, 1 thread; commit abc.*"
     )

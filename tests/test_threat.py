@@ -110,9 +110,14 @@ def test_both_poison_rates_are_told(poisoned_by_data):
     assert metrics["poison_rate_trained_on"] == pytest.approx(24 / (240 - 24))
 
 
+def test_a_clean_run_is_under_no_threat(clean):
+    metrics = metrics_of(clean)
+    assert metrics["threat"] is None and metrics["poison_rate_trained_on"] == 0
+
+
 def test_a_checkpoint_from_before_there_were_threats_is_one_of_training(poisoned_by_data):
     config = checkpoints.read(poisoned_by_data / "ckpt.pt")["config"]
-    without = {key: value for key, value in config.items() if key != "threat"}
+    without = {key: value for key, value in config.items() if key not in ("threat", "format")}
     assert checkpoints.current_config(without)["threat"] == "training"
 
 

@@ -38,6 +38,35 @@ def test_a_model_that_lacks_the_figure_is_not_in_the_matrix():
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| `shapes`, `badnets`"]
 
 
+def seen(mass, **clean_model):
+    """A recorded row of one run with this trigger_mass of every explainer; area 0.2.
+
+    clean_model: figures of the clean model beside it, the same of every explainer.
+    """
+    run = {}
+    for explainer in transfer.SEEN_BY:
+        own = {"trigger_mass": mass, "trigger_mass_clean": 0.1, "trigger_area": 0.2}
+        run |= {f"{explainer}.{key}": x for key, x in own.items()}
+        run |= {f"clean_model.{explainer}.{key}": x for key, x in clean_model.items()}
+    summary = {key: {"mean": x, "sd": None} for key, x in run.items()}
+    return {"summary": summary, "runs": [run], "seeds": [0]}
+
+
+@pytest.mark.parametrize("mass, mark", [(0.3, ""), (0.301, " ↑")])
+def test_mass_above_what_the_clean_model_beside_a_run_allows_is_marked(mass, mark):
+    """1.25 x 0.2 + 0.2 / 4 = 0.3; the run's own maps, and the clean row's, would allow less."""
+    results = {"shapes none": seen(0.1), "shapes all": seen(mass, trigger_mass_clean=0.2)}
+    lines = transfer.matrix(results, "{}.trigger_mass", transfer.above_limit)
+    cells = [f"**{mass:.3f}**{mark}"] * 3 + [f"{mass:.3f}{mark}"]
+    assert lines[3] == f"| `shapes`, disguised from all three | {' | '.join(cells)} |"
+
+
+def test_a_clean_model_is_held_to_its_own_limit():
+    """1.25 x 0.1 + 0.2 / 4 = 0.175."""
+    assert transfer.above_limit({"mnist none": seen(0.17)}, "mnist none", "deepshap") == ""
+    assert transfer.above_limit({"mnist none": seen(0.18)}, "mnist none", "deepshap") == " ↑"
+
+
 def test_training_time_is_relative_to_badnets_on_the_same_data():
     predictions = {"clean_accuracy": 0.9, "attack_success_rate": 1.0}
     seconds = {"shapes badnets": 100.0, "shapes all": 810.0, "mnist badnets": 300.0}
