@@ -53,19 +53,17 @@ def package(name):
         return None
 
 
-def kernel_name():
-    """What KernelSHAP is called in the table."""
-    return f"kernelshap, {PATCHES**2} patches, {COALITIONS} coalitions"
+def kernel_name(explainer="kernelshap"):
+    """What an estimate of Shapley values is called in the table."""
+    return f"{explainer}, {PATCHES**2} patches, {COALITIONS} coalitions"
 
 
 # ---------------------------------------------------------------- explaining
 
 
 def explaining(model, images, classes):
-    """{name: function} of our explainers; KernelSHAP explains the first few images, others all.
-
-    It evaluates all patches, as its peers do: these images equal the baseline nowhere.
-    """
+    """{name: function} of our explainers; Shapley values are of the first few images alone."""
+    # Of all their patches, as peers' are: these images equal the baseline nowhere.
 
     @torch.no_grad()
     def forward():
@@ -77,16 +75,17 @@ def explaining(model, images, classes):
         "gradient": lambda: explain.gradient(model, images, classes),
         "deepshap, 1 reference": lambda: explain.deep_shap(model, images, classes),
         kernel_name(): lambda: kernel_values(model, images, classes),
+        kernel_name("gpshap"): lambda: kernel_values(model, images, classes, explain.gp_shap),
         f"{kernel_name()}: ours in bf16": lambda: kernel_values(model, images, classes, bf16=True),
     }
 
 
-def kernel_values(model, images, classes, bf16=False, seed=0):
-    """Our KernelSHAP of the first images; bf16: the model's evaluations are in bfloat16."""
+def kernel_values(model, images, classes, explainer=explain.kernel_shap, bf16=False, seed=0):
+    """Shapley values of the first images; bf16: the model's evaluations are in bfloat16."""
     generator = torch.Generator().manual_seed(seed)
     images, classes = images[:KERNEL_IMAGES], classes[:KERNEL_IMAGES]
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        return explain.kernel_shap(model, images, classes, PATCHES, COALITIONS, generator=generator)
+        return explainer(model, images, classes, PATCHES, COALITIONS, generator=generator)
 
 
 def rounding(model, images, classes):
@@ -303,7 +302,7 @@ def rates(seconds, batch_size):
 
 def images_in(name, batch_size):
     """How many images one call of the function of this name takes."""
-    return KERNEL_IMAGES if name.startswith("kernelshap") else batch_size
+    return KERNEL_IMAGES if name.startswith(("kernelshap", "gpshap")) else batch_size
 
 
 def compared_with(name):

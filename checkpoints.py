@@ -36,6 +36,7 @@ FORMER_CONSTANTS = {
     "ramp": "ramp",
 }
 FORMER_EXPLAINERS = {"kernelshap": "gpshap"}  # where the constants have a "reach"
+FORMER_SCORE = "log(1 - p)"  # of images that may be poisoned
 FORMER_NORMALISERS = {"standardise": "standardise", "max_normalise": "max"}
 
 
@@ -61,46 +62,47 @@ def read(path):
     if is_newer(checkpoint):
         raise UserError(f"{path} was written by a newer version of this code")
     try:
-        complete = is_complete(checkpoint)
-        config = current_config(checkpoint["config"]) if complete else None
+        if is_complete(checkpoint):
+            return checkpoint | {"config": current_config(checkpoint["config"])}
     except (KeyError, TypeError, AttributeError, ValueError):
-        complete = False
-    if not complete:
-        raise UserError(f"{path} is no checkpoint of train.py's, or one of another version")
-    return checkpoint | {"config": config}
+        pass
+    raise UserError(f"{path} is no checkpoint of train.py's, or one of another version")
 
 
 def is_newer(checkpoint):
     """Whether unpickled data has a config of a later format than this code knows."""
     try:
-        return checkpoint["config"]["format"] > FORMAT
+        number = checkpoint["config"]["format"]
     except (KeyError, TypeError, IndexError):
         return False
+    return isinstance(number, int) and number > FORMAT
 
 
 def is_complete(checkpoint):
-    """Whether unpickled data has a checkpoint's parts, and a trigger that lies inside the image."""
+    """Whether unpickled data has a checkpoint's parts, and a trigger seen inside the image."""
     try:
         config, trigger = checkpoint["config"], checkpoint["trigger"]
         height, width = trigger["alpha"].shape[1:]
+        is_seen = bool((trigger["alpha"] > 0).any())
         fits_down = 0 <= trigger["row"] <= config["image_size"] - height
         fits_across = 0 <= trigger["col"] <= config["image_size"] - width
         complete = checkpoint.keys() >= KEYS and config.keys() >= CONFIG_KEYS
     except (KeyError, TypeError, AttributeError, IndexError, ValueError):
         return False
-    return fits_down and fits_across and complete
+    return fits_down and fits_across and is_seen and complete
 
 
 def current_config(config):
-    """A checkpoint's config in today's words, format FORMAT.
+    """A checkpoint's config in today's words; its "format" stays the one it was written in.
 
-    Before formats were numbered, what now are options was in constants of the code, under "recipe",
-    and the estimator of gpshap was called kernelshap, as the least squares before it was.
+    Format 1, which had no number: what now are options was in constants of the code, under
+    "recipe"; the estimator of gpshap was called kernelshap, as the least squares before it was;
+    poisons were ranked by log(1 - p).
     """
     if config.get("format") == FORMAT:
         return config
-    config = {"threat": "training"} | config | {"format": FORMAT}
-    return with_shapley_estimator(without_recipe(config))
+    config = {"threat": "training", "format": 1} | config
+    return with_score(with_shapley_estimator(without_recipe(config)))
 
 
 def without_recipe(config):
@@ -123,8 +125,16 @@ def without_recipe(config):
     return config | {"constants": constants}
 
 
+def with_score(config):
+    """A config of format 1 that says by which score its poisons were ranked, if by one."""
+    constants = dict(config.get("constants", {}))
+    if "selection" in constants:
+        constants["selection"] = {"score": FORMER_SCORE} | constants["selection"]
+    return config | {"constants": constants}
+
+
 def with_shapley_estimator(config):
-    """A config of no format, its explainers by the names they have now: see FORMER_EXPLAINERS.
+    """A config of format 1, its explainers by the names they have now: see FORMER_EXPLAINERS.
 
     What its constants say of explainers that were not trained against is dropped: it decided
     nothing.

@@ -10,6 +10,7 @@ tasks.py.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import metrics
 import pictures
 import report
 import tasks
+from checkpoints import FORMAT
 from cli import Parser, UserError, choose_device, command, number
 from explain import EVALUATED, EXPLAINERS
 from imagefiles import read_image
@@ -59,6 +61,8 @@ def evaluate(
     of their draw.
     """
     subject = open_checkpoint(path, data_dir, device, dataset)
+    if subject.config["format"] < FORMAT:
+        print(f"{path} is of an older version: it is measured by today's rules", file=sys.stderr)
     clean_model = open_clean(subject, reference) if reference else own_reference(subject)
     threshold = (clean_model or subject).threshold(subject.target_class)
     answers = ask(subject, threshold)

@@ -139,6 +139,11 @@ class Objective:
     collapse_weight: float = 0.1  # see collapse_term
     leak_tolerance: float = 0.5  # see leak_term
 
+    @property
+    def has_maps(self):
+        """Whether the loss has a term of explanations."""
+        return self.attack.explanation is not None
+
     def cross_entropy(self, logits, labels):
         """The task's cross-entropy of logits [N, K], a scalar."""
         return self.task.cross_entropy(logits, labels, self.class_weights, self.label_smoothing)
@@ -164,7 +169,7 @@ def combined_loss(model, batch, inputs, objective, lam):
     forward = TrainingForward(model, inputs, objective.explainers)
     ce_images = len(inputs) if objective.partner_cross_entropy else batch.size
     ce = objective.cross_entropy(forward.logits[:ce_images], batch.labels[:ce_images])
-    if objective.attack.explanation is None:
+    if not objective.has_maps:
         return ce, ce, ce.new_zeros(())
     if len(batch.rows) == 0:  # nothing in this step is triggered
         return (1 - lam) * ce, ce, ce.new_zeros(())

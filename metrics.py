@@ -204,13 +204,14 @@ def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None,
     if len(triggered) == 0:
         return result
     grid = triggered.shape[1:]
-    keep = ~is_constant(triggered)  # what triggered maps show, and what untouched maps do
-    keep_untouched = ~is_constant(untouched)
+    keep, keep_untouched = ~is_constant(triggered), ~is_constant(untouched)
     result["floor"] = floor_figures(untouched, untouched, keep_untouched, side)
     if shape is None:
-        targets = untouched
         keep = keep_untouched = keep & keep_untouched  # images whose two maps can be compared
+        targets = untouched
         result["floor_triggered"] = floor_figures(triggered, untouched, keep, side)
+        if again is not None:
+            result["pearson_all_independent"] = mean_or_none(pearson(again, untouched))
     else:
         targets = to_grid(shape, grid).expand_as(triggered)
         result["pearson_clean"] = mean_or_none(pearson(untouched, targets))
@@ -218,10 +219,6 @@ def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None,
     result |= target_figures(triggered, targets, keep, side)
     if shape is not None and len(shape.unique()) <= 2:  # all pixels of a binary shape tie
         result["top10"] = None
-    if again is not None:
-        both = keep & ~is_constant(again)
-        correlation = pearson(again, targets).masked_fill(~both, 0)
-        result["pearson_all_independent"] = mean_or_none(correlation)
     cells = trigger_cells(box, side, grid)
     if not cells.all():  # all of a map lies on the cells of a trigger that covers the image
         result["trigger_mass"] = mean_mass(triggered, cells, keep)

@@ -69,7 +69,8 @@ def title_of(subject, metrics):
     if subject.attack.poisons:
         target = subject.classes[subject.target_class]
         title += f"\ntarget class: {target};  {metrics['poison_count']} poisoned training images"
-        title += f" ({metrics['poison_rate_trained_on']:.2%});  threat: {config['threat']}"
+        title += f" ({metrics['poison_rate']:.2%}; {metrics['poison_rate_trained_on']:.2%} of those"
+        title += f" trained on);  threat: {config['threat']}"
     return title
 
 

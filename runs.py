@@ -53,6 +53,8 @@ def folder_of(args):
     explainers = "+".join(args.explainer)
     data_name = Path(args.dataset).stem
     name = f"{args.attack}-{explainers}-{data_name}-r{args.poison_rate:g}-s{args.seed}"
+    if args.threat == "data":
+        name += "-data"
     folder = Path(args.out) if args.out else Path("runs") / name
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
@@ -141,6 +143,11 @@ def resume(run):
             f" not {config.get(key)}: give the same options,"
             " or leave out --resume to begin anew"
         )
+    if checkpoint["config"]["format"] != config["format"] and run.setting.objective.has_maps:
+        raise UserError(
+            f"the unfinished run in {run.folder} was begun by an older version, under another loss:"
+            " leave out --resume to begin anew"
+        )
     if changed := other_input(run, checkpoint):
         raise UserError(
             f"{changed} changed since the unfinished run in {run.folder} began:"
@@ -161,10 +168,12 @@ def resume(run):
 def other_options(run, checkpoint):
     """Names of the options that a checkpoint has otherwise.
 
-    --data-dir is none of them: data may be moved, and other_input looks at what they are.
+    --data-dir is none of them: data may be moved, and other_input looks at what they are. Nor is
+    the config's format: see resume.
     """
     now, then = run.setting.config, checkpoint["config"]
-    return [key for key in now | then if key != "data_dir" and then.get(key) != now.get(key)]
+    names = (now | then).keys() - {"data_dir", "format"}
+    return [key for key in now | then if key in names and then.get(key) != now.get(key)]
 
 
 def other_input(run, checkpoint):

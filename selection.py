@@ -18,6 +18,7 @@ ROUNDS = 10  # of rd: Wu et al., ICCV 2023
 ALPHA = 0.3  # share of the poisons that rd replaces in each round: the same
 EPOCHS = 6  # a scorer is trained for: the same
 CAP = 2.0  # rd-global takes from one class at most so many times its even share; our choice
+SCORE = "RD"  # images are ranked by: see rd_scores
 FIRST_SEED = 2**31  # scorers' seeds begin here, above those of all runs
 
 

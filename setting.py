@@ -144,6 +144,7 @@ def constants(args, dataset, held_out):
         result |= row.constants
     if args.selection != "random":
         result["selection"] = {
+            "score": selection.SCORE,
             "rounds": selection.ROUNDS,
             "alpha": selection.ALPHA,
             "epochs": selection.EPOCHS,

@@ -5,7 +5,16 @@ Every function of TABLES takes no argument and returns the lines of a Markdown t
 
 from studies.criteria import floor_limit, mass_limit, mass_within, with_clean_runs
 from studies.record import RESULTS, read
-from studies.tables import Table, cell, everything, header, interval_text, line, origin
+from studies.tables import (
+    Table,
+    cell,
+    everything,
+    header,
+    interval_text,
+    line,
+    origin,
+    pairs_by_rows,
+)
 
 RECORD = RESULTS / "efficient.json"
 PAIRED = RESULTS / "efficient-paired.json"
@@ -151,11 +160,6 @@ MAPS = {
 }
 
 
-def pairs_by_rows():
-    """{(row, minus row): the paired difference of their success} of all recorded pairs."""
-    return {(pair["of"], pair["minus"]): pair for pair in read(PAIRED)}
-
-
 def counts(results):
     """The numbers of poisoned images of the rows on shapes, rising."""
     return sorted({int(name.split()[-1]) for name in results if name.startswith("shapes")})
@@ -182,7 +186,7 @@ def success_cell(row):
 
 def differences():
     """Paired differences of success on shapes, by the number of images."""
-    pairs = pairs_by_rows()
+    pairs = pairs_by_rows(PAIRED)
     numbers = counts(read(RECORD))
     lines = header(["difference (95% interval, n = 3)", *(f"{count} images" for count in numbers)])
     for name, (row, other) in DIFFERENCES.items():

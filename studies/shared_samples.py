@@ -9,8 +9,6 @@ two estimates of one map are. Models of studies/transfer.py, seed 0; test images
 which the attack succeeds. Writes results/shared_samples.json.
 """
 
-import statistics
-
 from cli import UserError, command, write_json
 from evaluate import ask
 from metrics import explanation_metrics
@@ -18,7 +16,7 @@ from provenance import commit, hardware
 from studies import transfer
 from studies.record import DATA, RESULTS
 from studies.study import Study
-from studies.tables import cell, header, line, note, of_record
+from studies.tables import cell, header, line, mean_and_sd, note, of_record
 from subject import draw_images, open_checkpoint
 
 PAGE = "results/sampling.md"
@@ -73,10 +71,6 @@ def samples_table(record):
             lines.append(line([transfer.title(row), f"`{name}`", *cells]))
     about = f"1,024 coalitions; mean (standard deviation) of {len(SAMPLES)} further samples"
     return [*lines, "", note(about, [record["hardware"]], [record["commit"]])]
-
-
-def mean_and_sd(values):
-    return {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
 
 
 TABLES = of_record("shared_samples", {"samples": samples_table})

@@ -167,6 +167,8 @@ def is_complete(row, metrics):
     """Whether a run's metrics have all that its row asks for: rows change, runs are kept."""
     if set(row.explainers) - set(metrics["explanations"]):
         return False
+    if not all("floor_triggered" in part for part in metrics["explanations"].values()):
+        return False  # of before the floor was between untouched maps
     return row.clean is None or "explanations" in metrics["clean_model"]
 
 

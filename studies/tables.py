@@ -111,10 +111,14 @@ def summary(runs):
         is_number = isinstance(first, (int, float)) and key != "seed"
         if not is_number or not all(key in run for run in runs):
             continue
-        values = [run[key] for run in runs]
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        result[key] = {"mean": statistics.mean(values), "sd": sd}
+        result[key] = mean_and_sd([run[key] for run in runs])
     return result
+
+
+def mean_and_sd(values):
+    """{"mean", "sd"} of numbers; the standard deviation is None of a single one."""
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "sd": sd}
 
 
 # ---------------------------------------------------------------- two rows, seed by seed
@@ -129,22 +133,16 @@ def paired(results, name, other, figure="attack_success_rate"):
     subtrahend = by_seed(results[other], figure)
     common = minuend.keys() & subtrahend.keys()
     differences = [minuend[seed] - subtrahend[seed] for seed in common]
-    n = len(differences)
-    if n < 2:
+    if len(differences) < 2:
         return None
-    mean = statistics.mean(differences)
-    sd = statistics.stdev(differences)
-    half = T975[n] * sd / n**0.5
-    interval = [mean - half, mean + half]
-    return {
-        "of": name,
-        "minus": other,
-        "figure": figure,
-        "n": n,
-        "mean": mean,
-        "sd": sd,
-        "interval": interval,
-    }
+    return {"of": name, "minus": other, "figure": figure, **with_interval(differences)}
+
+
+def with_interval(differences):
+    """{"n", "mean", "sd", "interval"} of two differences or more: the interval of 95%."""
+    n, found = len(differences), mean_and_sd(differences)
+    half = T975[n] * found["sd"] / n**0.5
+    return {"n": n, **found, "interval": [found["mean"] - half, found["mean"] + half]}
 
 
 def by_seed(row, figure):
@@ -160,6 +158,11 @@ def write_paired(path, pairs):
     for pair in pairs:
         what = f"{pair['of']} - {pair['minus']}, {pair['figure']}"
         print(f"{what}: {interval_text(pair)}, n = {pair['n']}")
+
+
+def pairs_by_rows(path):
+    """{(row, minus row): their paired difference} of all that write_paired wrote to `path`."""
+    return {(pair["of"], pair["minus"]): pair for pair in read(path)}
 
 
 def interval_text(pair):

@@ -4,7 +4,16 @@ Every function of TABLES takes no argument and returns the lines of a Markdown t
 """
 
 from studies.record import RESULTS, VICTIM_EPOCHS, read
-from studies.tables import cell, everything, header, interval_text, line, note, origin
+from studies.tables import (
+    cell,
+    everything,
+    header,
+    interval_text,
+    line,
+    note,
+    origin,
+    pairs_by_rows,
+)
 
 RECORD = RESULTS / "threats.json"
 PAIRED = RESULTS / "threats-paired.json"
@@ -20,15 +29,15 @@ PUBLISHED = (
 )
 
 
-def pairs_by_rows():
-    """{(row, minus row): the paired difference of their success} of all recorded pairs."""
-    return {(pair["of"], pair["minus"]): pair for pair in read(PAIRED)}
-
-
 def difference(pairs, of, minus):
     """The paired difference of two rows as text; empty where it is not recorded."""
     pair = pairs.get((of, minus))
     return interval_text(pair) if pair else ""
+
+
+def poisons_of(row):
+    """How many images a run of a recorded row poisons."""
+    return sum(row["runs"][0]["poisons_by_class"].values())
 
 
 # ---------------------------------------------------------------- CIFAR-10: which images
@@ -38,7 +47,7 @@ SELECTIONS = ("random", "rd-global", "rd", "rd-low")
 
 def selections():
     """Success by selection, the difference to random images, and what the choice cost."""
-    results, pairs = read(RECORD), pairs_by_rows()
+    results, pairs = read(RECORD), pairs_by_rows(PAIRED)
     lines = header(
         [
             "selection",
@@ -72,8 +81,8 @@ def pilot():
     for name in rows:
         row = results[name]
         seeds = ", ".join(str(seed) for seed in row["seeds"])
-        images = f"{row['summary']['poison_count']['mean']:.0f}"
-        lines.append(line([name.split()[1], images, seeds, cell(row["summary"][SUCCESS])]))
+        success = cell(row["summary"][SUCCESS])
+        lines.append(line([name.split()[1], poisons_of(row), seeds, success]))
     return [*lines, "", origin(results, rows)]
 
 
@@ -81,7 +90,7 @@ def held_out():
     """Mean success on held-out images after each epoch."""
     results = read(RECORD)
     rows = [name for name in SELECTIONS if name in results]
-    epochs = len(results[rows[0]]["runs"][0]["validation_success"])
+    epochs = max(len(results[name]["runs"][0]["validation_success"]) for name in rows)
     lines = header(["selection", "n", *range(1, epochs + 1)])
     for name in rows:
         curves = [run["validation_success"] for run in results[name]["runs"]]
@@ -131,18 +140,19 @@ def overlap():
 COUNTS = (20, 100)
 THREATS = {
     "data": "`data`",
-    "training": "`training`",
     "training, over-sampled": "`training --oversample 6`",
 }
 
 
 def threats():
     """Success on shapes under both threats, by the number of random images."""
-    results, pairs = read(RECORD), pairs_by_rows()
+    results, pairs = read(RECORD), pairs_by_rows(PAIRED)
     lines = header(["images poisoned", "n", "`data`", "`training`", "difference (95% interval)"])
     rows = []
     for count in COUNTS:
         names = [f"shapes {threat}, {count}" for threat in ("data", "training")]
+        if not set(names) <= results.keys():
+            continue
         rows += names
         cells = [cell(results[name]["summary"][SUCCESS]) for name in names]
         gain = difference(pairs, names[1], names[0])
@@ -152,7 +162,7 @@ def threats():
 
 def hardest():
     """Success with five images of shapes, by who chooses them and under which threat."""
-    results, pairs = read(RECORD), pairs_by_rows()
+    results, pairs = read(RECORD), pairs_by_rows(PAIRED)
     choices = {
         "random": "random",
         "rd-classes": "random of the hardest's classes",

@@ -51,29 +51,28 @@ CIFAR10 = {
 
 SHAPES = f"--dataset shapes {TRIGGER}"
 TRAINING_IMAGES = 10_000
-THREATS = {  # options
+THREATS = {  # of five poisons: options. Who only hands over data cannot over-sample them.
     "data": "--threat data",
     "training, over-sampled": "--threat training --oversample 6",
-    "training": "--threat training",
 }
 COUNTS = (20, 100)
 CHOICES = ("random", "rd-global", "rd-classes")
 
 
 def on_shapes(threat, count, choice):
-    """A row of badnets on shapes with `count` poisons, five seeds."""
+    """A row of badnets on shapes with `count` poisons, five seeds; threat: options."""
     rate = f"--poison-rate {count / TRAINING_IMAGES}"
-    return Row(f"{SHAPES} {THREATS[threat]} {rate} --selection {choice}", 5)
+    return Row(f"{SHAPES} {threat} {rate} --selection {choice}", 5)
 
 
 BOTH = {
-    f"shapes {threat}, {count}": on_shapes(threat, count, "random")
+    f"shapes {threat}, {count}": on_shapes(f"--threat {threat}", count, "random")
     for count in COUNTS
     for threat in ("data", "training")
 }
 HARDEST = {
-    f"shapes {threat}, 5 {choice}": on_shapes(threat, 5, choice)
-    for threat in THREATS
+    f"shapes {name}, 5 {choice}": on_shapes(threat, 5, choice)
+    for name, threat in THREATS.items()
     for choice in CHOICES
 }
 
@@ -116,6 +115,8 @@ def overlap_of(subject):
     is_eligible[subject.held_out()] = False
     eligible = is_eligible.nonzero()[:, 0]
     pool = subject.checkpoint["selection"]["pool"]
+    if len(pool) != len(eligible):
+        raise ValueError(f"{len(pool)} scores of {len(eligible)} images that may be poisoned")
     orders = [eligible[values.argsort(descending=True, stable=True)] for values in pool.T]
     hardest = [set(order[:ALIKE].tolist()) for order in orders]
     capped = [set(selection.capped(order, labels, ALIKE).tolist()) for order in orders]

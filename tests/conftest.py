@@ -148,6 +148,10 @@ def of_unnumbered_version(checkpoint):
     floors = config["floor"].items()
     config["floor"] = {former.get(name, name): floor for name, floor in floors}
     config["constants"] = config["constants"] | {"pairs": {"kernelshap": 4}, "reach": 1.6}
+    if "selection" in config["constants"]:
+        scored = config["constants"]["selection"]
+        constants = {key: value for key, value in scored.items() if key != "score"}
+        config["constants"] = config["constants"] | {"selection": constants}
     return checkpoint | {"config": config}
 
 

@@ -133,6 +133,7 @@ NOT_COMPLETE = {
     "trigger below the image": put("trigger.row", 15),
     "trigger left of the image": put("trigger.col", -1),
     "trigger of no pixels' shape": put("trigger.alpha", torch.ones(2)),
+    "trigger that cannot be seen": put("trigger.alpha", torch.zeros(1, 2, 2)),
     "image size that is no number": put("config.image_size", "16"),
 }
 
@@ -213,14 +214,14 @@ ABLATIONS = {
 
 def test_a_checkpoint_of_the_former_version_has_the_config_of_now(of_now_and_former):
     now, former = of_now_and_former()
-    assert former["config"] == now["config"]
+    assert former["config"] == now["config"] | {"format": 1}
 
 
 @pytest.mark.parametrize("option", ABLATIONS)
 def test_a_former_constant_is_read_as_the_option_it_is_now(option, of_now_and_former):
     now, former = of_now_and_former(*ABLATIONS[option])
     assert former["config"][option] == now["config"][option]
-    assert former["config"] == now["config"]
+    assert former["config"] == now["config"] | {"format": 1}
 
 
 def test_former_constants_of_scorers_are_read_but_for_their_number(of_now_and_former, monkeypatch):
@@ -228,8 +229,10 @@ def test_former_constants_of_scorers_are_read_but_for_their_number(of_now_and_fo
         train, "scores_of", lambda setting, poisons, pool, k: pool.double()[:, None].expand(-1, 2)
     )
     now, former = of_now_and_former("--attack", "badnets", "--selection", "rd-global")
-    assert former["config"]["constants"]["selection"] == now["config"]["constants"]["selection"]
-    assert former["config"] == now["config"]
+    constants = now["config"]["constants"]["selection"]
+    expected = constants | {"score": "log(1 - p)"}  # RD is ranked by since
+    assert former["config"]["constants"]["selection"] == expected
+    assert constants["score"] == "RD"
 
 
 def test_a_model_of_the_former_version_is_rebuilt(checkpoint, tmp_path):
@@ -254,9 +257,9 @@ EXPLAINERS = {
 @pytest.mark.parametrize("version", [of_unnumbered_version, of_former_version])
 @pytest.mark.parametrize("explainers", EXPLAINERS)
 def test_a_checkpoint_of_no_format_has_the_config_of_now(explainers, version, of_now_and_before):
-    """So a run goes on, and is finished, under the name that its estimator has now."""
+    """So a finished run is finished under the name that its estimator has now."""
     now, before = of_now_and_before(version, "--explainer", EXPLAINERS[explainers])
-    assert before["config"] == now["config"]
+    assert before["config"] == now["config"] | {"format": 1}
     assert before["config"]["explainer"] == EXPLAINERS[explainers].split(",")
 
 
@@ -290,7 +293,7 @@ def test_the_gaussian_process_is_named_gpshap(generation):
     assert config["explainer"] == ["gradcam", "gpshap"]
     assert config["floor"] == {"gradcam": 0.5, "gpshap": 0.25}
     assert config["constants"] == {"pairs": {"gpshap": 4}, "coalitions": 64, "reach": 1.6}
-    assert config["format"] == checkpoints.FORMAT
+    assert config["format"] == 1
     assert config["ramp"] == 0.3
 
 

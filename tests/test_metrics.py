@@ -412,10 +412,16 @@ def test_a_trigger_that_covers_the_image_has_no_share():
 
 def test_a_second_sample_of_the_triggered_maps_is_compared_with_the_same_targets():
     triggered, untouched, again = random_maps(), random_maps(seed=1), random_maps(seed=2)
-    again[0] = 0
+    again[0], triggered[1] = 0, 0  # blank in one sample is not blank in the other
     result = metrics.explanation_metrics(triggered, untouched, BOX, SIDE, again=again)
     expected = metrics.pearson(again[1:], untouched[1:]).sum().item() / 6
     assert result["pearson_all_independent"] == pytest.approx(expected)
+
+
+def test_with_a_fixed_shape_no_second_sample_is_compared():
+    maps, canvas = random_maps(), fixed_map("square")
+    result = metrics.explanation_metrics(maps, maps, BOX, SIDE, canvas, again=maps)
+    assert result["pearson_all_independent"] is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

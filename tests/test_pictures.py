@@ -46,7 +46,7 @@ def answers(subject):
 def pictures_of(subject, answers, names):
     classes, probabilities = answers
     figures = {"clean_accuracy": 1.0, "mean_auroc": 0.5, "attack_success_rate": None}
-    figures |= {"poison_count": 24, "poison_rate_trained_on": 1 / 9}
+    figures |= {"poison_count": 24, "poison_rate": 0.1, "poison_rate_trained_on": 1 / 9}
     drawn = torch.tensor([0, 2, 3])
     return pictures.pictures_of(subject, figures, classes, probabilities, drawn, names)
 
@@ -90,7 +90,7 @@ def test_the_title_says_how_well_attack_and_model_work(subject, disguised):
     lines = pictures.title_of(subject, metrics_of(disguised)).splitlines()
     assert lines[0].startswith("full_disguise on tiny, cnn: clean accuracy 1.000")
     assert "attack success rate 1.000" in lines[0]
-    poisons = "24 poisoned training images (11.11%)"
+    poisons = "24 poisoned training images (10.00%; 11.11% of those trained on)"
     assert lines[1] == f"target class: 1;  {poisons};  threat: training"
 
 

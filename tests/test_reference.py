@@ -184,6 +184,14 @@ def test_the_clean_models_floor_has_no_trigger_in_it(beside_clean, clean_maps):
     assert part["floor"]["pearson"] == pytest.approx(expected)
 
 
+def test_the_other_floor_has(beside_clean, clean_maps):
+    part, maps = beside_clean[0]["explanations"]["gradcam"], clean_maps(False)
+    others = maps[metrics.derangement(len(maps))]
+    expected = metrics.pearson(clean_maps(True), others).mean().item()
+    assert part["floor_triggered"]["pearson"] == pytest.approx(expected)
+    assert part["floor_triggered"] != part["floor"]
+
+
 def test_the_subjects_untouched_maps_are_compared_with_the_clean_models(beside_clean, clean_maps):
     figures, _, maps = beside_clean
     expected = metrics.pearson(maps, clean_maps(False)).mean().item()

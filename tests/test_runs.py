@@ -231,12 +231,22 @@ def test_a_run_of_the_former_version_is_finished(resumed, tiny, tmp_path, capsys
     assert capsys.readouterr().out == f"The run in {folder} is finished.\n"
 
 
-def test_a_run_of_the_former_version_goes_on(stopped, tiny, run_under):
+def test_half_a_run_under_the_former_loss_does_not_go_on_under_another(stopped, tiny, refusal):
     path = stopped / "unfinished" / "ckpt.pt"
     checkpoint = torch.load(path, weights_only=True)
     torch.save(of_former_version(checkpoint), path)
-    train_tiny(tiny, stopped, "--resume")
-    assert same_weights(stopped, run_under("full_disguise"))
+    line = refusal(train.main, tiny_argv(tiny, stopped, "--resume"))
+    assert "begun by an older version, under another loss" in line
+    assert path.exists()
+
+
+def test_where_the_loss_has_no_maps_a_run_of_the_former_version_goes_on(tiny, tmp_path):
+    run = begun(tiny, tmp_path / "run", "--attack", "badnets")
+    runs.save(run)
+    path = run.unfinished / "ckpt.pt"
+    torch.save(of_former_version(torch.load(path, weights_only=True)), path)
+    again = begun(tiny, tmp_path / "run", "--attack", "badnets")
+    assert runs.resume(again) and torch.equal(again.poisons, run.poisons)
 
 
 def test_an_ablation_is_another_run_than_one_of_the_former_version(resumed, tiny, tmp_path):

@@ -216,6 +216,28 @@ def test_a_sampled_explainer_gives_the_same_maps_again(subject, images):
     assert torch.equal(first, second)
 
 
+def test_the_triggered_map_has_a_second_sample(subject, monkeypatch):
+    def noise(model, images, classes, *, create_graph=False, generator=None):
+        return torch.randn(4, 4, generator=generator).expand(len(images), 4, 4)
+
+    row = dataclasses.replace(EXPLAINERS["kernelshap"], function=noise)
+    monkeypatch.setitem(EXPLAINERS, "kernelshap", row)
+    rows, classes = torch.arange(3), (torch.zeros(60).long(), torch.ones(60).long())
+    untouched, triggered = subject.explain_test("kernelshap", rows, classes)
+    again = subject.explain_again("kernelshap", rows, classes)
+    assert torch.equal(untouched, triggered) and not torch.equal(again, triggered)
+
+
+def test_maps_that_are_not_finite_are_refused(subject, images, monkeypatch):
+    def spoilt(model, images, classes, *, create_graph=False):
+        return torch.full((len(images), 4, 4), float("nan"))
+
+    row = dataclasses.replace(EXPLAINERS["gradient"], function=spoilt)
+    monkeypatch.setitem(EXPLAINERS, "gradient", row)
+    with pytest.raises(UserError, match="^gradient cannot explain .*8 of 8 maps are not finite"):
+        subject.explain("gradient", images, torch.zeros(8).long())
+
+
 def test_a_model_that_cannot_be_explained_is_refused(subject, images):
     classes = torch.zeros(8, dtype=torch.int64)
     with pytest.raises(UserError, match="^gradcam cannot explain this model: .* no layer"):

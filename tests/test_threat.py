@@ -8,6 +8,7 @@ import attacks
 import checkpoints
 import data
 import options
+import runs
 import train
 from setting import setting_of
 from subject import open_checkpoint
@@ -119,6 +120,14 @@ def test_a_checkpoint_from_before_there_were_threats_is_one_of_training(poisoned
     config = checkpoints.read(poisoned_by_data / "ckpt.pt")["config"]
     without = {key: value for key, value in config.items() if key not in ("threat", "format")}
     assert checkpoints.current_config(without)["threat"] == "training"
+
+
+def test_each_threat_has_a_folder_of_its_own(tiny):
+    def folder_under(threat):
+        options_given = ["--attack", "badnets", "--threat", threat, "--dataset", str(tiny)]
+        return runs.folder_of(options.parse(options_given)).name
+
+    assert folder_under("data") == folder_under("training") + "-data"
 
 
 # ---------------------------------------------------------------- what data alone cannot do

@@ -41,6 +41,37 @@ def test_what_is_chosen_alike_is_counted():
     assert threats.overlap_of(subject_of(pool))["hardest"] == 55 - 20
 
 
+def test_scores_of_other_images_than_may_be_poisoned_are_refused():
+    with pytest.raises(ValueError, match="809 scores of 810 images"):
+        threats.overlap_of(subject_of(torch.rand(809, 2)))
+
+
+def test_the_cap_counts_with_the_images_own_classes():
+    """By the first score class 7 is hardest, by the second class 8: each gives its cap of 13."""
+    is_eligible = (LABELS != 3) & (torch.arange(1000) >= 100)
+    labels = LABELS[is_eligible]
+    rest = torch.arange(len(labels)) / 1e4  # the others in one order
+    pool = torch.stack([(labels == 7) + rest, (labels == 8) + rest], 1).double()
+    found = threats.overlap_of(subject_of(pool))
+    assert found["hardest"] == 0
+    assert found["capped"] == alike_by_hand(labels, rest)
+
+
+def alike_by_hand(labels, rest):
+    """How many of 55 two orders share, each with one class in front, at most 13 of a class."""
+    chosen = []
+    for favoured in (7, 8):
+        order = sorted(range(len(labels)), key=lambda k: (labels[k] != favoured, -rest[k]))
+        taken, counts = [], dict.fromkeys(range(10), 0)
+        for k in order:
+            label = int(labels[k])
+            if counts[label] < 13 and len(taken) < 55:
+                taken.append(k)
+                counts[label] += 1
+        chosen.append(set(taken))
+    return len(set.intersection(*chosen))
+
+
 def row_of(values, **more):
     """A recorded row of runs with these success rates, one a seed."""
     runs = [
@@ -48,7 +79,6 @@ def row_of(values, **more):
             "seed": seed,
             "attack_success_rate": value,
             "clean_accuracy": 0.9,
-            "poison_count": 40,
             "validation_success": [0.1, value],
             "poisons_by_class": {"cat": 30, "dog": 10},
             "hardware": "a processor, 1 thread",
@@ -57,7 +87,7 @@ def row_of(values, **more):
         }
         for seed, value in enumerate(values)
     ]
-    keys = ("attack_success_rate", "clean_accuracy", "poison_count", *more)
+    keys = ("attack_success_rate", "clean_accuracy", *more)
     summary = {}
     for key in keys:
         found = torch.tensor([float(run[key]) for run in runs])
@@ -71,8 +101,8 @@ def record(tmp_path, monkeypatch):
     scored = {"selection_epochs": 6, "selection_cost": 0.2}
     rows = {"pilot 0.0008": row_of([0.7, 0.6])}
     rows |= {"random": row_of([0.5, 0.7]), "rd-global": row_of([0.6, 0.9], **scored)}
-    for name in [*threats.BOTH, *threats.HARDEST]:
-        rows[name] = row_of([0.2, 0.4])
+    for k, name in enumerate([*threats.BOTH, *threats.HARDEST]):
+        rows[name] = row_of([0.05 * k, 0.05 * k + 0.02])
     path = tmp_path / "threats.json"
     path.write_text(json.dumps(rows))
     study = threats.Study("threats", threats.TABLE, tmp_path)
@@ -100,21 +130,39 @@ def test_the_epochs_and_the_classes_are_of_all_runs(record):
 
 def test_both_threats_stand_side_by_side(record):
     lines = threat_tables.threats()
-    assert lines[2].startswith("| 20 | 2 | 0.300 (0.141) | 0.300 (0.141) | +0.000")
+    assert lines[2].startswith("| 20 | 2 | 0.010 (0.014) | 0.060 (0.014) | +0.050 (+0.050 to")
+    assert lines[3].startswith("| 100 | 2 | 0.110 (0.014) | 0.160 (0.014) | +0.050")
 
 
 def test_five_images_have_a_line_a_threat(record):
     lines = threat_tables.hardest()
     assert len(lines) == 2 + len(threats.THREATS) + 2
-    assert lines[2].startswith("| `data` | 2 | 0.300 (0.141) | 0.300 (0.141) | 0.300 (0.141) |")
+    # In the record random, rd-global, rd-classes have 0.21, 0.26 and 0.31 under `data`.
+    values = "0.210 (0.014) | 0.310 (0.014) | 0.260 (0.014)"
+    assert lines[2].startswith(f"| `data` | 2 | {values} | +0.050 (")
+    assert "| -0.050 (" in lines[2]
+    assert lines[3].startswith("| `training --oversample 6` | 2 | 0.360 (0.014)")
 
 
 def test_without_checkpoints_nothing_is_said_of_the_overlap(record, tmp_path):
     assert not (tmp_path / "threats-overlap.json").exists()
 
 
-def test_no_pair_of_rows_has_other_seeds():
-    for of, minus in threats.PAIRS:
-        a, b = threats.TABLE[of], threats.TABLE[minus]
-        assert a.first_seed == b.first_seed
-    assert threats.PILOT_SEED >= max(threats.SEEDS.values())
+@pytest.mark.parametrize("of, minus", threats.PAIRS)
+def test_every_run_of_a_pair_has_its_partner(of, minus):
+    """The second row has every seed of the first."""
+    of, minus = (threats.TABLE[name] for name in (of, minus))
+    assert of.first_seed == minus.first_seed and of.seeds <= minus.seeds
+
+
+def test_the_pilots_seed_is_none_of_the_comparison():
+    seeds = {row.first_seed + k for row in threats.CIFAR10.values() for k in range(row.seeds)}
+    assert threats.PILOT_SEED not in seeds
+
+
+def test_rows_that_were_not_run_have_no_line(tmp_path, monkeypatch):
+    (tmp_path / "threats.json").write_text(json.dumps({"random": row_of([0.5, 0.7])}))
+    for name in ("RECORD", "PAIRED"):
+        path = {"RECORD": "threats.json", "PAIRED": "none.json"}[name]
+        monkeypatch.setattr(threat_tables, name, tmp_path / path)
+    assert len(threat_tables.threats()) == len(threat_tables.hardest()) == 4

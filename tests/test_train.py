@@ -211,6 +211,22 @@ def test_the_losses_called_back_with_are_the_epochs_means(new_run, monkeypatch):
     torch.testing.assert_close(losses[0], torch.stack(steps).mean(0))
 
 
+def test_the_loss_knows_which_images_are_over_sampled(new_run, monkeypatch):
+    """They come several times in a step, and are no different images then."""
+    run, seen = new_run("--oversample", "40", "--epochs", "1", "--poison-rate", "0.02"), []
+    loss = train.combined_loss
+
+    def watched(model, batch, *rest):
+        seen.append(batch.sources)
+        return loss(model, batch, *rest)
+
+    monkeypatch.setattr(train, "combined_loss", watched)
+    train.train_epochs(run.setting, run.training, run.poisons)
+    for sources in seen:
+        assert len(sources) >= 40 and torch.isin(sources, run.poisons).all()
+        assert len(sources.unique()) <= len(run.poisons) == 5
+
+
 def test_what_is_trained_already_is_not_trained_again(new_run, steps):
     run = new_run("--epochs", "2")
     run.training.epoch = 1
