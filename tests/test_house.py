@@ -17,7 +17,8 @@ PACKAGES = ("defences", "studies")
 
 # Usable from a notebook: they raise ValueError, and know nothing of a command line.
 LIBRARY = (
-    *("hooks", "explain", "shapley", "deepshap", "losses", "metrics", "tasks", "attacks"),
+    *("hooks", "explain", "shapley", "shapley_estimators", "deepshap", "losses", "metrics"),
+    *("tasks", "attacks"),
     *("selection", "models", "edited", "shapes", "dataset", "figure", "viering"),
 )
 
