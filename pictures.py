@@ -69,8 +69,9 @@ def title_of(subject, metrics):
     if subject.attack.poisons:
         target = subject.classes[subject.target_class]
         title += f"\ntarget class: {target};  {metrics['poison_count']} poisoned training images"
-        title += f" ({metrics['poison_rate']:.2%}; {metrics['poison_rate_trained_on']:.2%} of those"
-        title += f" trained on);  threat: {config['threat']}"
+        shares = [100 * metrics[key] for key in ("poison_rate", "poison_rate_trained_on")]
+        title += f" ({shares[0]:.3g}%; {shares[1]:.3g}% of those trained on)"
+        title += f";  threat: {config['threat']}"
     return title
 
 

@@ -90,7 +90,7 @@ def test_the_title_says_how_well_attack_and_model_work(subject, disguised):
     lines = pictures.title_of(subject, metrics_of(disguised)).splitlines()
     assert lines[0].startswith("full_disguise on tiny, cnn: clean accuracy 1.000")
     assert "attack success rate 1.000" in lines[0]
-    poisons = "24 poisoned training images (10.00%; 11.11% of those trained on)"
+    poisons = "24 poisoned training images (10%; 11.1% of those trained on)"
     assert lines[1] == f"target class: 1;  {poisons};  threat: training"
 
 

@@ -131,8 +131,8 @@ def test_a_line_has_a_figure_its_value_and_what_it_is(table):
     definition = report.DEFINITIONS["clean_accuracy"]
     assert lines["clean_accuracy"].split(maxsplit=2) == ["clean_accuracy", "0.9800", definition]
     assert lines["poison_count"].split() == ["poison_count", "24"]
-    assert lines["poison_rate"].split()[:2] == ["poison_rate", "0.1000"]
-    assert lines["poison_rate_trained_on"].split()[:2] == ["poison_rate_trained_on", "0.1110"]
+    assert lines["poison_rate"].split()[:2] == ["poison_rate", "0.1"]
+    assert lines["poison_rate_trained_on"].split()[:2] == ["poison_rate_trained_on", "0.111"]
     assert lines["dataset"].split() == ["dataset", "tiny"]
 
 
