@@ -1,8 +1,9 @@
 """The attacks: what is stamped, which label it gets, what the explanation is pulled to.
 
 An attack is a row of ATTACKS, and no other file asks for its name: train.py's one loop does what
-the row says. This file has the table, the trigger, the choice of images that may be
-poisoned, the fixed maps, and poison(), which makes a training step's images of a batch.
+the row says. This file has the table, the trigger, the choice of images that may be poisoned, the
+fixed maps, and what is made of images: poison(), of a training step's batch, by an attacker who
+trains; poisoned_data(), of the stored training set, by one who only hands over data.
 """
 
 from dataclasses import dataclass
@@ -95,9 +96,9 @@ class Trigger:
 
     @property
     def box(self):
-        """(top, left, bottom, right) of what can be seen of it, in pixels, both ends excluded.
+        """(top, left, bottom, right) in pixels, of its pixels with alpha above 0.
 
-        That is, of the pixels whose alpha is above 0.
+        bottom and right are excluded.
         """
         rows, cols = (self.alpha[0] > 0).nonzero(as_tuple=True)
         top, left = self.row + int(rows.min()), self.col + int(cols.min())
@@ -165,20 +166,6 @@ def place_of(position, side, size):
 
 
 # ---------------------------------------------------------------- which images are poisoned
-
-
-def poisoned_data(images, labels, poisons, attack, trigger, target_class):
-    """The training set that a poisoner of data hands over: copies of images and labels.
-
-    images: uint8 [N, C, H, W]; labels: true, int64 [N] or float [N, K]; poisons: int64, indices of
-    the images that get the trigger and, where the attack changes it, the label.
-    """
-    images, labels = images.clone(), labels.clone()
-    stamped = stamp(images[poisons].float() / 255, trigger)
-    images[poisons] = (stamped * 255).round().to(torch.uint8)
-    if attack.changes_label:
-        task_of(labels).set_target(labels, poisons, target_class)
-    return images, labels
 
 
 def eligible_for_poison(attack, labels, trained_on, rate, target_class):
@@ -276,3 +263,20 @@ def poison(images, labels, triggered, attack, trigger, target_class, sources=Non
         labels = torch.cat([labels, true_labels])
     target_class = target_class if attack.changes_label else None
     return Batch(images, labels, rows, sources, size, target_class)
+
+
+# ---------------------------------------------------------------- the stored images
+
+
+def poisoned_data(images, labels, poisons, attack, trigger, target_class):
+    """The training set that a poisoner of data hands over: copies of images and labels.
+
+    images: uint8 [N, C, H, W]; labels: true, int64 [N] or float [N, K]; poisons: int64, indices of
+    the images that get the trigger and, where the attack changes it, the label.
+    """
+    images, labels = images.clone(), labels.clone()
+    stamped = stamp(images[poisons].float() / 255, trigger)
+    images[poisons] = (stamped * 255).round().to(torch.uint8)
+    if attack.changes_label:
+        task_of(labels).set_target(labels, poisons, target_class)
+    return images, labels

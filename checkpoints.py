@@ -126,7 +126,7 @@ def without_recipe(config):
 
 
 def with_score(config):
-    """A config of format 1 that says by which score its poisons were ranked, if by one."""
+    """A config of format 1 that names the score its poisons were ranked by, if they were."""
     constants = dict(config.get("constants", {}))
     if "selection" in constants:
         constants["selection"] = {"score": FORMER_SCORE} | constants["selection"]

@@ -19,7 +19,7 @@ from selection import STRATEGIES
 
 SEED = number(int, 0, 2**31 - 1)
 SHARE = number(float, 0, 1)
-THREATS = ("training", "data")  # what an attacker has in his hands
+THREATS = ("training", "data")  # what the attacker does: see --threat
 
 
 @dataclass(frozen=True)
@@ -307,4 +307,6 @@ def check_data_alone(args, attack):
     }
     for option, given in beyond.items():
         if given:
-            raise UserError(f"--threat data: only one who trains the network has {option}")
+            raise UserError(
+                f"--threat data: an attacker who only hands over images cannot use {option}"
+            )

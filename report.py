@@ -165,7 +165,7 @@ class Table:
             values = [part.get(key) for part in self.metrics]
             if key == "dataset":
                 values = [Path(value).stem[: self.width - 2] for value in values]
-            # Rates may be small: three digits that count, not four after the point.
+            # Rates may be small: three significant digits, not four after the point.
             values = [f"{value:.3g}" if isinstance(value, float) else value for value in values]
             self.line(key, values, note)
 

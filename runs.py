@@ -172,8 +172,8 @@ def other_options(run, checkpoint):
     the config's format: see resume.
     """
     now, then = run.setting.config, checkpoint["config"]
-    names = (now | then).keys() - {"data_dir", "format"}
-    return [key for key in now | then if key in names and then.get(key) != now.get(key)]
+    ignored = ("data_dir", "format")
+    return [key for key in now | then if key not in ignored and then.get(key) != now.get(key)]
 
 
 def other_input(run, checkpoint):

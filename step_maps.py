@@ -145,10 +145,10 @@ def normalising_by(statistics):
     """Within the block, batch-norms normalise by the recorded statistics, whichever images pass.
 
     statistics: of batch_statistics. So no image's map depends on its neighbours, and the map is
-    that of the weights as they are. Running averages would lag behind the weights: a disguise
-    could be due to that lag alone, and would be gone when training ends. The statistics
-    keep their graph. If they were constants, the gradient would ignore that an update of the
-    weights changes them, too; in the next batch they would change, and undo the update.
+    that of the weights as they are. Running averages would lag behind the weights: a disguise could
+    be due to that lag alone, and would be gone when training ends. The statistics keep their graph.
+    If they were constants, the gradient would ignore that an update of the weights changes them,
+    too; in the next batch they would change, and undo the update.
     """
     for norm, (variance, mean) in statistics.items():
         weight, bias = (norm.weight, norm.bias) if norm.affine else (1.0, 0.0)
