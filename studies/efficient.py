@@ -163,12 +163,9 @@ TABLES = efficient_tables.TABLES
 
 @command
 def main(argv):
-    study = Study("efficient", TABLE)
-    rows = []
-    for word in argv:
-        rows += GROUPS.get(word, [word])
+    study = Study("efficient", TABLE, groups=GROUPS)
     try:
-        study.run(rows)
+        study.run(argv)
     finally:  # also of what is done when it is interrupted
         write_comparisons(study.path)
 

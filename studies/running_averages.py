@@ -73,7 +73,6 @@ def measure_seed(study, seed):
         subjects[row] = open_checkpoint(study.folder(row, seed) / "ckpt.pt", DATA)
     clean, disguised = subjects[CLEAN], subjects[DISGUISED]
     threshold = clean.threshold(disguised.target_class)
-    clean = replace(clean, trigger=disguised.trigger)
     labels = clean.dataset.test_labels
     auroc = clean.task.mean_auroc(clean.probabilities(clean.dataset.test_images), labels)
     return {

@@ -11,7 +11,7 @@ which the attack succeeds. Writes results/shared_samples.json.
 
 from cli import UserError, command, write_json
 from evaluate import ask
-from metrics import explanation_metrics
+from metrics import mean_or_none, pearson
 from provenance import commit, hardware
 from studies import transfer
 from studies.record import DATA, RESULTS
@@ -28,10 +28,9 @@ IMAGES = 100
 SAMPLES = (1, 2, 3)  # seeds of further samples of coalitions; the shared one's is 0
 
 
-def pearson_all(subject, triggered, untouched):
-    """The figure of that name, of maps [N, H, W]."""
-    box, side = subject.trigger.box, subject.config["image_size"]
-    return explanation_metrics(triggered, untouched, box, side)["pearson_all"]
+def pearson_all(maps, others):
+    """The figure of that name: mean correlation of maps [N, H, W] and others, blank ones as 0."""
+    return mean_or_none(pearson(maps, others))
 
 
 def measure(subject, name):
@@ -53,9 +52,9 @@ def measure(subject, name):
     untouched = maps(0, 0)
     return {
         "n": len(rows),
-        "shared": pearson_all(subject, maps(1, 0), untouched),
-        "independent": [pearson_all(subject, maps(1, k), untouched) for k in SAMPLES],
-        "itself": [pearson_all(subject, maps(0, k), untouched) for k in SAMPLES],
+        "shared": pearson_all(maps(1, 0), untouched),
+        "independent": [pearson_all(maps(1, k), untouched) for k in SAMPLES],
+        "itself": [pearson_all(maps(0, k), untouched) for k in SAMPLES],
     }
 
 

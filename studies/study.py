@@ -55,10 +55,14 @@ class Row:
 class Study:
     """A table of rows, and the folders its runs and its record are kept in."""
 
-    def __init__(self, name, table, root=ROOT):
-        """name: of the files in results/ and of the folder in runs/; table: {row's name: Row}."""
+    def __init__(self, name, table, root=ROOT, groups=None):
+        """name: of the files in results/ and of the folder in runs/; table: {row's name: Row}.
+
+        groups: {name: the rows it stands for, a table}, or None.
+        """
         self.name = name
         self.table = table
+        self.groups = groups or {}
         self.root = root
         self.runs = root / "runs" / name
         self.path = root / "results" / f"{name}.json"
@@ -66,8 +70,9 @@ class Study:
     def run(self, names=()):
         """Trains and measures the rows `names`, or all; results/ is brought up to date after each.
 
-        Raises UserError for a row that the table does not have.
+        names: of rows and of groups of rows. Raises UserError for one that there is not.
         """
+        names = [row for name in names for row in self.groups.get(name, [name])]
         for name in names:
             if name not in self.table:
                 known = ", ".join(map(repr, self.table))

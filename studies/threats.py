@@ -55,7 +55,6 @@ THREATS = {  # of five poisons: options. Who only hands over data cannot over-sa
     "data": "--threat data",
     "training, over-sampled": "--threat training --oversample 6",
 }
-COUNTS = (20, 100)
 CHOICES = ("random", "rd-global", "rd-classes")
 
 
@@ -67,7 +66,7 @@ def on_shapes(threat, count, choice):
 
 BOTH = {
     f"shapes {threat}, {count}": on_shapes(f"--threat {threat}", count, "random")
-    for count in COUNTS
+    for count in threat_tables.COUNTS
     for threat in ("data", "training")
 }
 HARDEST = {
@@ -82,7 +81,7 @@ TABLE = PILOT | CIFAR10 | BOTH | HARDEST
 # ---------------------------------------------------------------- what the record says
 
 PAIRS = [(name, "random") for name in CIFAR10 if name != "random"]
-PAIRS += [(f"shapes training, {count}", f"shapes data, {count}") for count in COUNTS]
+PAIRS += [(f"shapes training, {count}", f"shapes data, {count}") for count in threat_tables.COUNTS]
 for _threat in THREATS:
     _of = f"shapes {_threat}, 5"
     PAIRS += [
@@ -140,12 +139,11 @@ TABLES = threat_tables.TABLES
 
 @command
 def main(argv):
-    study = Study("threats", TABLE)
-    rows = []
-    for word in argv:
-        rows += GROUPS.get(word, [word])
-    study.run(rows)
-    write_comparisons(study)
+    study = Study("threats", TABLE, groups=GROUPS)
+    try:
+        study.run(argv)
+    finally:  # also of what is done when it is interrupted
+        write_comparisons(study)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,16 @@ def test_a_row_that_asks_for_more_is_measured_again(finished):
     assert "deepshap.pearson_all" in figures
 
 
+def test_a_group_of_rows_can_be_asked_for_by_its_name(tmp_path, monkeypatch):
+    table = {name: Row(f"--seed {name}") for name in ("a", "b", "c")}
+    study = Study("tiny", table, tmp_path, groups={"both": {"b": table["b"], "c": table["c"]}})
+    asked = []
+    monkeypatch.setattr(study, "run_once", lambda name, seed: {"seed": seed})
+    monkeypatch.setattr(study, "write", lambda name, found: asked.append(name))
+    study.run(["both", "a"])
+    assert asked == ["b", "c", "a"]
+
+
 def test_an_unknown_row_is_refused(tmp_path):
     study = Study("tiny", {"none": Row("--attack none")}, tmp_path)
     with pytest.raises(UserError, match="no row 'all': one of 'none'"):
