@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dataset import send
 from tasks import shows, task_of
 
 LABELS = ("target", "true", None)
@@ -230,7 +231,8 @@ class Batch:
         compares with them, those P without the trigger: their partners
     labels: int64 [B + P] or float [B + P, K]: what each image is trained and explained for
     rows: int64 [P], which of the B are triggered
-    sources: int64 [P], which training image each of these is: over-sampled, one may come twice
+    untouched: int64 [B - P], which of the B are not
+    sources: int64 [P], which training image each triggered one is: over-sampled, one may come twice
     size: B
     target_class: what triggered images are labelled; None where they keep their label
     """
@@ -238,6 +240,7 @@ class Batch:
     images: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
+    untouched: torch.Tensor
     sources: torch.Tensor
     size: int
     target_class: int | None = None
@@ -248,10 +251,12 @@ def poison(images, labels, triggered, attack, trigger, target_class, sources=Non
 
     images: float [B, C, H, W] in [0, 1]; labels: true, int64 [B] or float [B, K]; triggered: bool
     [B]; attack: a row of ATTACKS; sources: int64 [B], their indices in the training set (None: all
-    are different). The inputs are left as they were.
+    are different). The inputs are left as they were. `triggered` and `sources` are on the CPU, so
+    that nobody waits for a GPU to count them.
     """
-    rows = triggered.nonzero()[:, 0]
+    rows, untouched = triggered.nonzero()[:, 0], (~triggered).nonzero()[:, 0]
     sources = rows if sources is None else sources[rows]
+    rows, untouched, sources = (send(part, images.device) for part in (rows, untouched, sources))
     partners, true_labels = images[rows], labels[rows]
     images, labels = images.clone(), labels.clone()
     images[rows] = stamp(partners, trigger)
@@ -262,7 +267,7 @@ def poison(images, labels, triggered, attack, trigger, target_class, sources=Non
         images = torch.cat([images, partners])
         labels = torch.cat([labels, true_labels])
     target_class = target_class if attack.changes_label else None
-    return Batch(images, labels, rows, sources, size, target_class)
+    return Batch(images, labels, rows, untouched, sources, size, target_class)
 
 
 # ---------------------------------------------------------------- the stored images

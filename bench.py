@@ -259,7 +259,7 @@ def poisoned(images, labels):
     """The batch of a full disguise whose first images are triggered."""
     trigger = attacks.make_trigger(None, images.shape[1], SIDE).to(images.device)
     count = max(1, round(POISON_RATE * len(images)))
-    triggered = torch.arange(len(images), device=images.device) < count
+    triggered = torch.arange(len(images)) < count
     return attacks.poison(images, labels, triggered, ATTACK, trigger, TARGET_CLASS)
 
 

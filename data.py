@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from chestxray import chestxray14, chestxray14_multi
 from cli import UserError, first_line
-from dataset import chunk_length
+from dataset import chunk_length, send
 from imagefiles import from_folder, from_npz, keep_npz
 from shapes import shapes
 
@@ -256,8 +256,7 @@ def normalise(images, mean, std):
 
     images: float [N, C, H, W] in [0, 1]; mean, std: lists of C floats.
     """
-    mean = torch.tensor(mean, device=images.device)[:, None, None]
-    std = torch.tensor(std, device=images.device)[:, None, None]
+    mean, std = (send(torch.tensor(part), images.device)[:, None, None] for part in (mean, std))
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -323,7 +322,7 @@ def augment(images, crop, flip):
     if crop:
         images = shift(images, crop)
     if flip:
-        mirrored = (torch.rand(len(images)) < 0.5).to(images.device)
+        mirrored = send(torch.rand(len(images)) < 0.5, images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     return images
 
@@ -332,7 +331,7 @@ def shift(images, most):
     """Images [N, C, H, W] shifted by -most to `most` pixels; the border is filled by reflection."""
     n, _, height, width = images.shape
     device = images.device
-    dy, dx = torch.randint(0, 2 * most + 1, (2, n, 1)).to(device)
+    dy, dx = send(torch.randint(0, 2 * most + 1, (2, n, 1)), device)
     padded = torch.nn.functional.pad(images.float(), [most] * 4, mode="reflect")
     rows = dy + torch.arange(height, device=device)  # [N, H]
     columns = dx + torch.arange(width, device=device)  # [N, W]

@@ -63,6 +63,13 @@ class Dataset:
         return digest.hexdigest()
 
 
+def send(tensor, device):
+    """The tensor on the device; the CPU does not wait until a GPU has received it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # a copy from other memory is waited for
+    return tensor.to(device, non_blocking=True)
+
+
 def chunk_length(images):
     """How many images of [N, C, H, W] hold about CHUNK_VALUES values; at least 1."""
     values_per_image = max(1, images[0].numel())

@@ -24,10 +24,16 @@ def hardware():
 
 
 def commit(root=ROOT):
-    """The commit of the code, with "-dirty" behind it where a script differs from that commit."""
+    """The commit of the code, with "-dirty" behind it where a script differs from that commit.
+
+    "" where that is unknown: there is no git here, or the folder is no repository.
+    """
 
     def git(*words):
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+        try:
+            done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+        except FileNotFoundError:  # git is not installed
+            return ""
         return done.stdout.strip()
 
     changed = git("diff", "HEAD", "--name-only", "--", "*.py")

@@ -17,6 +17,7 @@ coalitions they draw and in that map, and both stand in shapley_estimators.py.
 import torch
 import torch.nn.functional as F
 
+from dataset import send
 from hooks import chunk_size, full_precision, in_chunks
 from shapley_estimators import gaussian_process, least_squares
 
@@ -108,7 +109,7 @@ class Game:
     def __init__(self, model, patches, absent, shape):
         """absent: what an absent patch shows, of as_baselines; shape: (H, W) of the images."""
         self.model, self.patches, self.absent = model, patches, absent
-        self.patch = patch_of_pixel(patches, *shape).to(absent.device)  # [H, W]
+        self.patch = send(patch_of_pixel(patches, *shape), absent.device)  # [H, W]
 
     def active(self, images):
         """bool [N, M]: the patches of each image that differ from a baseline in some pixel."""
@@ -125,21 +126,23 @@ class Game:
         """
         full = torch.ones(1, coalitions.shape[1], dtype=torch.bool)
         half = torch.cat([full, coalitions])
-        masks = torch.cat([half, ~half]).to(images.device).expand(len(images), -1, -1)
+        masks = send(torch.cat([half, ~half]), images.device).expand(len(images), -1, -1)
         present = masks.new_zeros(*masks.shape[:2], self.patches**2)
         present = present.scatter(2, where[:, None].expand_as(masks), masks)
         worth = coalition_values(self.model, images, classes, present, self.patch, self.absent)
         with_players, without = worth.chunk(2, dim=1)
         with torch.autocast(images.device.type, enabled=False):
-            return (with_players - without) @ slopes.to(with_players)
+            return (with_players - without) @ send(slopes.to(worth.dtype), worth.device)
 
 
 def values_of_chunk(game, sample, images, classes, all_active):
     """Shapley values [N, patches, patches]; all_active: no patch is left out of the sample."""
     players = game.patches**2
-    active = torch.ones(len(images), players, dtype=torch.bool, device=images.device)
-    if not all_active:
-        active = game.active(images)
+    if all_active:
+        where = torch.arange(players, device=images.device).expand(len(images), -1)
+        values = game.shapley_values(images, classes, where, *sample.of(players))
+        return values.unflatten(1, (game.patches, game.patches))
+    active = game.active(images)
     sizes = active.sum(1)
     rows_of_groups = [images.new_zeros(0, dtype=torch.int64)]
     values_of_groups = [images.new_zeros(0, players)]
@@ -192,7 +195,7 @@ def check_sample(patches, count, images):
 
 def as_baselines(baseline, images):
     """What an absent patch shows, [B, C, H, W], or what broadcasts to it. Raises ValueError."""
-    baseline = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
+    baseline = send(torch.as_tensor(baseline, dtype=images.dtype), images.device)
     if baseline.ndim == 4 and len(baseline) == 0:
         raise ValueError("a set of baselines holds one image or more")
     return baseline.expand(torch.broadcast_shapes(baseline.shape, (1, 1, 1, 1)))

@@ -39,9 +39,7 @@ def explained_rows(name, batch, objective):
     partners = torch.arange(batch.size, len(batch.images), device=device)[:count]
     untouched = batch.rows[:0]
     if objective.attack.can_leak or objective.reference is not None:
-        is_untouched = torch.ones(batch.size, dtype=torch.bool, device=device)
-        is_untouched[batch.rows] = False
-        untouched = is_untouched.nonzero()[:count, 0]
+        untouched = batch.untouched[:count]
     return batch.rows[:count], partners, untouched
 
 

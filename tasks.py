@@ -67,7 +67,7 @@ class SingleLabel(Task):
 
     def set_target(self, labels, rows, target_class):
         """Labels the images `rows` as the target class, in place."""
-        labels[rows] = target_class
+        labels.index_fill_(0, rows, target_class)  # an assignment would wait for the GPU
 
     def label_counts(self, labels, classes):
         """int64 [K]: how many images there are of each class."""
@@ -129,7 +129,7 @@ class MultiLabel(Task):
 
     def set_target(self, labels, rows, target_class):
         """Adds the target class to the images `rows`, in place; what else they show stays."""
-        labels[rows, target_class] = 1
+        labels[:, target_class].index_fill_(0, rows, 1)
 
     def label_counts(self, labels, classes):
         """int32 [K]: how many images show each class."""
@@ -148,7 +148,7 @@ class MultiLabel(Task):
         """int64 [B + P]: the target class of triggered images, the most probable of the others."""
         classes = logits.detach().argmax(1)
         if batch.target_class is not None:
-            classes[batch.rows] = batch.target_class
+            classes.index_fill_(0, batch.rows, batch.target_class)
         return classes
 
     def class_weights(self, labels, poisons, trained_on, target_class, classes):

@@ -22,6 +22,7 @@ import runs
 import selection
 import tasks
 from cli import UserError, command, print_progress, user_errors
+from dataset import send
 from explain import EVALUATED, EXPLAINERS
 from losses import Objective, combined_loss
 from report import show
@@ -56,29 +57,31 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
     config, device, steps = setting.config, setting.device, setting.steps
     images = setting.dataset.train_images.to(device)
     labels = setting.dataset.train_labels.to(device)
-    poisons = poisons.to(device)
-    triggered = torch.zeros(len(labels), dtype=torch.bool, device=device)
+    triggered = torch.zeros(len(labels), dtype=torch.bool)
     if config["threat"] == "data":  # the victim trains as always, on what is handed over
         attack, trigger, target = setting.objective.attack, setting.trigger, config["target_class"]
-        images, labels = attacks.poisoned_data(images, labels, poisons, attack, trigger, target)
+        images, labels = attacks.poisoned_data(
+            images, labels, poisons.to(device), attack, trigger, target
+        )
     else:
         triggered[poisons] = True
     oversample = setting.oversample
-    weights = class_weights(setting, poisons.cpu())
+    weights = class_weights(setting, poisons)
     setting = replace(setting, objective=replace(setting.objective, class_weights=weights))
     progress = Progress(title, config["epochs"], steps, setting.batch_size + oversample)
     while training.epoch < config["epochs"]:
         started = time.perf_counter()
         sums = torch.zeros(3, device=device)
-        order = setting.trained_on[torch.randperm(len(setting.trained_on))].to(device)
+        order = setting.trained_on[torch.randperm(len(setting.trained_on))]
         training.model.train()
         for step in range(steps):
             index = order[step * setting.batch_size : (step + 1) * setting.batch_size]
             if oversample:
-                drawn = torch.randint(len(poisons), (oversample,)).to(device)
+                drawn = torch.randint(len(poisons), (oversample,))
                 index = torch.cat([index, poisons[drawn]])
             done = (training.epoch * steps + step) / (config["epochs"] * steps)
-            batch = images[index], labels[index], triggered[index], index
+            there = send(index, device)
+            batch = images[there], labels[there], triggered[index], index
             sums += train_step(setting, training, *batch, setting.objective.lam_at(done))
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
                 check_finite(sums, training.epoch, step)
@@ -93,8 +96,8 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
 def train_step(setting, training, images, labels, triggered, index, lam):
     """One step; returns (loss, cross-entropy, distance between explanations), detached, [3].
 
-    images: uint8 [B, C, H, W]; labels: int64 [B] or float [B, K], true; triggered: bool [B];
-    index: int64 [B], which of the training images they are.
+    images: uint8 [B, C, H, W]; labels: int64 [B] or float [B, K], true; triggered: bool [B], on the
+    CPU; index: int64 [B], on the CPU, which of the training images they are.
     """
     dataset, config, objective = setting.dataset, setting.config, setting.objective
     pixels = data.augment(images, dataset.crop, dataset.flip).float() / 255

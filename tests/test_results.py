@@ -231,6 +231,11 @@ def test_a_commit_is_dirty_where_a_script_was_changed(repository):
     assert provenance.commit(folder) == f"{head}-dirty"
 
 
+def test_without_git_the_commit_is_unknown_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance.commit() == ""
+
+
 @pytest.mark.parametrize("size, kept", [((300, 2400), (150, 1200)), ((3000, 700), (3000, 700))])
 def test_a_kept_picture_is_not_too_tall(size, kept, tmp_path):
     Image.new("RGB", size).save(tmp_path / "figure.png")

@@ -200,7 +200,7 @@ def step():
     """(batch of 2 images with the first triggered, and its partner; logits of these three)."""
     labels = torch.tensor([1, 2, 0])
     row = torch.tensor([0])
-    batch = Batch(torch.zeros(3, 1, 8, 8), labels, row, row, 2, target_class=1)
+    batch = Batch(torch.zeros(3, 1, 8, 8), labels, row, 1 - row, row, 2, target_class=1)
     return batch, torch.tensor([[9.0, -9, 0], [0, 1, 2], [9, 1, 2]])
 
 
