@@ -182,7 +182,7 @@ def choose_device(name):
     except (RuntimeError, AssertionError):
         raise UserError(f"there is no device {name!r} here: use cpu, cuda, mps or auto") from None
     # "float32" is what it says: by default a GPU's convolutions round to 11 bits of it (TF32).
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.set_flags(_allow_tf32=False)
     return torch.device(name)
 
 
