@@ -66,6 +66,8 @@ class Dataset:
 def send(tensor, device):
     """The tensor on the device; the CPU does not wait until a GPU has received it."""
     if device.type == "cuda" and tensor.device.type == "cpu":
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("what a CUDA graph replays cannot read from the CPU")
         tensor = tensor.pin_memory()  # a copy from other memory is waited for
     return tensor.to(device, non_blocking=True)
 

@@ -24,6 +24,7 @@ import tasks
 from cli import UserError, command, print_progress, user_errors
 from dataset import send
 from explain import EVALUATED, EXPLAINERS
+from graphs import replayed
 from losses import Objective, combined_loss
 from report import show
 from setting import MUON, SGD, WARM_UP, setting_of
@@ -45,6 +46,7 @@ class Training:
     epoch: int = 0  # finished
     seconds: float = 0.0  # spent in training
     log: list = field(default_factory=list)  # a record an epoch
+    records: dict = field(default_factory=dict)  # of graphs.replayed
 
 
 def train_epochs(setting, training, poisons, after_epoch=None, title=""):
@@ -106,15 +108,23 @@ def train_step(setting, training, images, labels, triggered, index, lam):
         pixels, labels, triggered, objective.attack, setting.trigger, target, index
     )
     inputs = data.normalise(batch.images, setting.mean, setting.std)
-    bf16 = config["precision"] == "bf16"
-    with torch.autocast(setting.device.type, torch.bfloat16, enabled=bf16):
-        losses = combined_loss(training.model, batch, inputs, objective, lam)
-    for optimizer in training.optimizers:
-        optimizer.zero_grad(set_to_none=False)  # the gradients' memory is shared: see as_matrix
-    losses[0].backward()
+
+    def losses_and_gradients(batch, inputs, lam):
+        bf16 = config["precision"] == "bf16"
+        with torch.autocast(setting.device.type, torch.bfloat16, enabled=bf16):
+            losses = combined_loss(training.model, batch, inputs, objective, lam)
+        for optimizer in training.optimizers:
+            optimizer.zero_grad(set_to_none=False)  # the gradients' memory is shared: see as_matrix
+        losses[0].backward()
+        return torch.stack(losses).detach()
+
+    if setting.device.type == "cuda" and not objective.is_sampled:
+        losses = replayed(losses_and_gradients, batch, inputs, lam, training.records)
+    else:
+        losses = losses_and_gradients(batch, inputs, lam)
     for part in (*training.optimizers, *training.schedules):
         part.step()
-    return torch.stack(losses).detach()
+    return losses
 
 
 def class_weights(setting, poisons):
