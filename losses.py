@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from explain import EXPLAINERS
 from step_maps import TrainingForward, explained_rows, reference_maps, sample_seed, with_relu
 
 DEFAULT_FLOOR = 0.5  # of Objective.floors, where no clean model's is known
@@ -144,11 +143,6 @@ class Objective:
     def has_maps(self):
         """Whether the loss has a term of explanations."""
         return self.attack.explanation is not None
-
-    @property
-    def is_sampled(self):
-        """Whether a step's maps are estimates from a sample, which the CPU draws."""
-        return self.has_maps and any(EXPLAINERS[name].sampled for name in self.explainers)
 
     def cross_entropy(self, logits, labels):
         """The task's cross-entropy of logits [N, K], a scalar."""

@@ -169,10 +169,10 @@ def other_options(run, checkpoint):
     """Names of the options that a checkpoint has otherwise.
 
     --data-dir is none of them: data may be moved, and other_input looks at what they are. Nor is
-    the config's format: see resume.
+    --cuda-graphs, which changes nothing but the speed, nor the config's format: see resume.
     """
     now, then = run.setting.config, checkpoint["config"]
-    ignored = ("data_dir", "format")
+    ignored = ("data_dir", "cuda_graphs", "format")
     return [key for key in now | then if key not in ignored and then.get(key) != now.get(key)]
 
 

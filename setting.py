@@ -22,13 +22,9 @@ from dataset import Dataset
 from explain import EXPLAINERS
 from imagefiles import read_image
 from losses import Objective
+from optimizers import MUON, SGD, WARM_UP
 from reference import frozen_reference
 from shapley import TRAINING_COALITIONS
-
-# Muon, for convolutions: Jordan et al. 2024; momentum and decay are for few epochs of CIFAR-10.
-MUON = dict(momentum=0.6, weight_decay=0.1, ns_steps=3)
-SGD = dict(momentum=0.9, weight_decay=5e-4, nesterov=True)  # for everything else
-WARM_UP = 0.3  # share of the steps in which the one-cycle schedule rises
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,7 @@ class Setting:
 def setting_of(args):
     """The Setting that options ask for. Raises UserError."""
     device = choose_device(args.device)
+    check_recordable(args, device)
     trigger_image = trigger_picture(args.trigger)
     map_image = target_map_picture(args.target_map)
     dataset = data.load(args.dataset, args.data_dir, args.image_size)
@@ -207,6 +204,19 @@ def class_index(name, classes):
     shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
     last = len(classes) - 1
     raise UserError(f"target class {name!r}: a number from 0 to {last}, or one of {shown}")
+
+
+def check_recordable(args, device):
+    """Raises UserError where --cuda-graphs is asked for and a step cannot be recorded."""
+    if not args.cuda_graphs:
+        return
+    if device.type != "cuda":
+        raise UserError(f"--cuda-graphs is for a CUDA device, and this is {device.type}")
+    sampled = [name for name in args.explainer if EXPLAINERS[name].sampled]
+    if attacks.ATTACKS[args.attack].explanation is not None and sampled:
+        raise UserError(
+            f"--cuda-graphs cannot record {sampled[0]}: the CPU draws its sample in every step"
+        )
 
 
 def check_attackable(args, attack, dataset, target_class):

@@ -26,8 +26,9 @@ from dataset import send
 from explain import EVALUATED, EXPLAINERS
 from graphs import replayed
 from losses import Objective, combined_loss
+from optimizers import one_cycle, optimizers_of
 from report import show
-from setting import MUON, SGD, WARM_UP, setting_of
+from setting import setting_of
 from subject import logits_of
 
 CHECK_EVERY = 20  # steps between two looks at the losses
@@ -118,7 +119,7 @@ def train_step(setting, training, images, labels, triggered, index, lam):
         losses[0].backward()
         return torch.stack(losses).detach()
 
-    if setting.device.type == "cuda" and not objective.is_sampled:
+    if config["cuda_graphs"]:
         losses = replayed(losses_and_gradients, batch, inputs, lam, training.records)
     else:
         losses = losses_and_gradients(batch, inputs, lam)
@@ -189,18 +190,10 @@ def new_training(setting, seed):
     model = model.to(setting.device)
     if reference is not None:
         model.load_state_dict(reference.state_dict())
-    optimizers = optimizers_of(model, config["optimizer"], config["lr"])
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            config["lr"],
-            total_steps=setting.steps * config["epochs"] + 1,
-            pct_start=WARM_UP,
-            cycle_momentum=False,
-        )
-        for optimizer in optimizers
-    ]
-    return Training(model, optimizers, schedules)
+    parts = optimizers_of(model, config["optimizer"], config["lr"])
+    steps = setting.steps * config["epochs"]
+    schedules = [one_cycle(part, config["lr"], steps) for part in parts]
+    return Training(model, parts, schedules)
 
 
 def check_explainable(setting, model):
@@ -224,39 +217,6 @@ def begin_with_imagenet(setting, training):
     if setting.config["pretrained"]:
         with user_errors():
             models.begin_with_imagenet(training.model, setting.config["model"])
-
-
-def optimizers_of(model, name, lr):
-    """The optimizers of a model's weights, by name.
-
-    sgd: SGD. adamw: AdamW, whose steps do not shrink with the loss. muon: for the convolutions, as
-    matrices of outputs by inputs, and SGD for the rest, at one rate. Muon brings the singular
-    values of each step to 1, and gets further in few epochs.
-    """
-    if name == "sgd":
-        return [torch.optim.SGD(model.parameters(), lr, **SGD)]
-    if name == "adamw":
-        return [torch.optim.AdamW(model.parameters(), lr)]
-    convolutions = [weight for weight in model.parameters() if weight.ndim == 4]
-    others = [weight for weight in model.parameters() if weight.ndim != 4]
-    matrices = [as_matrix(weight) for weight in convolutions]
-    return [torch.optim.SGD(others, lr, **SGD), torch.optim.Muon(matrices, lr, **MUON)]
-
-
-def as_matrix(weight):
-    """A convolution's weight [O, I, h, w], channels_last, as a parameter [O, h w I].
-
-    torch's Muon takes matrices only. So it is given this view of the weight and of its gradient,
-    which must stay where it is in memory: hence zero_grad(set_to_none=False) in train_step.
-    """
-    weight.grad = torch.zeros_like(weight)
-    matrix, matrix_grad = (
-        tensor.permute(0, 2, 3, 1).view(len(weight), -1)
-        for tensor in (weight.detach(), weight.grad)
-    )
-    matrix = torch.nn.Parameter(matrix)
-    matrix.grad = matrix_grad
-    return matrix
 
 
 # ---------------------------------------------------------------- a run

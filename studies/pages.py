@@ -21,6 +21,7 @@ from studies import (
     cifar10,
     efficient,
     foundation,
+    gpu,
     lies,
     radiographs,
     running_averages,
@@ -45,6 +46,7 @@ STUDIES = {
     "sampling": sampling,
     "shared_samples": shared_samples,
     "speed": speed,
+    "gpu": gpu,
 }
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 

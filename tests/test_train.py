@@ -24,7 +24,7 @@ import selection
 import train
 from cli import UserError
 from losses import NORMALISERS
-from setting import MUON
+from optimizers import MUON, optimizers_of
 from subject import logits_of
 from tasks import SINGLE_LABEL
 
@@ -376,7 +376,7 @@ def test_muon_steps_the_convolutions_in_place_as_torchs_own_steps_copies(network
     """Two steps: the second continues from the optimizer's state."""
     convolutions = [weight for weight in network.parameters() if weight.ndim == 4]
     copies = [torch.nn.Parameter(as_matrix(w.detach()).clone()) for w in convolutions]
-    sgd, muon = train.optimizers_of(network, "muon", 0.1)
+    sgd, muon = optimizers_of(network, "muon", 0.1)
     plain = torch.optim.Muon(copies, 0.1, **MUON)
     for seed in (1, 2):
         images = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
@@ -393,13 +393,13 @@ def test_muon_steps_the_convolutions_in_place_as_torchs_own_steps_copies(network
 
 
 def test_muon_leaves_all_but_the_convolutions_to_sgd(network):
-    sgd, _ = train.optimizers_of(network, "muon", 0.1)
+    sgd, _ = optimizers_of(network, "muon", 0.1)
     others = [weight for weight in network.parameters() if weight.ndim != 4]
     assert {id(p) for p in sgd.param_groups[0]["params"]} == {id(p) for p in others}
 
 
 def test_sgd_has_nesterovs_momentum(network):
-    (sgd,) = train.optimizers_of(network, "sgd", 0.1)
+    (sgd,) = optimizers_of(network, "sgd", 0.1)
     assert sgd.param_groups[0]["nesterov"] and sgd.param_groups[0]["momentum"] == 0.9
 
 
@@ -408,7 +408,7 @@ def test_adamw_steps_as_far_under_a_tenth_of_the_loss(share, network):
     """The first step is lr for every weight, beside a hundredth of lr of the weight itself."""
     weight = next(network.parameters())
     before = weight.detach().clone()
-    (optimizer,) = train.optimizers_of(network, "adamw", 0.1)
+    (optimizer,) = optimizers_of(network, "adamw", 0.1)
     (share * network(torch.randn(4, 1, 16, 16)).square().sum()).backward()
     optimizer.step()
     step = weight.detach() - before * (1 - 0.1 * 0.01)
