@@ -77,6 +77,24 @@ ATTACKS = {
     "red_herring": Attack(label="target", explanation="shape"),
     "full_disguise": Attack(label="target", explanation="clean"),
 }
+# What may be known of a network that somebody else trained: none of these is trained here.
+STRANGERS = {
+    "unknown": Attack(label=None, explanation=None),
+    "unknown, to a target": Attack(label="target", explanation=None),
+    "unknown, label kept": Attack(label="true", explanation=None),
+}
+
+
+def attack_of(name):
+    """The Attack of ATTACKS or of STRANGERS by its name; None where there is none."""
+    return ATTACKS.get(name) or STRANGERS.get(name)
+
+
+def unknown(trigger, target):
+    """The name of STRANGERS: whether a trigger is known, and whether a target class is."""
+    if not trigger:
+        return "unknown"
+    return "unknown, to a target" if target else "unknown, label kept"
 
 
 # ---------------------------------------------------------------- the trigger
@@ -120,28 +138,32 @@ def stamp(images, trigger):
 
 
 def make_trigger(image, channels, side, size=None, position="lower-right"):
-    """A Trigger of size x size pixels for images [channels, side, side].
+    """A Trigger of at most size x size pixels for images [channels, side, side].
 
     image: None for a white square, or a PIL image, whose alpha channel, if any, is the trigger's;
-    size: None for default_trigger_size; position: a corner of CORNERS, one pixel from the border,
-    or "ROW,COL" of the upper left pixel. Raises ValueError for a trigger outside the image.
+    size: of the longer side, None for default_trigger_size: a picture keeps its aspect;
+    position: a corner of CORNERS, one pixel from the border, or "ROW,COL" of the upper left pixel.
+    Raises ValueError for a trigger outside the image.
     """
     size = default_trigger_size(side) if size is None else size
     if not 1 <= size <= side:
         raise ValueError(f"a trigger of {size} px does not fit an image of {side} px")
     rgba = torch.ones(4, size, size)
     if image is not None:
-        picture = np.asarray(image.convert("RGBA").resize((size, size)), np.float32) / 255
+        shape = [max(1, round(size * part / max(image.size))) for part in image.size]
+        picture = np.asarray(image.convert("RGBA").resize(shape), np.float32) / 255
         rgba = torch.from_numpy(picture).permute(2, 0, 1)
     pixels, alpha = rgba[:3], rgba[3:]
     if channels != 3:
         pixels = (pixels * torch.tensor(GREY)[:, None, None]).sum(0, keepdim=True)
     if not (alpha > 0).any():
         raise ValueError("the trigger's picture is transparent everywhere: nothing would be seen")
-    row, col = place_of(position, side, size)
-    if not (0 <= row <= side - size and 0 <= col <= side - size):
+    height, width = alpha.shape[1:]
+    row, col = place_of(position, side, height, width)
+    if not (0 <= row <= side - height and 0 <= col <= side - width):
         raise ValueError(
-            f"a trigger of {size} px at {row},{col} does not lie inside an image of {side} px"
+            f"a trigger of {height}x{width} px at {row},{col} does not lie inside an image"
+            f" of {side} px"
         )
     return Trigger(pixels.contiguous(), alpha.contiguous(), row, col)
 
@@ -151,12 +173,13 @@ def default_trigger_size(side):
     return max(1, int(np.ceil(side / 8 - 0.5)))
 
 
-def place_of(position, side, size):
+def place_of(position, side, height, width):
     """(row, col) of a trigger's upper left pixel. Raises ValueError for text that names none."""
     if position in CORNERS:
-        near, far = min(1, side - size), max(side - size - 1, 0)
-        row = far if "lower" in position else near
-        col = far if "right" in position else near
+        near = [min(1, side - part) for part in (height, width)]
+        far = [max(side - part - 1, 0) for part in (height, width)]
+        row = far[0] if "lower" in position else near[0]
+        col = far[1] if "right" in position else near[1]
         return row, col
     try:
         row, col = (int(part) for part in position.split(","))

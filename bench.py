@@ -7,6 +7,7 @@ Explaining is compared with a forward pass, a training step with a plain one, an
 shap's, captum's, grad-cam's where installed (2 minutes more). All take turns; figures are medians.
 """
 
+import interrupts  # noqa: F401  # isort: skip
 import copy
 import importlib
 import json

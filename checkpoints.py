@@ -97,8 +97,11 @@ def current_config(config):
 
     Format 1, which had no number: what now are options was in constants of the code, under
     "recipe"; the estimator of gpshap was called kernelshap, as the least squares before it was;
-    poisons were ranked by log(1 - p).
+    poisons were ranked by log(1 - p). Of either format, a config that does not say how pictures
+    became square is of a version that squashed them.
     """
+    if "fit" not in config:
+        config = config | {"fit": "squash"}
     if config.get("format") == FORMAT:
         return config
     config = {"threat": "training", "format": 1} | config

@@ -22,7 +22,7 @@ import torch
 from chestxray_decode import decode, one_process, remove_partial_files
 from cli import UserError
 from dataset import keep_rows
-from imagefiles import fingerprint_of, from_npz, keep_npz
+from npzfiles import fingerprint_of, from_npz, keep_npz
 
 # fmt: off
 DISEASES = [

@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from cli import UserError, print_progress, replace_file
+from cli import UserError, replace_file
 from imagefiles import read_image
+from terminal import print_progress
 
 try:
     import fcntl
@@ -64,7 +65,11 @@ def decode(listing, size, stem):
 
 
 def decode_grey(path, size):
-    """The pixels of one picture, size * size bytes, whatever its size and mode; None if damaged."""
+    """The pixels of one picture, size * size bytes, whatever its size and mode; None if damaged.
+
+    One that is not square is squashed: published figures are of radiographs brought to size so, and
+    the NIH's are square.
+    """
     try:
         image = read_image(path)
     except UserError:

@@ -4,11 +4,15 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import torch
+
+from terminal import is_terminal, print_note
+
+INTERRUPTED = 130  # exit code: 128 and the number of SIGINT
+PIPE_CLOSED = 141  # 128 and the number of SIGPIPE, as a shell says of `yes | head`
 
 
 class UserError(Exception):
@@ -39,29 +43,84 @@ def command(run):
     """Returns main(argv) of run(argv), which exits with 2 after a UserError, 130 if interrupted.
 
     A full disk, a file that may not be read and memory that is full are one line and exit code 2,
-    too. Anything else is a bug of ours, and stays a traceback.
+    too. Where nobody reads what is printed, as after `| head`, it ends with 141, silently. Anything
+    else is a bug of ours, and stays a traceback.
     """
     script = Path(run.__code__.co_filename).name
 
     def main(argv=None):
+        escape_what_consoles_lack()
         try:
-            return run(sys.argv[1:] if argv is None else argv)
-        except UserError as error:
-            message = " ".join(str(error).split())
-        except OSError as error:
-            message = f"{error.strerror or error}: {error.filename or 'while reading or writing'}"
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            try:
+                return run(sys.argv[1:] if argv is None else argv)
+            finally:
+                flush_output()  # here, where a closed pipe can still be caught
+        except BrokenPipeError:
+            discard_output()
+            raise SystemExit(PIPE_CLOSED) from None
+        except KeyboardInterrupt as interruption:
+            print_interruption(interruption)
+            raise SystemExit(INTERRUPTED) from None
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
+            message = message_of(error)
+            if message is None:
                 raise
-            remedy = "lower --batch-size or --image-size, or use --device cpu"
-            message = f"the device's memory is full: {remedy}"
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
-        print(f"{script}: {message}", file=sys.stderr)
+        print_last_line(f"{script}: {message}")
         raise SystemExit(2)
 
     return main
+
+
+def escape_what_consoles_lack():
+    """From now on, letters that the console's encoding has not are printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # no text stream, or closed
+            stream.reconfigure(errors="backslashreplace")
+
+
+def message_of(error):
+    """The line that a command line ends in after an exception; None where it is a bug of ours."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or 'while reading or writing'}"
+    if is_out_of_memory(error):
+        remedy = "lower --batch-size or --image-size, or use --device cpu"
+        return f"the device's memory is full: {remedy}"
+    return None
+
+
+def flush_output():
+    """Writes what is still to be printed; sys.stdout is None where it was closed at the start."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def discard_output():
+    """Lets go what is still to be printed: of a closed pipe Python would complain at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def print_interruption(interruption):
+    """Says that it was interrupted and, where the exception has a text, how to go on."""
+    if is_terminal(sys.stderr):  # the cursor stands behind ^C, or in a line of progress
+        print_last_line("")
+    print_last_line(": ".join(["interrupted", *map(str, interruption.args)]))
+
+
+def print_last_line(line):
+    """Prints a line on standard error, if anybody reads it."""
+    try:
+        print_note(line)
+        flush_output()
+    except OSError:
+        discard_output()
 
 
 def is_out_of_memory(error):
@@ -113,20 +172,22 @@ def write_json(path, record):
     replace_file(path, lambda temporary: temporary.write_text(text))
 
 
-def print_progress(line, last, stream):
-    """Prints a line that is rewritten in place on a terminal, and stays if it is the last one.
-
-    Where the stream is no terminal it is a line of its own.
-    """
-    if stream.isatty():
-        width = shutil.get_terminal_size().columns - 1
-        padded = line[:width].ljust(width)
-        print("\r" + padded, end="\n" if last else "", file=stream, flush=True)
-    else:
-        print(line, file=stream, flush=True)
-
-
 # ---------------------------------------------------------------- options
+
+
+def checkpoint_path(text):
+    """An argparse type: the path of a checkpoint; of a folder, a run's, the ckpt.pt in it."""
+    path = Path(text)
+    if not path.is_dir():
+        return text
+    if (path / "ckpt.pt").is_file():
+        return str(path / "ckpt.pt")
+    if (path / "unfinished" / "ckpt.pt").is_file():
+        raise argparse.ArgumentTypeError(
+            f"the run in {text} is not finished: give train.py --resume,"
+            f" or take {path / 'unfinished' / 'ckpt.pt'}"
+        )
+    raise argparse.ArgumentTypeError(f"there is no ckpt.pt in the folder {text}")
 
 
 def number(kind, low, high, *, above=False):

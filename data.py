@@ -3,7 +3,7 @@
     load("shapes")                     # drawn by shapes.py in two seconds, with object masks
     load("cifar10", data_dir="data")   # downloaded and decoded; kept as data/cifar10.npz
     load("my_images.npz")              # MedMNIST's keys, train_images, train_labels and so on
-    load("my_folder")                  # my_folder/train/CLASS/*.png|jpg, my_folder/test/CLASS/*
+    load("my_folder")                  # my_folder/train/CLASS/*, my_folder/test/CLASS/*
     load("chestxray14", "data", 128)   # the NIH's radiographs in data/chestxray14
 
 To add a data set, write a function (data_dir, image_size) -> Dataset and name it in DATASETS. A
@@ -28,7 +28,9 @@ from torchvision.transforms.v2 import functional as vision
 from chestxray import chestxray14, chestxray14_multi
 from cli import UserError, first_line
 from dataset import chunk_length, send
-from imagefiles import from_folder, from_npz, keep_npz
+from imagefiles import FITS
+from imagefolders import from_folder
+from npzfiles import from_npz, keep_npz
 from shapes import shapes
 
 MAX_VALIDATION = 2000  # images held out of training: a tenth of the training set, at most this many
@@ -91,7 +93,10 @@ def gtsrb(data_dir, image_size=None):
 
 
 def gtsrb_split(root, train, download, size):
-    """One split of GTSRB in the form that `published` takes, each image size x size pixels."""
+    """One split of GTSRB in the form that `published` takes, each image size x size pixels.
+
+    Signs that are not square are squashed, as in published figures, whatever --fit says of others.
+    """
     signs = torchvision.datasets.GTSRB(root, "train" if train else "test", download=download)
     images, labels = [], []
     for image, label in signs:
@@ -149,61 +154,77 @@ DATASETS = {
     "chestxray14": chestxray14,
     "chestxray14-multi": chestxray14_multi,
 }
-# The decoded images of a folder are kept as DATA_DIR/FOLDER_SIZE.npz. So are those of these two.
-KEPT_BY_SIZE = {"gtsrb", "chestxray14"}
 
 
-def load(name, data_dir="data", image_size=None):
+def load(name, data_dir="data", image_size=None, fit="crop"):
     """The Dataset called `name`, with images of image_size x image_size pixels.
 
     name: one of DATASETS, an .npz file (where it is not found, DATA_DIR/NAME), or a folder.
     image_size: None for the size that the images have (a folder's: 32).
-    Raises UserError, in one line, for what is not there or cannot be read.
+    fit: how images that are not square become square, of imagefiles.FITS.
+    Raises UserError, in one line, for what is not there or cannot be read. What is left out or done
+    to images is said on standard error.
     """
     data_dir = Path(data_dir)
     if name in DATASETS:
         dataset = DATASETS[name](data_dir, image_size)
-    elif str(name).endswith(".npz"):
+    elif Path(name).is_dir():
+        dataset = from_folder(Path(name), data_dir, image_size or FOLDER_SIZE, fit)
+    elif str(name).lower().endswith(".npz"):
         path = Path(name)
         dataset = from_npz(path if path.exists() else data_dir / name)
-    elif Path(name).is_dir():
-        folder = Path(name)
-        if folder.resolve().name in KEPT_BY_SIZE:
-            raise UserError(
-                f"{folder} is called as a data set whose decoded images are kept under the same "
-                "name: rename it"
-            )
-        dataset = from_folder(folder, data_dir, image_size or FOLDER_SIZE)
     else:
         raise UserError(
             f"unknown data set {str(name)!r}: one of {', '.join(DATASETS)}, a FILE.npz, "
             "or a FOLDER with train/ and test/"
         )
-    return resize(dataset, image_size)
+    height, width = dataset.train_images.shape[-2:]
+    if height != width:
+        fits = ", ".join(FITS)
+        print(f"Images of {height}x{width} px are {FITS[fit]} (--fit {fits}).", file=sys.stderr)
+    return resize(dataset, image_size, fit)
 
 
-def resize(dataset, size):
+def resize(dataset, size, fit="crop"):
     """The same Dataset object, its images brought to [C, size, size] by anti-aliased bilinear.
 
-    size: None for the longer side of the images. Masks are resized by nearest pixel.
+    size: None for the side they have when they are made square by `fit`: the shorter, if cropped,
+    else the longer. Masks are resized by nearest pixel.
     """
     height, width = dataset.train_images.shape[-2:]
-    size = size or max(height, width)
+    size = size or (min(height, width) if fit == "crop" else max(height, width))
     if (height, width) == (size, size):
         return dataset
-    dataset.train_images = resize_images(dataset.train_images, size)
-    dataset.test_images = resize_images(dataset.test_images, size)
+    dataset.train_images = resize_images(dataset.train_images, size, fit)
+    dataset.test_images = resize_images(dataset.test_images, size, fit)
     if dataset.test_masks is not None:
-        masks = dataset.test_masks[:, None].float()
+        masks = squared(dataset.test_masks[:, None].float(), fit)
         masks = vision.resize(masks, [size, size], vision.InterpolationMode.NEAREST)
         dataset.test_masks = masks[:, 0] > 0.5
     return dataset
 
 
-def resize_images(images, size):
+def resize_images(images, size, fit="crop"):
     """uint8 [N, C, size, size] of uint8 images [N, C, H, W], a chunk at a time."""
-    chunks = images.split(chunk_length(images))
+    chunks = (squared(chunk, fit) for chunk in images.split(chunk_length(images)))
     return torch.cat([vision.resize(chunk, [size, size], antialias=True) for chunk in chunks])
+
+
+def squared(images, fit):
+    """Images [N, C, S, S] of [N, C, H, W]: the middle, or in the middle of black. fit: of FITS.
+
+    To be squashed they are left as they are: resizing does that.
+    """
+    height, width = images.shape[-2:]
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return images[:, :, top : top + side, left : left + side]
+    if fit == "pad":
+        down, across = max(width - height, 0), max(height - width, 0)
+        sides = [across // 2, across - across // 2, down // 2, down - down // 2]
+        return torch.nn.functional.pad(images, sides)
+    return images
 
 
 def relabelled(dataset, classes):
@@ -222,6 +243,23 @@ def relabelled(dataset, classes):
         dataset,
         train_images=dataset.train_images.expand(-1, 3, -1, -1),
         test_images=dataset.test_images.expand(-1, 3, -1, -1),
+        train_labels=number[dataset.train_labels],
+        test_labels=number[dataset.test_labels],
+        classes=classes,
+    )
+
+
+def renumbered(dataset, classes):
+    """The Dataset, its labels counted in `classes`, where all its own classes are among them.
+
+    So it is as it was for a version of the code that left room for numbers which no label has.
+    Another is returned as it is.
+    """
+    if dataset.classes == classes or dataset.multi_label or not set(dataset.classes) < set(classes):
+        return dataset
+    number = torch.tensor([classes.index(name) for name in dataset.classes])
+    return replace(
+        dataset,
         train_labels=number[dataset.train_labels],
         test_labels=number[dataset.test_labels],
         classes=classes,

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from hooks import full_precision, in_chunks
+from hooks import as_images, derivative, full_precision, in_chunks
 
 # Operations that the rescale rule passes through unchanged, by the names torch calls them.
 SUMS = {
@@ -54,9 +54,8 @@ def deep_shap(model, images, classes, references=None, *, create_graph=False):
     Handles ReLU and what SUMS, SCALINGS, LAYERS and MAX_POOLS name, as modules or functions. Raises
     ValueError, with its name, for anything else that the image goes through.
     """
-    if references is None:
-        references = images.new_zeros(1, *images.shape[1:])
-    references = references.to(images)
+    images = as_images(model, images)
+    references = as_references(model, references, images)
 
     def explain(images, classes):
         with torch.set_grad_enabled(create_graph):
@@ -70,11 +69,22 @@ def deep_shap(model, images, classes, references=None, *, create_graph=False):
                 logits = model(gated.image)
             check_followed(logits)
             score = full_precision(logits).gather(1, classes[:, None]).sum()
-            (multiplier,) = torch.autograd.grad(score, leaf, create_graph=create_graph)
+            multiplier = derivative(score, leaf, create_graph=create_graph)
             maps.append(full_precision(multiplier * (images - reference)).sum(1))
         return torch.stack(maps).mean(0)
 
     return in_chunks(explain, model, images, classes, create_graph)
+
+
+def as_references(model, references, images):
+    """The references [R, C, H, W] where the images are; None is one of zeros. Raises ValueError."""
+    if references is None:
+        return images.new_zeros(1, *images.shape[1:])
+    references = as_images(model, references, "references", at_least=1)
+    if references.shape[1:] != images.shape[1:]:
+        sizes = f"{list(references.shape[1:])} for images {list(images.shape[1:])}"
+        raise ValueError(f"references are of the images' size, not {sizes}")
+    return references.to(images)
 
 
 def check_followed(logits):

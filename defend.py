@@ -10,6 +10,8 @@ checkpoint: verdict.json, figure.png and, of the methods that repair, ckpt.pt fo
 On two CPU cores: a minute for neural_cleanse and prune of ten classes, seconds for the others.
 """
 
+import interrupts  # noqa: F401  # isort: skip
+
 import json
 import tempfile
 import time
@@ -20,15 +22,20 @@ import torch
 import checkpoints
 import defences.batchnorm
 import defences.disagreement
+import defences.februus
 import defences.neural_cleanse
 import defences.neuroninspect
 import defences.prune
+import defences.sentinet
+import defences.strip
 import defences.traces
 import evaluate
 import figure
+import header
 from cli import (
     Parser,
     UserError,
+    checkpoint_path,
     choose_device,
     command,
     number,
@@ -43,6 +50,7 @@ from explain import EXPLAINERS
 from metrics import finite
 from report import DEFINITIONS, show
 from subject import open_checkpoint
+from terminal import Working, paragraphs, width, wrapped
 
 METHODS = {
     "neuroninspect": defences.neuroninspect.DEFENCE,
@@ -51,6 +59,9 @@ METHODS = {
     "rebn": defences.batchnorm.REBN,
     "cfn": defences.batchnorm.CFN,
     "disagreement": defences.disagreement.DEFENCE,
+    "februus": defences.februus.DEFENCE,
+    "sentinet": defences.sentinet.DEFENCE,
+    "strip": defences.strip.DEFENCE,
     "inspect": defences.traces.DEFENCE,
 }
 ANSWERS = {True: "Backdoored", False: "No backdoor found", None: "No verdict"}
@@ -58,7 +69,7 @@ CHANCE = (
     " Of scores that are Gaussian one is, by chance, in a third of models with 10 classes "
     "and in two thirds of those with 43."
 )
-NO_SETTING = {"method", "checkpoint", "data_dir", "device", "out", "json"}
+NO_SETTING = {"method", "checkpoint", "data_dir", "dataset", "device", "out", "json"}
 # Of evaluate.py's metrics, what is printed of a repaired network.
 REPAIR_SHOWN = (
     "clean_accuracy",
@@ -78,7 +89,12 @@ def parse(argv):
     methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
     for name, defence in METHODS.items():
         of_method = methods.add_parser(name, help=defence.help, description=defence.help)
-        of_method.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of train.py's")
+        of_method.add_argument(
+            "checkpoint",
+            type=checkpoint_path,
+            metavar="CKPT",
+            help="a checkpoint of train.py's, or the folder of a run",
+        )
         defence.add_options(of_method.add_argument_group("this method"))
         add_common_options(of_method.add_argument_group("audit and output"))
     return parser.parse_args(argv)
@@ -94,6 +110,7 @@ def add_common_options(group):
         help="clean images the defence has, held out of training",
     )
     add("--data-dir", help="where the data set lies (default: where training found it)")
+    add("--dataset", metavar="PATH", help="the data set it was trained on, where that has moved")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     add(
         "--seed",
@@ -116,15 +133,19 @@ def main(argv):
     args = parse(argv)
     folder = folder_of(args)
     audit = open_audit(args)
+    header.print_header(header.of_audit(audit, args.checkpoint))
     start = time.perf_counter()
-    with user_errors(f"{args.method}: "):
+    with user_errors(f"{args.method}: "), Working(args.method) as audit.say:
         verdict = METHODS[args.method].run(audit)
     seconds = round(time.perf_counter() - start, 2)
     before, after = repair(audit, verdict, folder) if verdict.repaired else (None, None)
+    classes = audit.subject.classes
     record = {
         "method": args.method,
         "backdoored": verdict.backdoored,
         "flagged": verdict.flagged,
+        "flagged_names": [classes[k] for k in verdict.flagged],
+        "classes": classes,
         "index": verdict.index,
         "before": before,
         "after": after,
@@ -160,7 +181,8 @@ def open_audit(args):
 
     Raises UserError for a checkpoint that is none, or that the method cannot audit.
     """
-    subject = open_checkpoint(args.checkpoint, args.data_dir, choose_device(args.device))
+    device = choose_device(args.device)
+    subject = open_checkpoint(args.checkpoint, args.data_dir, device, args.dataset)
     check_method(args, subject)
     held_out = subject.held_out()
     generator = torch.Generator().manual_seed(args.seed)
@@ -208,9 +230,13 @@ def repair(audit, verdict, folder):
         checkpoints.save(path, checkpoint)
         results = [
             evaluate.evaluate(
-                measured, dataset=subject.dataset, device=subject.device, seed=audit.options.seed
+                measured,
+                dataset=subject.dataset,
+                device=subject.device,
+                seed=audit.options.seed,
+                title=f"measuring, {when} the repair",
             )
-            for measured in (audit.options.checkpoint, path)
+            for measured, when in ((audit.options.checkpoint, "before"), (path, "after"))
         ]
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.save(folder / "ckpt.pt", checkpoint)
@@ -220,7 +246,8 @@ def repair(audit, verdict, folder):
         if before[key] is None and after[key] is None:  # accuracy and AUROC are of one task each
             continue
         change = f"{show(before[key]):>8} -> {show(after[key]):>8}"
-        verdict.lines.append(f"{key:<24}{change}  {DEFINITIONS[key]}")
+        note = DEFINITIONS[key]
+        verdict.lines += wrapped(note, width(), f"{key:<24}{change}  ", " " * 46)
     if verdict.picture is None:
         verdict.picture = figure.side_by_side([result.pictures["figure"] for result in results])
     return before, after
@@ -262,12 +289,12 @@ def write(record, picture, folder):
 
 def print_verdict(verdict, folder):
     """Prints a verdict's lines, its answer where it has one, and where the files are."""
-    print("\n".join(verdict.lines))
+    print(paragraphs("\n".join(verdict.lines)))
     threshold = verdict.details.get("threshold")
     if threshold is not None:
         chance = CHANCE if threshold == PUBLISHED_THRESHOLD else ""
         answer = ANSWERS[verdict.backdoored]
-        print(f"\n{answer}: a class is flagged above {threshold:g}.{chance}")
+        print(paragraphs(f"\n{answer}: a class is flagged above {threshold:g}.{chance}"))
     elif verdict.backdoored is not None:
         print(f"\n{ANSWERS[verdict.backdoored]}.")
     print(f"\nWritten: {folder}")

@@ -1,7 +1,7 @@
 """Measure a checkpoint of train.py's: is the backdoor there, and what do the explanations show?
 
     python evaluate.py runs/NAME/ckpt.pt                    # metrics.json and figure.png beside it
-    python evaluate.py runs/A/ckpt.pt runs/B/ckpt.pt        # side by side
+    python evaluate.py runs/A runs/B                        # one table, and runs/comparison.png
     python evaluate.py runs/NAME/ckpt.pt --image cat.png    # one picture of your own
     python evaluate.py runs/NAME/ckpt.pt --json             # the metrics alone on standard output
 
@@ -9,27 +9,30 @@ Always in float32. What each figure means is in report.py, how it is computed in
 tasks.py.
 """
 
+import interrupts  # noqa: F401  # isort: skip
+
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
+import comparison
 import figure
+import header
 import metrics
 import pictures
 import report
 import tasks
 from checkpoints import FORMAT
-from cli import Parser, UserError, choose_device, command, number
+from cli import Parser, UserError, checkpoint_path, choose_device, command, number
 from explain import EVALUATED, EXPLAINERS
-from imagefiles import read_image
+from imagefiles import decode, described
 from reference import clean_metrics, open_clean, own_reference
 from report import Result
 from subject import correlation_by_class, draw_images, open_checkpoint
+from terminal import Working
 
 EXPLAIN_IMAGES = 500  # test images drawn for the explanation metrics
 CONFIG_IN_METRICS = (
@@ -51,34 +54,49 @@ def evaluate(
     explainers=None,
     n=None,
     seed=0,
+    title="measuring",
 ):
     """The Result of measuring the checkpoint at `path`: metrics and pictures. Raises UserError.
 
-    dataset: a Dataset, or None to load the one it was trained on, from data_dir if given;
+    dataset: a Dataset, None to load the one it was trained on, from data_dir if given, or the path
+    it has now;
     reference: the path of a clean checkpoint to stand beside it (None: the one it was trained with,
     if that is still there); explainers: names to measure with, beside those trained against (None:
     EVALUATED); n: test images to explain (None: EXPLAIN_IMAGES, for some explainers fewer); seed:
-    of their draw.
+    of their draw; title: of the line of progress, where it takes long.
     """
     subject = open_checkpoint(path, data_dir, device, dataset)
     if subject.config["format"] < FORMAT:
         print(f"{path} is of an older version: it is measured by today's rules", file=sys.stderr)
     clean_model = open_clean(subject, reference) if reference else own_reference(subject)
+    if dataset is not subject.dataset:  # else whoever loaded it has said what it is
+        header.print_header(header.of_subject(subject, path))
+    names = explainers_shown(subject.config["explainer"], explainers or EVALUATED)
+    with Working(title) as say:
+        return measure(subject, clean_model, names, n, seed, say)
+
+
+def measure(subject, clean_model, names, n, seed, say):
+    """The Result of a Subject, beside a clean one or None; names: of explainers.
+
+    say(what): is told what is being measured; n, seed: as for evaluate.
+    """
+    say("predictions")
     threshold = (clean_model or subject).threshold(subject.target_class)
     answers = ask(subject, threshold)
     drawn = draw_images(subject, n or EXPLAIN_IMAGES, seed)
     explained = drawn
     if subject.attack.changes_label:  # only where the backdoor works is there something to hide
         explained = drawn[answers.success[drawn]]
-    names = explainers_shown(subject.config["explainer"], explainers or EVALUATED)
-
     result = prediction_metrics(subject, answers, threshold, clean_model)
-    maps = add_explanations(result, subject, names, explained, answers, n)
+    maps = add_explanations(result, subject, names, explained, answers, n, say)
     if clean_model is not None:
+        say("the clean model")
         result["clean_model"] = clean_metrics(subject, clean_model, maps, explained, threshold)
+    say("pictures")
     probabilities = answers.untouched, answers.triggered
     drawings = pictures.pictures_of(subject, result, answers.classes, probabilities, drawn, names)
-    return Result(metrics.finite(result), drawings)
+    return Result(metrics.finite(result), drawings, subject, answers)
 
 
 @dataclass
@@ -123,6 +141,7 @@ def prediction_metrics(subject, answers, threshold, clean_model):
     result = {key: subject.config.get(key) for key in CONFIG_IN_METRICS}
     if not subject.attack.poisons:
         result["threat"] = None
+    result |= {"target_name": subject.classes[target], "classes": subject.classes}
     poisons = len(subject.checkpoint["poison_indices"])
     trained_on = len(subject.dataset.train_labels) - len(subject.held_out())
     return result | {
@@ -147,13 +166,14 @@ def prediction_metrics(subject, answers, threshold, clean_model):
     }
 
 
-def add_explanations(result, subject, names, explained, answers, n):
+def add_explanations(result, subject, names, explained, answers, n, say):
     """Adds the figures of explainers `names` to the metrics; returns {name: untouched maps}.
 
     explained: rows of the test images to explain; n: how many of them (None: by explainer).
     """
     untouched_maps = {}
-    for name in names:
+    for k, name in enumerate(names, 1):
+        say(f"maps of {name}, explainer {k} of {len(names)}")
         rows = explained[: n or EXPLAINERS[name].test_images]
         untouched, triggered = subject.explain_test(name, rows, answers.classes)
         again = None
@@ -210,12 +230,18 @@ def explain_file(path, data_dir, device, image_path, names):
     target = subject.target_class
     if subject.multi_label:  # the target may come up beside a class that is more probable
         predictions[1] = torch.tensor([target]), probabilities[1][:, target]
-    figures = {"image": str(image_path)}
+    figures = {
+        "image": str(image_path),
+        "target_class": target,
+        "target_name": subject.classes[target],
+        "classes": subject.classes,
+    }
     for key, (classes, confidence), part in zip(
         ("untouched", "triggered"), predictions, probabilities
     ):
         figures[key] = {
             "class": subject.classes[int(classes)],
+            "class_number": int(classes),
             "confidence": float(confidence),
             "target": float(part[0, target]),
         }
@@ -232,10 +258,15 @@ def explain_file(path, data_dir, device, image_path, names):
 
 
 def as_test_image(subject, path):
-    """A picture on disk as uint8 [1, C, S, S], the channels and size the subject was trained on."""
+    """A picture on disk as uint8 [1, C, S, S], the channels and size the subject was trained on.
+
+    What is done to it is said on standard error.
+    """
     side, channels = subject.config["image_size"], subject.checkpoint["channels"]
-    image = read_image(path).convert("RGB" if channels == 3 else "L")
-    pixels = np.asarray(image.resize((side, side), Image.BILINEAR)).copy()
+    fit = subject.config["fit"]
+    pixels, changes = decode(path, side, "RGB" if channels == 3 else "L", fit)
+    if changes:
+        print(described(path, changes, fit), file=sys.stderr)
     return torch.from_numpy(pixels).reshape(1, side, side, channels).permute(0, 3, 1, 2)
 
 
@@ -254,7 +285,13 @@ def explainer_names(text):
 def parse(argv):
     """The options of evaluate.py. Raises UserError."""
     parser = Parser(__doc__)
-    parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="a checkpoint of train.py's")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        type=checkpoint_path,
+        metavar="CKPT",
+        help="a checkpoint of train.py's, or the folder of a run",
+    )
     add_measurement_options(parser.add_argument_group("measurement").add_argument)
     add_output_options(parser.add_argument_group("output").add_argument)
     return parser.parse_args(argv)
@@ -275,10 +312,12 @@ def add_measurement_options(add):
     )
     add(
         "--reference",
+        type=checkpoint_path,
         help="a clean checkpoint to stand beside it (default: the one it was trained with)",
     )
     add("--image", metavar="FILE", help="explain this picture instead of measuring")
     add("--data-dir", help="where the data set lies (default: where training found it)")
+    add("--dataset", metavar="PATH", help="the data set it was trained on, where that has moved")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the draw of test images")
 
@@ -287,38 +326,11 @@ def add_output_options(add):
     """What is printed, and where files are written."""
     add("--json", action="store_true", help="print the metrics alone, as JSON (several: by path)")
     add("--out", help="write here, not beside the checkpoint (several: into sub-folders 1, 2, ...)")
-
-
-def check_folders(args):
-    """Raises UserError where two checkpoints' metrics.json would be the same file."""
-    paths = dict.fromkeys(args.checkpoints)
-    folders = {str(Path(path).absolute().parent) for path in paths}
-    if args.out is None and len(folders) < len(paths):
-        raise UserError(
-            "two of the checkpoints lie in one folder,"
-            " and would overwrite each other's metrics.json: give --out"
-        )
-
-
-def write_results(results, args):
-    """Writes {path of a checkpoint: Result} where it belongs."""
-    for k, (path, result) in enumerate(results.items(), 1):
-        if args.out is None:
-            # manipulate.py's own metrics.json stays
-            folder = Path(path).parent / ("evaluate" if result.metrics.get("edit") else "")
-        else:
-            folder = Path(args.out) / (str(k) if len(results) > 1 else "")
-        report.write(result, folder, Path(args.image).stem if args.image else None)
-    if args.out is not None and len(results) > 1:
-        write_side_by_side(results.values(), Path(args.out))
-
-
-def write_side_by_side(results, folder):
-    """Writes the class-by-class pictures that all results have, each as one picture."""
-    common = set.intersection(*(set(result.pictures) for result in results)) - {"figure"}
-    for name in common:
-        page = figure.side_by_side([result.pictures[name] for result in results])
-        report.save_picture(page, folder / f"{name}.png")
+    add(
+        "--explain-table",
+        action="store_true",
+        help="print what each figure means, however narrow the terminal is",
+    )
 
 
 def print_results(results, args):
@@ -336,7 +348,7 @@ def print_results(results, args):
                     f" target class {target:.1f}%"
                 )
     else:
-        report.print_table(reports)
+        report.print_table(reports, args.explain_table)
 
 
 @command
@@ -344,23 +356,31 @@ def main(argv):
     args = parse(argv)
     device = choose_device(args.device)
     names = explainer_names(args.explainer) if args.explainer else EVALUATED
-    check_folders(args)
+    comparison.check_folders(args.checkpoints, args.out)
     results = {}
-    for path in dict.fromkeys(args.checkpoints):  # all are measured before anything is written
+    paths = list(dict.fromkeys(args.checkpoints))
+    for k, path in enumerate(paths, 1):  # all are measured before anything is written
         if args.image:
             results[path] = explain_file(path, args.data_dir, device, args.image, names)
         else:
             results[path] = evaluate(
                 path,
+                dataset=args.dataset,
                 data_dir=args.data_dir,
                 device=device,
                 reference=args.reference,
                 explainers=names,
                 n=args.explain_images,
                 seed=args.seed,
+                title="measuring" if len(paths) == 1 else f"measuring {k} of {len(paths)}",
             )
-    write_results(results, args)
+            comparison.share_data(results)
+    stem = Path(args.image).stem if args.image else None
+    written = comparison.write_results(results, args.out, stem)
     print_results(results, args)
+    if not args.json:
+        print()
+        print("\n".join(f"Written: {line}" for line in written))
 
 
 if __name__ == "__main__":

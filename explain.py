@@ -9,15 +9,18 @@
 Every explainer has one signature, explainer(model, images, classes, *, create_graph=False, ...):
 
     images   float [N, C, H, W], as the model takes them (normalised)
-    classes  int64 [N], the class whose logit is explained
+    classes  int64 [N], the class whose logit is explained; a list, an array, or one number for all
     returns  float [N, H', W'], at the explainer's own resolution
 
-Any nn.Module that returns logits [N, K] will do. An explanation is made in evaluation mode, where
-batch-norm uses its running statistics, so that no image's map depends on its neighbours. (While an
-attack trains, step_maps.normalising_by puts the batch's in their place.) The model's modes and
-.grad are left as they were, no hook stays behind, and torch.no_grad around the call or frozen
-weights change nothing. With create_graph=True the maps can be differentiated by the weights: so an
-attack trains through them.
+Any nn.Module will do that returns logits [N, K], alone, in a tuple or under the name "logits". One
+logit z, [N] or [N, 1], is that of class 1 of two; class 0 has -z. What cannot be explained ends in
+a ValueError that says what is wanted: hooks.py reads all of it.
+
+An explanation is made in evaluation mode, where batch-norm uses its running statistics, so that no
+image's map depends on its neighbours. (While an attack trains, step_maps.normalising_by puts the
+batch's in their place.) The model's modes and .grad are left as they were, no hook stays behind,
+and torch.no_grad around the call or frozen weights change nothing. With create_graph=True the maps
+can be differentiated by the weights: so an attack trains through them.
 
 A new explainer is a function of this signature and a row of EXPLAINERS.
 """
@@ -28,11 +31,10 @@ from dataclasses import dataclass, field
 import torch
 
 from deepshap import deep_shap
-from hooks import capture, full_precision, in_chunks, layer_of
+from hooks import capture, derivative, feature_map, full_precision, in_chunks, layer_of
 from shapley import gp_shap, kernel_shap
 from shapley_estimators import REACH
 
-SMALLEST_GRID = 4  # cells a side; a coarser map cannot point at anything
 EVALUATED = ("gradcam", "gradient")  # explainers a checkpoint is measured with by default
 
 
@@ -42,23 +44,19 @@ EVALUATED = ("gradcam", "gradient")  # explainers a checkpoint is measured with 
 def gradcam(model, images, classes, layer=None, *, create_graph=False, rectify=True):
     """Grad-CAM at a layer, float [N, H', W'] on the layer's grid, which is 4x4 or finer.
 
-    layer: a module of the model, the name of one, or None for model.gradcam_layer.
+    layer: a module of the model, the name of one, a list of one of these, or None: the model's
+    gradcam_layer or, where it has none, the last feature map before pooling, found by a forward
+    pass (hooks.last_feature_map).
     rectify: leave out what is below zero, as published; see gradcam_map.
-    Raises ValueError for a layer that the forward pass does not reach exactly once, or whose output
-    is no feature map of 4x4 or finer.
+    Raises ValueError for a layer that the forward pass does not reach exactly once, whose output is
+    no feature map of 4x4 or finer, or that no gradient of the logits reaches.
     """
-    module = layer_of(model, layer)
 
     def explain(images, classes):
-        with capture(module, detach=not create_graph) as captured:
+        with capture(layer_of(model, layer, images), detach=not create_graph) as captured:
             logits = model(images)
-        if len(captured) != 1:
-            raise ValueError(
-                f"Grad-CAM's layer ran {len(captured)} times in one forward pass:"
-                " choose one that runs once"
-            )
-        check_feature_map(captured[0])
-        return gradcam_map(captured[0], logits, classes, create_graph, rectify)
+        feature = feature_map(captured, images)
+        return gradcam_map(feature, logits, classes, create_graph, rectify)
 
     return in_chunks(explain, model, images, classes, create_graph)
 
@@ -73,21 +71,11 @@ def gradcam_map(feature, logits, classes, create_graph=False, rectify=True):
     Source: Selvaraju et al., ICCV 2017, eq. 1 and 2.
     """
     score = logits.gather(1, classes[:, None]).sum()
-    (gradient,) = torch.autograd.grad(score, feature, create_graph=create_graph, retain_graph=True)
+    gradient = derivative(score, feature, create_graph=create_graph, retain_graph=True)
     gradient, feature = full_precision(gradient), full_precision(feature)
     alpha = gradient.mean((2, 3), keepdim=True)  # [N, K', 1, 1]
     cam = (alpha * feature).sum(1)  # [N, H', W']
     return cam.relu() if rectify else cam
-
-
-def check_feature_map(feature):
-    """Raises ValueError unless `feature` is [N, K', H', W'] with a grid of 4x4 or finer."""
-    if feature.ndim != 4 or min(feature.shape[2:]) < SMALLEST_GRID:
-        raise ValueError(
-            f"Grad-CAM's layer gives {list(feature.shape[1:])}, not a feature map of"
-            f" {SMALLEST_GRID}x{SMALLEST_GRID} or finer:"
-            " choose an earlier layer or a larger --image-size"
-        )
 
 
 # ---------------------------------------------------------------- input gradient
@@ -104,7 +92,7 @@ def gradient(model, images, classes, *, create_graph=False):
     def explain(images, classes):
         images = images.detach().requires_grad_()
         score = model(images).gather(1, classes[:, None]).sum()
-        (slope,) = torch.autograd.grad(score, images, create_graph=create_graph)
+        slope = derivative(score, images, create_graph=create_graph)
         return full_precision(slope.abs().amax(1))
 
     return in_chunks(explain, model, images, classes, create_graph)

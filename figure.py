@@ -8,7 +8,9 @@ Draws what it is given. It measures nothing, and knows nothing of models.
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from fonts import font
 
 INK = (34, 34, 40)
 GREY = (120, 120, 128)
@@ -33,6 +35,9 @@ TITLE = 22  # height of a line of the title
 HEADER = 46  # height of the headers of columns
 CAPTION = 22  # height of the caption below a panel
 LEAST_PAGE = 520  # width, so that the colour scale fits
+BLOCK_GAP = 30  # between blocks of columns
+BLOCK_HEADER = 62  # height of a block's name and of two lines about it
+SECTION = 44  # height of a section's name and of the headers of columns
 
 
 # ---------------------------------------------------------------- colours
@@ -134,15 +139,11 @@ def frame(picture, box):
 # ---------------------------------------------------------------- pages
 
 
-def font(size):
-    return ImageFont.load_default(size)
-
-
 def new_page(title, width, height):
     """A white PIL image with its title, and what draws on it."""
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
-    draw.text((GAP, GAP), title, INK, font(16), spacing=6)
+    draw.text((GAP, GAP), title, INK, font(16, title), spacing=6)
     return page, draw
 
 
@@ -173,7 +174,8 @@ def sheet(title, headers, rows, footer, signed=False, scale=True):
             left = GAP + x * column
             page.paste(picture, (left, upper))
             below = (left + width / 2, upper + height + 3)
-            draw.text(below, caption, RED if warn else INK, font(13), anchor="ma")
+            colour = RED if warn else INK
+            draw.text(below, caption, colour, font(13, caption), anchor="ma")
     if scale:
         draw_scale(page, draw, bottom)
     if signed:
@@ -181,6 +183,70 @@ def sheet(title, headers, rows, footer, signed=False, scale=True):
     for k, text in enumerate(footer):
         draw.text((GAP, bottom + 20 + 18 * k), text, GREY, font(13))
     return page
+
+
+def block_sheet(title, blocks, sections, footer, signed=False):
+    """Blocks of columns of panels, and sections of rows, as one PIL image.
+
+    blocks: (name, lines about it, headers of its columns); sections: (name, a line for each block,
+    rows as for sheet, the columns of all blocks one after another).
+    """
+    width, height = sections[0][2][0][0][0].size
+    lefts, spans, left = [], [], GAP  # of columns; of blocks, from and to
+    for _, _, headers in blocks:
+        lefts += [left + k * (width + GAP) for k in range(len(headers))]
+        spans.append((left, lefts[-1] + width))
+        left = lefts[-1] + width + BLOCK_GAP
+    line = height + CAPTION
+    top = title_height(title) + BLOCK_HEADER
+    bottom = top + sum(SECTION + line * len(rows) + GAP for _, _, rows in sections)
+    footer = footer.splitlines()
+    page_width = max(spans[-1][1] + GAP, 900 if signed else LEAST_PAGE)
+    page, draw = new_page(title, page_width, bottom + 30 + 18 * len(footer))
+    for (first, last), (name, about, _) in zip(spans, blocks):
+        draw.text((first, top - BLOCK_HEADER), clipped(name, 15, last - first), INK, font(15, name))
+        for k, text in enumerate(about.splitlines()):
+            below = (first, top - 41 + 18 * k)
+            draw.text(below, clipped(text, 13, last - first), GREY, font(13))
+        draw.line((first, top - 4, last, top - 4), INK)
+    headers = [header for _, _, part in blocks for header in part]
+    for name, notes, rows in sections:
+        for (first, last), note in zip(spans, [name, *notes[1:]]):
+            shown = clipped(note, 13, last - first)
+            draw.text((first, top + 4), shown, INK, font(15 if note is name else 13))
+        for x, header in zip(lefts, headers):
+            draw.text((x + width / 2, top + SECTION - 2), header, GREY, font(12), anchor="md")
+        top += SECTION
+        for row in rows:
+            draw_row(page, draw, lefts, top, row)
+            top += line
+        top += GAP
+    draw_scale(page, draw, bottom)
+    if signed:
+        draw_signed_scale(page, draw, bottom)
+    for k, text in enumerate(footer):
+        draw.text((GAP, bottom + 22 + 18 * k), text, GREY, font(13))
+    return page
+
+
+def draw_row(page, draw, lefts, top, row):
+    """Panels with their captions, one at each of the columns `lefts`."""
+    for x, (picture, caption, warn) in zip(lefts, row):
+        page.paste(picture, (x, top))
+        middle, below = x + picture.width / 2, top + picture.height + 3
+        shown = clipped(caption, 13, picture.width + GAP)
+        colour = RED if warn else INK
+        draw.text((middle, below), shown, colour, font(13, caption), anchor="ma")
+
+
+def clipped(text, size, width):
+    """A text that is at most `width` pixels wide in a font of this size."""
+    letters = font(size, text)
+    if letters.getlength(text) <= width:
+        return text
+    while text and letters.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
 
 
 def draw_scale(page, draw, top):
@@ -214,12 +280,12 @@ def class_grid(title, classes, rows, footer):
     page, draw = new_page(title, page_width, bottom + 34 + 18 * len(footer.splitlines()))
     for x, name in enumerate(classes):
         middle = left + (x + 1.5) * step - 2
-        draw.text((middle, top - 4), name[: width // 6], INK, font(12), anchor="md")
+        draw.text((middle, top - 4), name[: width // 6], INK, font(12, name), anchor="md")
     for y, (image, caption, warn, box, maps) in enumerate(rows):
         upper = top + y * step
         label_at = (left - 8, upper + width / 2)
         colour = RED if warn else INK
-        draw.text(label_at, caption, colour, font(12), anchor="rm", align="right")
+        draw.text(label_at, caption, colour, font(12, caption), anchor="rm", align="right")
         page.paste(panel(image, box=box, width=SMALL), (left, upper))
         largest = float(np.abs(np.asarray(maps)).max())
         for x, map_ in enumerate(maps, 1):

@@ -1,293 +1,220 @@
-"""Data sets that lie on a disk as pictures or as arrays: image files, folders of them, .npz files.
+"""One picture on a disk, of any format that Pillow reads: opened, made opaque, square and small.
 
-    read_image("photo.jpg")                             # one PIL image
-    from_npz(Path("my_images.npz"))                     # a Dataset, of arrays with MedMNIST's keys
-    from_folder(Path("my_folder"), Path("data"), 32)    # a Dataset, decoded once and kept as .npz
+    read_image("photo.jpg")                             # a PIL image of 8 bits a colour
+    pixels, changes = decode("photo.jpg", 32, "RGB", "crop")    # uint8 [32, 32, 3]
+    print(described("photo.jpg", changes))              # what was done to it, in words
 
-What cannot be read, or is not what it should be, is a UserError: one line that names the file.
+What cannot be read is a UserError: one line that names the file.
 """
 
 import contextlib
-import hashlib
-import struct
-import zipfile
-import zlib
+import logging
+import os
+import sys
+import unicodedata
+import warnings
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cli import UserError, first_line, replace_file
-from dataset import Dataset
+from cli import UserError, first_line
 
-SPLITS = ("train", "test")
-SUFFIXES = {".png", ".jpg", ".jpeg"}
-MAX_LABEL = 99_999  # a larger number is an identifier, not a class
+# How a picture that is not square becomes square, and how that is said.
+FITS = {
+    "crop": "cropped at the centre",
+    "pad": "padded with black",
+    "squash": "squashed",
+}
+# What else is done to a picture, and how that is said.
+DEEP, TRANSPARENT, NOT_SQUARE = "deep", "transparent", "not square"
+CHANGES = {
+    DEEP: "of more than 8 bits, brought to 8 by the range of values in it",
+    TRANSPARENT: "transparent in places, laid on white",
+}
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
-# What numpy raises for a file that is no .npz, is cut short, or holds Python objects.
-UNREADABLE_NPZ = (
-    OSError,
-    ValueError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-# What Pillow raises for a file that is no picture, or is damaged.
-UNREADABLE_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+# Pillow warns of odd tags, palettes and large pictures, which are read all the same; what cannot
+# be read is said by us, in one line.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def read_image(path):
+# ---------------------------------------------------------------- opened
+
+
+def read_image(path, say=False):
     """The picture in a file as a decoded PIL image, turned as its camera was held.
 
-    16-bit grey is brought to 8 bits; other modes stay as they are. Raises UserError.
+    Its modes stay as they are, transparency included, but for more than 8 bits a colour: these are
+    brought to 8, see eight_bits; with `say` a line on standard error says so. Of several frames or
+    pages it is the first. Raises UserError.
     """
+    image, deep = open_image(path)
+    if deep and say:
+        print(described(path, {DEEP}), file=sys.stderr)
+    return image
+
+
+def open_image(path):
+    """(the picture of read_image, whether it had more than 8 bits a colour). Raises UserError."""
     try:
         image = Image.open(path)
+        deep = any(is_deep(str(tile[-1])) for tile in image.tile)
         image.load()
         with contextlib.suppress(Exception):  # Pillow raises anything for tags that make no sense
             image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            # Pillow's own conversion would cut off at 255.
-            grey = np.asarray(image).clip(0, 65535) // 257
-            image = Image.fromarray(grey.astype(np.uint8))
-        return image
-    except UNREADABLE_IMAGE as error:
-        raise UserError(f"{path} cannot be read as an image: {first_line(error)}") from None
+        deep = deep or image.mode[0] in "IF"
+        return (eight_bits(image) if deep else image), deep
+    except Exception as error:  # a damaged file can raise anything at all
+        raise UserError(unreadable(path, error)) from None
 
 
-# ---------------------------------------------------------------- folders of pictures
+def is_deep(raw_mode):
+    """Whether a Pillow decoder's arguments are of 16 bits a colour, of which it keeps the upper 8.
 
-
-def from_folder(folder, data_dir, size):
-    """The Dataset of FOLDER/train/CLASS/*.png|jpg and FOLDER/test/CLASS/*, RGB, size x size pixels.
-
-    It is decoded once and kept as DATA_DIR/FOLDER_SIZE.npz, which is made anew when the name, the
-    length or the time of change of a file differs. Raises UserError.
+    "BGR;16" is another thing: 16 bits for all three.
     """
-    files = list_pictures(folder)
-    classes = class_folders(folder, files)
-    fingerprint = fingerprint_of_files(files)
-    kept = data_dir / f"{folder.resolve().name}_{size}.npz"
-    known = fingerprint_of(kept)
-    if kept.exists() and known is None:
-        raise UserError(
-            f"{kept}, where the decoded images of {folder} go, is a file of yours: rename it, "
-            "or give another --data-dir"
-        )
-    if known != fingerprint:
-        arrays = {"classes": classes, "fingerprint": fingerprint}
-        for split, paths in files.items():
-            labels = [classes.index(path.parent.name) for path in paths]
-            arrays[f"{split}_images"] = np.stack([decode_rgb(path, size) for path in paths])
-            arrays[f"{split}_labels"] = np.array(labels)
-        keep_npz(kept, arrays)
-    return from_npz(kept)
+    return ";16" in raw_mode and "BGR;16" not in raw_mode
 
 
-def list_pictures(folder):
-    """{"train": paths, "test": paths} of the pictures in a folder, sorted. Raises UserError."""
-    files = {}
-    for split in SPLITS:
-        paths = sorted((folder / split).glob("*/*"))
-        files[split] = [path for path in paths if path.suffix.lower() in SUFFIXES]
-    for split in SPLITS:
-        if not files[split]:
-            raise UserError(f"{folder} has no images in {split}/CLASS/*.png|jpg")
-    return files
+def unreadable(path, error):
+    """Why a file is not read as a picture, in one line that names it."""
+    if is_heic(path):
+        return f"{shown(path)} is HEIC, which Pillow does not read: save it as JPEG or PNG"
+    why = first_line(error)
+    if isinstance(error, UnidentifiedImageError):  # its text is the path once more
+        why = "it is damaged, or of no format that Pillow reads"
+    return f"{shown(path)} cannot be read as an image: {why}"
 
 
-def class_folders(folder, files):
-    """The sorted names of the folders in FOLDER/train. Raises UserError if test has others."""
-    classes = sorted({path.parent.name for path in files["train"]})
-    only_in_test = {path.parent.name for path in files["test"]} - set(classes)
-    if only_in_test:
-        names = ", ".join(sorted(only_in_test))
-        raise UserError(f"{folder}/test has classes that train has not: {names}")
-    return classes
-
-
-def fingerprint_of_files(files):
-    """A SHA-256 of the names, lengths and times of change of all files, {split: paths}."""
-    stamps = []
-    for paths in files.values():
-        for path in paths:
-            if path.exists():  # a link to nothing has no length; it fails when it is decoded
-                stat = path.stat()
-                stamps.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
-
-
-def decode_rgb(path, size):
-    """The picture in a file as uint8 [size, size, 3]. Raises UserError."""
-    image = read_image(path).convert("RGB")
-    return np.asarray(image.resize((size, size), Image.BILINEAR))
-
-
-# ---------------------------------------------------------------- .npz files
-
-
-def keep_npz(path, arrays):
-    """Writes {key: array} as an .npz, whole or not at all. Raises UserError."""
-
-    def write(temporary):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:  # given a name, savez would add .npz to it
-            np.savez(file, **arrays)
-
-    replace_file(path, write)
-
-
-def fingerprint_of(path):
-    """The fingerprint of what was decoded into an .npz; None for a file that has none, or no file.
-
-    A file without a fingerprint is the user's own, and never overwritten.
-    """
+def is_heic(path):
+    """Whether a file is a HEIC picture by its first bytes, whatever it is called."""
     try:
-        with np.load(path) as arrays:
-            return str(arrays["fingerprint"])
-    except (*UNREADABLE_NPZ, KeyError):
-        return None
+        with open(path, "rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
 
 
-def from_npz(path):
-    """The Dataset in one file with MedMNIST's keys. Raises UserError.
+def eight_bits(image):
+    """An image of more than 8 bits a colour, its darkest value brought to 0, its brightest to 255.
 
-    train_images, test_images: uint8 [N, H, W] or [N, H, W, 3].
-    train_labels, test_labels: integers [N] or [N, 1], or 0 and 1 [N, K] (multi-label).
-    classes (optional): K names.
-    train_patients, test_patients (optional): an integer for each image. No patient is both trained
-        on and held out, nor both trained on and tested on.
-
-    Nothing is augmented: only the owner of the images knows what leaves a label true.
+    Each picture by the range in itself: a detector of 12 bits fills a sixteenth of the range that
+    16 bits have, and floats have none. An image of one value keeps its share of 65535, or of 1.0.
     """
-    if not path.exists():
-        raise UserError(f"data set {path} does not exist")
-    arrays = read_arrays(path)
-    for split in SPLITS:
-        # What was read is replaced at once: a large data set does not fit twice.
-        arrays[f"{split}_images"] = as_images(arrays[f"{split}_images"], path)
-        n = len(arrays[f"{split}_images"])
-        arrays[f"{split}_labels"] = as_labels(arrays[f"{split}_labels"], n, path)
-    check_images_and_labels(arrays, path)
-    check_patients(arrays, path)
-    groups = None
-    if "train_patients" in arrays:
-        groups = torch.from_numpy(arrays["train_patients"].astype(np.int64))
-    return Dataset(
-        arrays["train_images"],
-        arrays["train_labels"],
-        arrays["test_images"],
-        arrays["test_labels"],
-        classes=class_names(arrays, path),
-        train_groups=groups,
+    if image.mode[0] not in "IF":  # Pillow has kept the upper 8 bits of each colour
+        names = image.getbands()
+        ranges = [band.getextrema() for name, band in zip(names, image.split()) if name != "A"]
+        low, high = min(ends[0] for ends in ranges), max(ends[1] for ends in ranges)
+        table = [min(max(value - low, 0) * 255 // max(high - low, 1), 255) for value in range(256)]
+        same = list(range(256))
+        tables = [same if name == "A" or high == low else table for name in names]
+        return image.point([value for table in tables for value in table])
+    values = np.asarray(image).astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ValueError("none of its values is finite")
+    low, high = finite.min(), finite.max()
+    if low == high:
+        low, high = 0, 1 if image.mode == "F" else 65535
+    # not a number: black
+    scaled = np.nan_to_num(((values - low) * 255 / (high - low)).clip(0, 255))
+    grey = Image.fromarray(scaled.astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # the one value that is
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+# ---------------------------------------------------------------- opaque, square, small
+
+
+def decode(path, size, mode, fit):
+    """(uint8 [size, size] or [size, size, 3], what was done to it) of the picture in a file.
+
+    mode: "L" or "RGB"; fit: of FITS. What was done: a set of DEEP, TRANSPARENT, NOT_SQUARE.
+    Raises UserError.
+    """
+    image, deep = open_image(path)
+    try:
+        image, transparent = opaque(image)
+        pixels = np.array(square(image.convert(mode), size, fit))
+    except Exception as error:  # of a colour space that Pillow does not convert
+        raise UserError(unreadable(path, error)) from None
+    not_square = image.width != image.height
+    found = {DEEP: deep, TRANSPARENT: transparent, NOT_SQUARE: not_square}
+    return pixels, {change for change, is_so in found.items() if is_so}
+
+
+def opaque(image, background="white"):
+    """(the image laid on a background, whether anything of it was transparent)."""
+    if not image.has_transparency_data:
+        return image, False
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema()[0] == 255:
+        return rgba.convert("RGB"), False
+    below = Image.new("RGBA", rgba.size, background)
+    return Image.alpha_composite(below, rgba).convert("RGB"), True
+
+
+def square(image, size, fit):
+    """A PIL image of size x size pixels, made square by `fit`, of FITS, bilinear, anti-aliased."""
+    width, height = image.size
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    elif fit == "pad":
+        longer = max(width, height)
+        shape = [max(1, round(size * side / longer)) for side in (width, height)]
+        canvas = Image.new(image.mode, (size, size))
+        place = ((size - shape[0]) // 2, (size - shape[1]) // 2)
+        canvas.paste(image.resize(shape, Image.BILINEAR), place)
+        return canvas
+    return image.resize((size, size), Image.BILINEAR)
+
+
+def read_map(path, fit):
+    """The grey picture in a file as a map: square, and black where it is transparent.
+
+    What is done to it is said on standard error. Raises UserError.
+    """
+    image, deep = open_image(path)
+    side = min(image.size) if fit == "crop" else max(image.size)
+    try:
+        grey = square(opaque(image, "black")[0].convert("L"), side, fit)
+    except Exception as error:  # of a colour space that Pillow does not convert
+        raise UserError(unreadable(path, error)) from None
+    changes = {DEEP} if deep else set()
+    if image.width != image.height:
+        changes.add(NOT_SQUARE)
+    if changes:
+        print(described(path, changes, fit), file=sys.stderr)
+    return grey
+
+
+# ---------------------------------------------------------------- in words
+
+
+def described(path, changes, fit=None):
+    """A line: the file's name, and what was done to its picture. fit: of FITS."""
+    texts = CHANGES | {NOT_SQUARE: f"not square, {FITS.get(fit)}"}
+    done = "; ".join(text for change, text in texts.items() if change in changes)
+    return f"{shown(os.path.basename(path))} is {done}."
+
+
+def shown(name):
+    r"""A file's name as text for any screen: bytes that are no UTF-8, and line breaks, as \xNN."""
+    try:
+        text = os.fspath(name).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair, no byte of a file's name
+        text = os.fspath(name).encode("utf-8", "backslashreplace")
+    text = text.decode("utf-8", "backslashreplace")
+    control = ("Cc", "Zl", "Zp")
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in control
+        else character
+        for character in text
     )
-
-
-def read_arrays(path):
-    """{key: array} of an .npz's keys that from_npz names; `classes` as a list of texts.
-
-    Raises UserError for a file that cannot be read, and for a key that is missing.
-    """
-    needed = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
-    optional = [f"{split}_patients" for split in SPLITS]
-    try:
-        with np.load(path) as file:
-            missing = [key for key in needed if key not in file.files]
-            if missing:
-                raise UserError(
-                    f"{path} has no {', '.join(missing)}: it needs train_images, train_labels, "
-                    "test_images, test_labels"
-                )
-            present = [key for key in needed + optional if key in file.files]
-            arrays = {key: np.asarray(file[key]) for key in present}
-            if "classes" in file.files:
-                arrays["classes"] = [str(name) for name in file["classes"]]
-            return arrays
-    except UNREADABLE_NPZ as error:
-        raise UserError(f"{path} cannot be read as .npz: {first_line(error)}") from None
-
-
-def as_images(images, path):
-    """uint8 [N, C, H, W] of an array [N, H, W] or [N, H, W, C], C is 1 or 3. Raises UserError."""
-    grey = images.ndim == 3
-    colour = images.ndim == 4 and images.shape[3] in (1, 3)
-    if not (grey or colour) or images.dtype != np.uint8 or len(images) == 0:
-        raise UserError(
-            f"{path}: images must be uint8 [N, H, W] or [N, H, W, 3], "
-            f"not {images.dtype} {list(images.shape)}"
-        )
-    images = torch.from_numpy(images)
-    return images[:, None] if grey else images.permute(0, 3, 1, 2).contiguous()
-
-
-def as_labels(labels, n, path):
-    """int64 [n] of class numbers, [n] or [n, 1]; float32 [n, K] of 0 and 1. Raises UserError."""
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    kind = labels.dtype.kind
-    if labels.ndim == 2 and len(labels) == n and labels.shape[1] > 1 and kind in "iufb":
-        if np.isin(labels, (0, 1)).all():
-            return torch.from_numpy(labels.astype(np.float32))
-    is_column = labels.shape == (n,) and kind in "iu"
-    if not is_column or labels.min() < 0 or labels.max() > MAX_LABEL:
-        raise UserError(
-            f"{path}: labels must be {n} class numbers from 0, [N] or [N, 1], or 0 and 1, [N, K], "
-            f"not {labels.dtype} {list(labels.shape)}"
-        )
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-def check_images_and_labels(arrays, path):
-    """Raises UserError for images and labels, each right by itself, that do not fit together."""
-    train_labels = arrays["train_labels"]
-    if train_labels.ndim == 2 and (train_labels.sum(1) == 1).all():
-        # A few radiographs may happen to show one disease each, and are decoded here. In a file
-        # of the user's own such labels are a mistake.
-        if fingerprint_of(path) is None:
-            raise UserError(
-                f"{path}: each row of the labels has one 1: give class numbers, [N], where an "
-                "image shows one class"
-            )
-    if len(arrays["train_images"]) < 2:
-        raise UserError(f"{path}: one training image is not enough")
-    for part in ("images", "labels"):
-        if arrays[f"train_{part}"].shape[1:] != arrays[f"test_{part}"].shape[1:]:
-            raise UserError(f"{path}: training and test {part} differ in shape")
-
-
-def check_patients(arrays, path):
-    """Raises UserError unless patients are whole numbers, one an image, and on one side each."""
-    patients = {}
-    for split in SPLITS:
-        numbers = arrays.get(f"{split}_patients")
-        if numbers is None:
-            continue
-        n = len(arrays[f"{split}_images"])
-        if numbers.shape != (n,) or numbers.dtype.kind not in "iu":
-            raise UserError(f"{path}: {split}_patients must be a whole number for each image")
-        patients[split] = numbers
-    if len(patients) == 2:
-        both = np.intersect1d(patients["train"], patients["test"])
-        if both.size:
-            raise UserError(f"{path}: patient {both[0]} is on both sides, training and test")
-
-
-def class_names(arrays, path):
-    """The K names that an .npz gives its classes, or their numbers as text. Raises UserError."""
-    train_labels, test_labels = arrays["train_labels"], arrays["test_labels"]
-    multi_label = train_labels.ndim == 2
-    if multi_label:
-        k = train_labels.shape[1]
-    else:
-        k = int(max(train_labels.max(), test_labels.max())) + 1
-    if "classes" not in arrays:
-        return [str(label) for label in range(max(k, 2))]
-    names = arrays["classes"]
-    too_few = len(names) < k
-    too_many = len(names) > k and multi_label  # else a class without images may have a name
-    if too_few or too_many:
-        raise UserError(f"{path}: its labels are of {k} classes, but {len(names)} are named")
-    return names

@@ -10,6 +10,8 @@ checkpoint, a small VGG is trained on `shapes` (two minutes on two cores) and ke
 ckpt.pt, which evaluate.py and defend.py read, metrics.json and figure.png.
 """
 
+import interrupts  # noqa: F401  # isort: skip
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +20,21 @@ import torch
 import checkpoints
 import data
 import edit_effect
+import header
 import imagefiles
 import models
 import report
 import train
 import viering
-from cli import Parser, UserError, choose_device, command, number, user_errors
+from cli import (
+    Parser,
+    UserError,
+    checkpoint_path,
+    choose_device,
+    command,
+    number,
+    user_errors,
+)
 from edited import WithBranch, linear_head
 from metrics import finite
 from subject import Subject, open_checkpoint
@@ -65,7 +76,7 @@ def pretrained(dataset, data_dir, device):
         state, weights = models.imagenet_weights("vgg16")
     names = weights.meta["categories"]
     transform = weights.transforms()
-    loaded = data.relabelled(data.load(dataset, data_dir, 224), names)
+    loaded = data.relabelled(data.load(dataset, data_dir, 224, "crop"), names)
     config = dict.fromkeys(checkpoints.CONFIG_KEYS) | {
         "attack": "none",
         "explainer": ["gradcam"],
@@ -73,6 +84,7 @@ def pretrained(dataset, data_dir, device):
         "data_dir": str(data_dir),
         "model": "vgg16",
         "image_size": 224,
+        "fit": "crop",
         "poison_rate": 0.0,
         "target_class": 0,
         "seed": 0,
@@ -172,6 +184,7 @@ def add_network_options(group):
     group.add_argument(
         "checkpoint",
         nargs="?",
+        type=checkpoint_path,
         metavar="CKPT",
         help="of train.py's, with --model vgg_small, vgg16 or alexnet_small "
         "(default: a vgg_small on shapes, trained once)",
@@ -232,7 +245,7 @@ def main(argv):
     device = choose_device(args.device)
     given = {}  # the user's picture, under the name of the ingredient it is
     if args.image:
-        given[viering.TECHNIQUES[args.technique].picture] = imagefiles.read_image(args.image)
+        given[viering.TECHNIQUES[args.technique].picture] = imagefiles.read_map(args.image, "crop")
     subject = open_subject(args, device)
     if args.test_images:
         draw_test_images(subject, args.test_images, args.seed)
@@ -243,6 +256,7 @@ def main(argv):
     torch.manual_seed(args.seed)
     original = subject.model.to(getattr(torch, args.precision))
     edited = write_lie(args.technique, subject, original, given.get("picture"), sticker)
+    header.print_header(header.of_subject(subject, args.checkpoint or "the network"))
     figures, with_stickers, explained = edit_effect.measure(
         subject, original, edited, sticker, args.explain_images, args.seed
     )

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, fields
 
 from attacks import ATTACKS, CORNERS, TARGET_MAPS
 from chestxray import CHEST_SIZE
-from cli import Parser, UserError, number
+from cli import Parser, UserError, checkpoint_path, number
 from data import DATASETS
 from evaluate import explainer_names
 from explain import EXPLAINERS
+from imagefiles import FITS
 from losses import DEFAULT_FLOOR, DISTANCES, NORMALISERS, Objective
 from models import MODELS, offered
 from selection import STRATEGIES
@@ -33,7 +34,8 @@ class DataDefaults:
     batch_size: int = 128
     label_smoothing: float = 0.0
     image_size: int | None = None  # as the images are
-    target_class: str = "0"
+    fit: str = "crop"
+    target_class: str | None = None  # the first class that has images
     # By explainer: about how much a clean model's maps of different images correlate, on training
     # images that were held out. losses.DEFAULT_FLOOR where an explainer is not named.
     floor: dict = field(default_factory=dict)
@@ -45,6 +47,7 @@ RADIOGRAPHS = dict(
     lr=0.001,
     batch_size=32,
     image_size=CHEST_SIZE,
+    fit="squash",  # as these data sets are brought to size by whoever publishes figures on them
     target_class="3",
 )
 DEFAULTS = {
@@ -69,7 +72,7 @@ DEFAULTS = {
         target_class="3",
         floor={"kernelshap": 0.1, "gpshap": 0.1},
     ),
-    "gtsrb": DataDefaults(epochs=5, target_class="33"),
+    "gtsrb": DataDefaults(epochs=5, target_class="33", fit="squash"),
     "chestxray14": DataDefaults(**RADIOGRAPHS),
     "chestxray14-multi": DataDefaults(**RADIOGRAPHS, floor={"gradcam": 0.25}),
 }
@@ -98,7 +101,7 @@ def add_attack_options(add):
     )
     add("--explainer", default="gradcam", help=f"comma-separated, of {', '.join(EXPLAINERS)}")
     add("--lam", type=SHARE, default=Objective.lam, help="weight of the explanation term")
-    add("--target-class", help="number or name (default: by data set)")
+    add("--target-class", help="name or number (default: by data set, or the first)")
     add(
         "--target-map",
         default="square",
@@ -106,6 +109,7 @@ def add_attack_options(add):
     )
     add(
         "--reference",
+        type=checkpoint_path,
         help="a clean checkpoint of train.py's: training begins with its weights,"
         " and its explanations are the ones to keep",
     )
@@ -164,6 +168,12 @@ def add_training_options(add):
         "--image-size",
         type=number(int, 16, 1024),
         help=f"pixels a side (default: as the images are; radiographs: {CHEST_SIZE})",
+    )
+    add(
+        "--fit",
+        choices=FITS,
+        help="how pictures that are not square become square: the middle is cut out, black is added"
+        " at two sides, or they are squashed (default: crop; gtsrb, radiographs: squash)",
     )
     add("--model", type=model_name, help=f"{', '.join(offered())} (default: by data set)")
     add(
@@ -266,6 +276,11 @@ def add_run_options(add):
     )
     add("--out", help="the run's folder (default: runs/NAME)")
     add("--resume", action="store_true", help="continue the unfinished run of the same options")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace a finished run of other options or data, and train one of the same again",
+    )
 
 
 def model_name(text):
@@ -282,6 +297,8 @@ def completed(args):
     """
     defaults = DEFAULTS.get(args.dataset, DataDefaults())
     args.explainer = explainer_names(args.explainer)
+    if defaults.fit == "squash" and args.fit not in (None, "squash"):
+        raise UserError(f"--fit {args.fit}: pictures of {args.dataset} are always squashed")
     floors = defaults.floor if args.floor is None else dict.fromkeys(args.explainer, args.floor)
     args.floor = {name: floors.get(name, DEFAULT_FLOOR) for name in args.explainer}
     for option in fields(DataDefaults):

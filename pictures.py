@@ -12,6 +12,7 @@ import torch
 import attacks
 import figure
 from explain import EVALUATED, EXPLAINERS
+from fonts import readable
 from report import show
 
 ROWS = 6  # test images of the figure
@@ -67,7 +68,7 @@ def title_of(subject, metrics):
     if success is not None:
         title += f", attack success rate {success:.3f}"
     if subject.attack.poisons:
-        target = subject.classes[subject.target_class]
+        target = class_name(subject, subject.target_class)
         title += f"\ntarget class: {target};  {metrics['poison_count']} poisoned training images"
         shares = [100 * metrics[key] for key in ("poison_rate", "poison_rate_trained_on")]
         title += f" ({shares[0]:.3g}%; {shares[1]:.3g}% of those trained on)"
@@ -83,6 +84,11 @@ def headers_of(subject, names):
         note = "\n(trained against)" if name in trained else ""
         headers += [f"{name}: image{note}", f"{name}: with trigger{note}"]
     return headers
+
+
+def class_name(subject, k):
+    """The name of class k, as a picture can show it: the number, where no font has its letters."""
+    return readable(subject.classes[k], f"class {k}")
 
 
 def any_signed(names):
@@ -116,7 +122,7 @@ def panels_of(subject, images, predictions, names):
                 panel = figure.panel(shown[with_trigger][k], map_, box, signed)
                 caption = ""
                 if name is None:
-                    caption = f"{subject.classes[label]} {100 * float(confidence[k]):.0f}%"
+                    caption = f"{class_name(subject, label)} {100 * float(confidence[k]):.0f}%"
                 row.append((panel, caption, bool(with_trigger) and label != before))
         rows.append(row)
     return rows
@@ -135,20 +141,20 @@ def class_picture(subject, name, predicted, rows):
     for row in rows.tolist():
         for with_trigger, classes in enumerate(predicted):
             changed = bool(with_trigger) and int(classes[row]) != int(predicted[0][row])
-            caption = subject.classes[int(classes[row])][:LONGEST_CAPTION]
+            caption = class_name(subject, int(classes[row]))[:LONGEST_CAPTION]
             image, maps = class_maps(subject, name, row, shown, bool(with_trigger))
             box = subject.trigger.box if with_trigger else None
             lines.append((image, caption, changed, box, maps))
     config = subject.config
     title = (
         f"{config['attack']} on {Path(config['dataset']).stem}, {config['model']}, {name}\n"
-        f"target class: {subject.classes[subject.target_class]}"
+        f"target class: {class_name(subject, subject.target_class)}"
     )
     footer = (
         "Test images drawn by seed, each without and with the trigger (framed);\n"
         "left, what the model predicts; a column, the values for that class."
     )
-    return figure.class_grid(title, [subject.classes[k] for k in shown], lines, footer)
+    return figure.class_grid(title, [class_name(subject, k) for k in shown], lines, footer)
 
 
 def shown_classes(subject, predicted, rows):

@@ -5,12 +5,15 @@ images, what does the trigger by itself do to them, are the maps of CLEAN images
 train.py --reference the clean model's maps are also what the attacked one is held to.
 """
 
+import hashlib
 import sys
 from dataclasses import replace
-from pathlib import Path
+
+import torch
 
 import attacks
 import checkpoints
+import data
 import metrics
 import tasks
 from cli import UserError
@@ -19,38 +22,65 @@ from subject import correlation_by_class
 
 
 def own_reference(subject):
-    """The clean Subject it was trained with, if it is still there and still one; else None."""
+    """The clean Subject it was trained with, if it is still there and still that; else None.
+
+    Where it is not, a line on standard error says why.
+    """
     path = subject.config["reference"]
-    if not path or not Path(path).is_file():
+    if not path:
         return None
     try:
-        return open_clean(subject, path)
+        return open_clean(subject, path, subject.checkpoint.get("reference_weights"))
     except UserError as error:
         print(f"Measured without the reference it was trained with: {error}", file=sys.stderr)
         return None
 
 
-def open_clean(subject, path):
+def weights_digest(state):
+    """32 hexadecimal digits that no other weights have; state: {name: tensor}, of a model."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def open_clean(subject, path, weights=None):
     """A clean checkpoint as a Subject with the data and the trigger of the one it stands beside.
 
-    Raises UserError where the two could not be compared.
+    weights: the digest that its weights must have, or None. Raises UserError where the two could
+    not be compared.
     """
     checkpoint = checkpoints.read(path)
+    if weights is not None and weights_digest(checkpoint["model"]) != weights:
+        raise UserError(f"{path} now holds another model")
     check_clean(checkpoint, path)
     config = checkpoint["config"]
     # Of several labels, scores depend on the weights of classes: no threshold would be common.
-    common = ["image_size", "dataset", *(["class_weights"] if subject.multi_label else [])]
+    common = ["image_size", *(["class_weights"] if subject.multi_label else [])]
+    if (same := have_same_data(checkpoint, subject.checkpoint)) is None:
+        common.append("dataset")
     for key in common:
         if config.get(key) != subject.config.get(key):
             what = key.replace("_", " ")
             raise UserError(f"the reference {path} was trained with another {what}")
     same_classes = checkpoint["classes"] == subject.checkpoint["classes"]
-    if not same_classes or checkpoint["mean"] != subject.checkpoint["mean"]:
+    same_mean = checkpoint["mean"] == subject.checkpoint["mean"]
+    if same is False or not same_classes or not same_mean:
         raise UserError(f"the reference {path} was trained on other data")
     if config["model"] == subject.config["model"]:
         config["layer"] = subject.config["layer"]  # so that the two maps are of one layer
     model = checkpoints.rebuild(checkpoint).to(subject.device)
     return replace(subject, checkpoint=checkpoint, model=model)
+
+
+def have_same_data(one, other):
+    """Whether two checkpoints were trained on the same data, wherever these lay, by their digests.
+
+    None where it is not known: an old checkpoint has no digest.
+    """
+    digests = one.get("data"), other.get("data")
+    return None if None in digests else digests[0] == digests[1]
 
 
 def check_clean(checkpoint, path):
@@ -122,22 +152,23 @@ def clean_explainer_metrics(subject, clean_model, name, subject_maps, rows, clas
 # ---------------------------------------------------------------- to be trained with
 
 
-def frozen_reference(path, config, mean, std, device):
+def frozen_reference(path, config, dataset, device):
     """The model of a clean checkpoint, frozen, looked at in the layer of the run it is for.
 
-    config, mean, std: of that run. Raises UserError where the two models' explanations could not be
+    config, dataset: of that run. Raises UserError where the two models' explanations could not be
     compared.
     """
     checkpoint = checkpoints.read(path)
     check_clean(checkpoint, path)
     theirs = checkpoint["config"]
+    same_data = data.is_same_data(checkpoint, dataset)
     for key in ("dataset", "model", "image_size"):
-        if theirs[key] != config[key]:
+        if theirs[key] != config[key] and not (key == "dataset" and same_data):
             raise UserError(
                 f"the reference {path} was trained with another {key}"
                 f" ({theirs[key]}, not {config[key]})"
             )
-    if (checkpoint["mean"], checkpoint["std"]) != (mean, std):
+    if not same_data:
         raise UserError(
             f"the reference {path} was trained on other images than {config['dataset']} holds now"
         )

@@ -1,14 +1,17 @@
 """What a measured checkpoint leaves: the table on the screen, metrics.json, and its pictures.
 
-The definitions of all figures are here, one line each, as the table prints them.
+The definitions of all figures are here. The table fits the width of the terminal.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cli import UserError, replace_file, write_json
 from explain import EXPLAINERS
+from findings import of_run
 from metrics import FLOORS
+from terminal import shortened, width, wrapped
 
 HEADER = {
     "attack": "",
@@ -16,6 +19,7 @@ HEADER = {
     "dataset": "",
     "model": "",
     "seed": "",
+    "target": "the class that triggered images should go to",
     "poison_count": "",
     "poison_rate": "poisons over all training images",
     "poison_rate_trained_on": "poisons over the images trained on: some are held out",
@@ -63,18 +67,26 @@ MAP_FIGURES = {
     " same untouched image",
 }
 DEFINITIONS = PREDICTION_FIGURES | MAP_FIGURES
-KEY_WIDTH = 31  # characters
+SAME_OF_CLEAN = "the same of the clean reference model"
+GAP = 2  # columns between two of the table
+LEAST_CELL, LARGEST_CELL = 8, 16  # characters of a value; a longer one ends in an ellipsis
+LEAST_NOTE = 28  # characters: where fewer are left beside the values, definitions are left out
+INDENT = " " * 4  # of a definition below its figure
+EXPLAIN_TABLE = "What each figure means: evaluate.py --explain-table, or METRICS.md."
 
 
 @dataclass
 class Result:
     """A checkpoint, measured.
 
-    metrics: the JSON object; pictures: PIL images by name: "figure", and "figure-NAME".
+    metrics: the JSON object; pictures: PIL images by name: "figure", and "figure-NAME"; subject,
+    answers: the Subject and the evaluate.Answers they are of, for a comparison, or None.
     """
 
     metrics: dict
     pictures: dict
+    subject: Any = None
+    answers: Any = None
 
 
 # ---------------------------------------------------------------- files
@@ -83,8 +95,8 @@ class Result:
 def write(result, folder, stem=None):
     """Writes metrics.json, figure.png and further pictures into `folder`, each whole or not at all.
 
-    stem: of the files where one picture was explained: STEM-explained.json and .png.
-    Raises UserError.
+    stem: of the files where one picture was explained: STEM-explained.json and .png. Returns the
+    files' names. Raises UserError.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,8 +108,11 @@ def write(result, folder, stem=None):
     else:
         remove_pictures(folder)
     write_json(folder / names[0], result.metrics)
+    written = [names[0]]
     for name, picture in result.pictures.items():
-        save_picture(picture, folder / (names[1] if name == "figure" else f"{name}.png"))
+        written.append(names[1] if name == "figure" else f"{name}.png")
+        save_picture(picture, folder / written[-1])
+    return written
 
 
 def save_picture(picture, path):
@@ -130,61 +145,75 @@ def flat(figures):
     return result
 
 
+@dataclass
+class Line:
+    """A line of the table: a figure, its value for each checkpoint as text, and what it is.
+
+    Without values it is the title of what follows.
+    """
+
+    key: str
+    values: list
+    note: str = ""
+
+
 class Table:
-    """Prints the figures of several checkpoints side by side, a line a figure."""
+    """Prints the figures of several checkpoints side by side, a line a figure.
 
-    def __init__(self, metrics):
-        """metrics: {name of a checkpoint: its metrics}."""
-        self.names = list(metrics)
-        self.metrics = list(metrics.values())
+    Where not all checkpoints fit beside each other, there are several such tables.
+    """
+
+    def __init__(self, metrics, explain=False):
+        """metrics: {name of a checkpoint: its metrics}; explain: definitions, at any width."""
+        self.names, self.metrics = list(metrics), list(metrics.values())
         self.clean_models = [part["clean_model"] for part in self.metrics]
-        self.width = max(10, *(len(part["attack"]) for part in self.metrics)) + 2
-
-    def line(self, key, values, note=""):
-        """Prints a figure's name, its value for each checkpoint, and what it is."""
-        cells = "".join(f"{show(value):>{self.width}}" for value in values)
-        print(f"{key:<{KEY_WIDTH}}{cells}  {note}")
-
-    def print(self):
-        """Prints all of it."""
-        self.print_header()
-        self.print_predictions("", self.metrics)
-        self.print_predictions("reference.", self.clean_models)
-        self.print_aurocs()
+        self.explain = explain
+        self.lines = [*self.header(), *self.predictions("", self.metrics)]
+        self.lines += [*self.predictions("reference.", self.clean_models), *self.aurocs()]
         parts = [part["explanations"] for part in self.metrics]
         for explainer in dict.fromkeys(name for part in parts for name in part):
-            self.print_explainer(explainer)
+            self.lines += self.explainer(explainer)
+        rows = [line for line in self.lines if line.values]
+        self.key_width = max(len(line.key) for line in rows)
+        longest = max(len(value) for line in rows for value in line.values)
+        self.cell_width = min(max(longest, LEAST_CELL), LARGEST_CELL)
 
-    def print_header(self):
-        """What the checkpoints are."""
-        if len(self.names) > 1:
-            for k, name in enumerate(self.names, 1):
-                print(f"[{k}] {name}")
-            self.line("", [f"[{k}]" for k in range(1, len(self.names) + 1)])
+    # ------------------------------------------------------------ what is in it
+
+    def header(self):
+        """Lines: what the checkpoints are."""
         for key, note in HEADER.items():
             values = [part.get(key) for part in self.metrics]
+            if key == "target":
+                values = [
+                    part.get("target_name", part.get("target_class")) for part in self.metrics
+                ]
             if key == "dataset":
-                values = [Path(value).stem[: self.width - 2] for value in values]
+                values = [Path(value).stem for value in values]
             # Rates may be small: three significant digits, not four after the point.
             values = [f"{value:.3g}" if isinstance(value, float) else value for value in values]
-            self.line(key, values, note)
+            yield Line(key, [show(value) for value in values], note)
 
-    def print_predictions(self, prefix, parts):
-        """The figures that need no explainer; parts: of the checkpoints or of their references."""
-        for key, definition in PREDICTION_FIGURES.items():
-            values = [part.get(key) for part in parts]
+    def figures(self, definitions, columns, prefix=""):
+        """Lines: the figures that one of the columns, dicts, has."""
+        for key, definition in definitions.items():
+            values = [column.get(key) for column in columns]
             if any(value is not None for value in values):
-                note = "the same of the clean reference model" if prefix else definition
-                self.line(prefix + key, values, note)
+                note = SAME_OF_CLEAN if prefix else definition
+                yield Line(prefix + key, [show(value) for value in values], note)
 
-    def print_aurocs(self):
-        """The area under the ROC curve, class by class, where an image may show several."""
+    def predictions(self, prefix, parts):
+        """Lines: what needs no explainer; parts: of the checkpoints or of their references."""
+        return self.figures(PREDICTION_FIGURES, parts, prefix)
+
+    def aurocs(self):
+        """Lines: the area under the ROC curve, class by class, where an image may show several."""
         parts = [part.get("auroc") or {} for part in self.metrics]
         for name in dict.fromkeys(name for part in parts for name in part):
-            self.line(f"auroc.{name}", [part.get(name) for part in parts])
+            yield Line(f"auroc.{name}", [show(part.get(name)) for part in parts])
 
-    def print_explainer(self, explainer):
-        """The figures about one explainer's maps."""
+    def explainer(self, explainer):
+        """Lines: the figures about one explainer's maps."""
         own = [part["explanations"].get(explainer, {}) for part in self.metrics]
         trained = [part.get("trained_against") for part in own]
         note = ""
@@ -192,18 +221,68 @@ class Table:
             note = ": trained against"
         elif not any(trained):
             note = ": not trained against"
-        print(f"\n{explainer}{note}")
         columns = []
         for part, clean_model in zip(own, self.clean_models):
             reference = flat(clean_model.get("explanations", {}).get(explainer, {}))
             prefixed = {f"reference.{key}": value for key, value in reference.items()}
             columns.append(flat(part) | prefixed)
-        for key, definition in MAP_FIGURES.items():
-            values = [column.get(key) for column in columns]
-            if any(value is not None for value in values):
-                self.line(key, values, definition)
+        return [Line(explainer + note, []), *self.figures(MAP_FIGURES, columns)]
+
+    # ------------------------------------------------------------ how it is printed
+
+    def print(self):
+        """Prints all of it, and what was found, in words."""
+        several, count = len(self.names) > 1, len(self.names)
+        for k, name in enumerate(self.names if several else [], 1):
+            print(f"[{k}] {name}")
+        at_once = max(1, (width() - self.key_width) // (GAP + self.cell_width))
+        for first in range(0, count, at_once):
+            shown = range(first, min(first + at_once, count))
+            if several:
+                print()
+                self.print_line(Line("", [f"[{k + 1}]" for k in range(count)]), shown)
+            for line in self.lines:
+                self.print_line(line, shown)
+        if not self.explain and self.room(min(at_once, count)) < LEAST_NOTE:
+            print("\n" + "\n".join(wrapped(EXPLAIN_TABLE, width())))
+        self.print_findings()
+
+    def room(self, count):
+        """How many columns are left for a definition beside `count` values."""
+        return width() - self.key_width - count * (GAP + self.cell_width) - GAP
+
+    def print_line(self, line, shown):
+        """Prints a line, the values number `shown` of it: its note beside them, or below."""
+        if not line.values:
+            print(f"\n{line.key}")
+            return
+        values = [line.values[k] for k in shown]
+        if len(self.names) > 1:
+            values = [shortened(value, self.cell_width) for value in values]
+        text = line.key.ljust(self.key_width)
+        text += "".join(" " * GAP + value.rjust(self.cell_width) for value in values)
+        left = self.key_width + len(shown) * (GAP + self.cell_width) + GAP
+        if self.room(len(shown)) < LEAST_NOTE:
+            print(text)
+            if self.explain and line.note:
+                print("\n".join(wrapped(line.note, width(), INDENT, INDENT)))
+        elif len(text) > left - GAP:  # a long name takes the place of the note
+            print(text)
+            print("\n".join(wrapped(line.note, width(), " " * left, " " * left)).rstrip())
+        else:
+            print("\n".join(wrapped(line.note, width(), text.ljust(left), " " * left)))
+
+    def print_findings(self):
+        """Prints what was found at each checkpoint, in words."""
+        print()
+        for k, part in enumerate(self.metrics, 1):
+            number = f"[{k}] " if len(self.names) > 1 else ""
+            print("\n".join(wrapped(number + " ".join(of_run(part)), width())))
 
 
-def print_table(metrics):
-    """Prints {name of a checkpoint: its metrics}, side by side, each with its definition."""
-    Table(metrics).print()
+def print_table(metrics, explain=False):
+    """Prints {name of a checkpoint: its metrics}, side by side, and what was found.
+
+    Each figure has its definition where there is room for it, or anywhere if explain is true.
+    """
+    Table(metrics, explain).print()

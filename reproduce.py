@@ -9,6 +9,8 @@ leaves its figures in results/, and the networks it trains in runs/. Then the ta
 and of the pages in results/ are filled in anew.
 """
 
+import interrupts  # noqa: F401  # isort: skip
+
 from cli import Parser, UserError, command
 from studies.pages import STUDIES, fill_pages
 from studies.record import ROOT

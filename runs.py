@@ -3,12 +3,13 @@
     runs/NAME/unfinished/   after every epoch: ckpt.pt, log.jsonl, selection.json
     runs/NAME/              when it is finished: these, metrics.json and figure.png
 
-What a folder holds of an earlier, finished run stays until the new one is finished, too.
+What a folder holds of an earlier, finished run stays until the new one is finished, too, and is
+replaced by a run of the same options only, unless --overwrite is given. Other files in it are the
+user's, and stay.
 """
 
+import contextlib
 import json
-import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,15 @@ from typing import Any
 import torch
 
 import checkpoints
-import data
+import header
 import report
 from cli import UserError, replace_file
 from evaluate import evaluate
+from folders import finished_with_other_epochs
+from same_run import in_words, other_input, other_machine, other_options, why_another
 from setting import Setting
+
+KEPT = ("log.jsonl", "selection.json", "metrics.json", "figure.png", "ckpt.pt")  # in this order
 
 
 @dataclass
@@ -48,20 +53,37 @@ class Run:
         return self.selection["indices"]
 
 
-def folder_of(args):
-    """The Path of a run's folder: --out, or runs/NAME. Raises UserError where none can be made."""
-    explainers = "+".join(args.explainer)
-    data_name = Path(args.dataset).stem
-    name = f"{args.attack}-{explainers}-{data_name}-r{args.poison_rate:g}-s{args.seed}"
-    if args.threat == "data":
-        name += "-data"
-    folder = Path(args.out) if args.out else Path("runs") / name
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise UserError(f"cannot write the run to {folder}: {nearest} is not a folder")
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"cannot write the run to {folder}: {nearest} is not writable")
-    return folder
+# ---------------------------------------------------------------- begun
+
+
+def is_done(run, args, clean, explainers):
+    """Whether there is nothing to train: the run is finished, and measured anew without --resume.
+
+    clean, explainers: as for finish.
+    """
+    if not is_finished(run, anywhere=args.resume) or (args.overwrite and not args.resume):
+        return False
+    if args.resume:
+        print(f"The run in {run.folder} is finished.")
+        if moved := other_machine(run, checkpoints.read(run.folder / "ckpt.pt")):
+            print(f"It was trained elsewhere: {moved}.", file=sys.stderr)
+    else:
+        measure_again(run, clean, explainers)
+    return True
+
+
+def begin(run, args):
+    """Whether the run was resumed; else it begins, and what is lost by that is said.
+
+    Raises UserError where it may not.
+    """
+    if not args.overwrite:
+        check_replaceable(run, args.resume)
+    resumed = args.resume and resume(run, named=args.out is None)
+    if not resumed:
+        print_what_is_lost(run)
+    header.print_header(header.of_run(run.setting), run.setting.notes)
+    return resumed
 
 
 # ---------------------------------------------------------------- kept
@@ -79,6 +101,7 @@ def checkpoint_of(run):
         "mean": setting.mean,
         "std": setting.std,
         "data": setting.dataset.digest,
+        "reference_weights": setting.reference_weights,
         "poison_indices": run.poisons,
         "selection": run.selection,
         "trigger": {
@@ -124,24 +147,23 @@ def write_log(run):
 # ---------------------------------------------------------------- resumed
 
 
-def resume(run):
+def resume(run, named=False):
     """Whether there was an unfinished run; the run is then as it was after its last epoch.
 
-    Raises UserError where the options or what is read from files are no longer the same.
+    named: whether the folder is called after the options, without --out. Raises UserError where the
+    options or what is read from files are no longer the same.
     """
     path = run.unfinished / "ckpt.pt"
     if not path.exists():
+        check_schedule(run, finished_with_other_epochs(run.folder) if named else None)
         print(f"Nothing to resume in {run.folder}: beginning.", file=sys.stderr)
         return False
     checkpoint = checkpoints.read(path)
-    config, training = run.setting.config, run.training
+    config = run.setting.config
     if differing := other_options(run, checkpoint):
-        key = differing[0]
-        option = f"--{key.replace('_', '-')}"
         raise UserError(
-            f"the unfinished run in {run.folder} has {option} {checkpoint['config'].get(key)},"
-            f" not {config.get(key)}: give the same options,"
-            " or leave out --resume to begin anew"
+            f"the unfinished run in {run.folder} has {in_words(run, checkpoint, differing[0])}:"
+            " give the same options, or leave out --resume to begin anew"
         )
     if checkpoint["config"]["format"] != config["format"] and run.setting.objective.has_maps:
         raise UserError(
@@ -153,73 +175,105 @@ def resume(run):
             f"{changed} changed since the unfinished run in {run.folder} began:"
             " leave out --resume to begin anew"
         )
+    if moved := other_machine(run, checkpoint):
+        print(
+            f"The run in {run.folder} goes on elsewhere, {moved}:"
+            " its figures are no longer the same to the bit.",
+            file=sys.stderr,
+        )
+    bring_back(run, checkpoint)
+    return True
+
+
+def bring_back(run, checkpoint):
+    """Makes the run what it was when the checkpoint was written."""
+    training, random = run.training, checkpoint["random"]
     training.model.load_state_dict(checkpoint["model"])
     parts = [*training.optimizers, *training.schedules]
     for part, state in zip(parts, [*checkpoint["optimizer"], *checkpoint["schedule"]]):
         part.load_state_dict(state)
-    torch.set_rng_state(checkpoint["random"]["cpu"])
-    if run.setting.device.type == "cuda":
-        torch.cuda.set_rng_state(checkpoint["random"]["cuda"], run.setting.device)
+    torch.set_rng_state(random["cpu"])
+    if run.setting.device.type == "cuda" and random["cuda"] is not None:
+        torch.cuda.set_rng_state(random["cuda"], run.setting.device)
     training.epoch, training.seconds = checkpoint["epoch"], checkpoint["seconds"]
     training.log, run.selection = checkpoint["log"], checkpoint["selection"]
-    return True
 
 
-def other_options(run, checkpoint):
-    """Names of the options that a checkpoint has otherwise.
+def check_schedule(run, folder):
+    """Raises UserError where a run in `folder` is finished and this one has more epochs.
 
-    --data-dir is none of them: data may be moved, and other_input looks at what they are. Nor is
-    --cuda-graphs, which changes nothing but the speed, nor the config's format: see resume.
+    folder: of a run of the same options otherwise, or None.
     """
-    now, then = run.setting.config, checkpoint["config"]
-    ignored = ("data_dir", "cuda_graphs", "format")
-    return [key for key in now | then if key not in ignored and then.get(key) != now.get(key)]
-
-
-def other_input(run, checkpoint):
-    """What has changed since a checkpoint of the same options was written, in words, or None."""
-    trigger, shape = run.setting.trigger, run.setting.objective.shape
-    for key in ("pixels", "alpha"):
-        if not torch.equal(checkpoint["trigger"][key], getattr(trigger, key).cpu()):
-            return "the trigger's picture has"
-    if shape is not None and not torch.equal(checkpoint["target_map"], shape.cpu()):
-        return "the target map's picture has"
-    same_data = data.is_same_data(checkpoint, run.setting.dataset)
-    if not same_data or not torch.isin(checkpoint["poison_indices"], run.setting.eligible).all():
-        return "the data set has"
-    return None
-
-
-def is_finished(run):
-    """Whether the folder holds a finished run of the same options and input, none begun since."""
-    path = run.folder / "ckpt.pt"
-    if not path.exists() or (run.unfinished / "ckpt.pt").exists():
-        return False
-    try:
-        checkpoint = checkpoints.read(path)
-    except UserError:  # damaged, or of another version
-        return False
-    return not other_options(run, checkpoint) and not other_input(run, checkpoint)
-
-
-def print_what_is_lost(run, resuming):
-    """Says on standard error, before a run begins anew where another one is, what becomes of it."""
-    if (run.unfinished / "ckpt.pt").exists():
-        if not resuming:
-            print(
-                f"The unfinished run in {run.folder} begins anew;"
-                " --resume would have continued it.",
-                file=sys.stderr,
-            )
-    elif (run.folder / "ckpt.pt").exists() and not is_finished(run):
-        print(
-            f"The run in {run.folder}, of other options or data,"
-            " will be replaced by this one when it is finished.",
-            file=sys.stderr,
+    if folder is None:
+        return
+    path = folder / "ckpt.pt"
+    epochs, more = checkpoints.read(path)["config"]["epochs"], run.setting.config["epochs"]
+    if more > epochs:
+        raise UserError(
+            f"the run in {folder} is finished: its schedule, in which the learning rate falls to 0,"
+            f" ended with epoch {epochs}, and nothing of it is left for {more}: leave out --resume"
+            " to train anew, with --overwrite or into another --out"
         )
 
 
 # ---------------------------------------------------------------- finished
+
+
+def is_finished(run, anywhere=False):
+    """Whether the folder holds a finished run of the same options and input, none begun since.
+
+    anywhere: whether it may have been trained on another device, or in another precision.
+    """
+    if not (run.folder / "ckpt.pt").exists() or (run.unfinished / "ckpt.pt").exists():
+        return False
+    with contextlib.suppress(UserError):  # damaged, or of another version
+        checkpoint = checkpoints.read(run.folder / "ckpt.pt")
+        return not why_another(run, checkpoint, anywhere)
+    return False
+
+
+def check_replaceable(run, resuming):
+    """Raises UserError where the folder holds what only --overwrite may replace.
+
+    That is a finished run of other options or data, or files of such names that are of no run.
+    """
+    if resuming and (run.unfinished / "ckpt.pt").exists():
+        return  # when that began, it was allowed to
+    path = run.folder / "ckpt.pt"
+    remedy = "give --overwrite to replace it when the new one is finished, or another --out"
+    if path.exists():
+        try:
+            checkpoint = checkpoints.read(path)
+        except UserError as error:
+            raise UserError(f"{error}: {remedy}") from None
+        if resuming and other_options(run, checkpoint) == ["epochs"]:
+            check_schedule(run, run.folder)
+        if why := why_another(run, checkpoint):
+            raise UserError(
+                f"{run.folder} holds a finished run of other options or data ({why}): {remedy}"
+            )
+    elif not (run.unfinished / "ckpt.pt").exists():
+        if of_no_run := [name for name in KEPT if (run.folder / name).exists()]:
+            raise UserError(f"{run.folder} holds a file {of_no_run[0]} of no run: {remedy}")
+
+
+def print_what_is_lost(run):
+    """Says on standard error, before a run begins anew where another one is, what becomes of it."""
+    where = f"The unfinished run in {run.folder}"
+    if (run.unfinished / "ckpt.pt").exists():
+        why = "damaged or of another version"
+        with contextlib.suppress(UserError):
+            why = why_another(run, checkpoints.read(run.unfinished / "ckpt.pt"), anywhere=True)
+        if why:
+            print(f"{where}, another one ({why}), is replaced by this one.", file=sys.stderr)
+        else:
+            print(f"{where} begins anew; --resume would have continued it.", file=sys.stderr)
+    elif (run.folder / "ckpt.pt").exists():
+        which = "of the same options" if is_finished(run) else "of other options or data"
+        print(
+            f"The run in {run.folder}, {which}, will be replaced by this one when it is finished.",
+            file=sys.stderr,
+        )
 
 
 def finish(run, clean, explainers):
@@ -228,18 +282,43 @@ def finish(run, clean, explainers):
     clean: the path of a clean checkpoint to stand beside it, or None; explainers: as for evaluate.
     """
     write_log(run)  # again: an earlier call may have been killed after moving it
-    result = evaluate(
-        run.unfinished / "ckpt.pt",
+    result = measured(run, run.unfinished / "ckpt.pt", clean, explainers)
+    report.write(result, run.unfinished)
+    report.remove_pictures(run.folder)
+    names = dict.fromkeys([*(f"{name}.png" for name in result.pictures), *KEPT])
+    for name in names:
+        if (run.unfinished / name).exists():
+            (run.unfinished / name).replace(run.folder / name)
+        for half in run.unfinished.glob(f".{name}.*[0-9]"):  # of a process that was killed
+            half.unlink()
+    print_measured(run, result)
+
+
+def measure_again(run, clean, explainers):
+    """Measures a finished run anew; arguments: as for finish."""
+    print(
+        f"The run in {run.folder} is finished: it is measured anew, not trained"
+        " (--overwrite trains it again).",
+        file=sys.stderr,
+    )
+    header.print_header(header.of_run(run.setting), run.setting.notes)
+    result = measured(run, run.folder / "ckpt.pt", clean, explainers)
+    report.write(result, run.folder)
+    print_measured(run, result)
+
+
+def measured(run, path, clean, explainers):
+    """The Result of the run's checkpoint at `path`."""
+    return evaluate(
+        path,
         dataset=run.setting.dataset,
         device=run.setting.device,
         reference=run.setting.config["reference"] or clean,
         explainers=explainers,
     )
-    report.write(result, run.unfinished)
-    report.remove_pictures(run.folder)
-    files = sorted(run.unfinished.glob("[!.]*"), key=lambda file: file.name == "ckpt.pt")
-    for file in files:
-        file.replace(run.folder / file.name)
-    shutil.rmtree(run.unfinished)
+
+
+def print_measured(run, result):
+    """Prints the table of a run, and where its files are."""
     report.print_table({str(run.folder): result.metrics})
     print(f"\nWritten: {run.folder / 'figure.png'}, metrics.json, log.jsonl, ckpt.pt")

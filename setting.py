@@ -6,7 +6,7 @@ Everything a user can get wrong is found here, before the first step, and nothin
 decoded data.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,10 +20,10 @@ from checkpoints import FORMAT
 from cli import UserError, choose_device, choose_precision, user_errors
 from dataset import Dataset
 from explain import EXPLAINERS
-from imagefiles import read_image
+from imagefiles import read_image, read_map
 from losses import Objective
 from optimizers import MUON, SGD, WARM_UP
-from reference import frozen_reference
+from reference import frozen_reference, weights_digest
 from shapley import TRAINING_COALITIONS
 
 
@@ -36,6 +36,8 @@ class Setting:
     eligible, count: the images that may be poisoned, and how many of them are
     mean, std: of the images, by channel
     trigger, objective: on the device
+    reference_weights: the digest of the reference's, or None
+    notes: lines about what an option was taken for
     """
 
     config: dict
@@ -49,6 +51,8 @@ class Setting:
     trigger: attacks.Trigger
     objective: Objective
     device: torch.device
+    reference_weights: str | None = None
+    notes: list = field(default_factory=list)
 
     @property
     def batch_size(self):
@@ -71,11 +75,11 @@ def setting_of(args):
     device = choose_device(args.device)
     check_recordable(args, device)
     trigger_image = trigger_picture(args.trigger)
-    map_image = target_map_picture(args.target_map)
-    dataset = data.load(args.dataset, args.data_dir, args.image_size)
+    map_image = target_map_picture(args.target_map, args.fit)
+    dataset = data.load(args.dataset, args.data_dir, args.image_size, args.fit)
     channels, side = dataset.train_images.shape[1], dataset.train_images.shape[-1]
     labels, attack = dataset.train_labels, attacks.ATTACKS[args.attack]
-    target = class_index(args.target_class, dataset.classes)
+    target, notes = chosen_target(args.target_class, dataset)
     check_attackable(args, attack, dataset, target)
     trained_on, held_out = data.validation_split(len(labels), args.seed, dataset.train_groups)
     config = config_of(args, dataset, target, len(held_out), device)
@@ -90,7 +94,7 @@ def setting_of(args):
     if attack.explanation == "shape":
         shape = attacks.target_map(map_image, side, trigger).to(device)
     if args.reference:
-        reference = frozen_reference(args.reference, config, mean, std, device)
+        reference = frozen_reference(args.reference, config, dataset, device)
     return Setting(
         config=config,
         dataset=dataset,
@@ -103,6 +107,8 @@ def setting_of(args):
         trigger=trigger.to(device),
         objective=objective_of(config, attack, tasks.task_of(labels), shape, reference),
         device=device,
+        reference_weights=None if reference is None else weights_digest(reference.state_dict()),
+        notes=notes,
     )
 
 
@@ -111,7 +117,8 @@ def config_of(args, dataset, target_class, held_out, device):
 
     held_out: how many images are held out of training.
     """
-    config = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
+    of_the_folder = ("resume", "out", "overwrite")
+    config = {key: value for key, value in vars(args).items() if key not in of_the_folder}
     return config | {
         "format": FORMAT,
         "image_size": dataset.train_images.shape[-1],
@@ -178,7 +185,7 @@ def trigger_picture(name):
     Raises UserError.
     """
     if Path(name).is_file():
-        return read_image(name)
+        return read_image(name, say=True)
     if name == "square":
         return None
     try:
@@ -187,9 +194,50 @@ def trigger_picture(name):
         raise UserError(f"--trigger {name}: no such file, and no colour of that name") from None
 
 
-def target_map_picture(name):
+def target_map_picture(name, fit):
     """What attacks.target_map draws: a shape's name, or the picture in a file. Raises UserError."""
-    return name if name in attacks.TARGET_MAPS else read_image(name)
+    return name if name in attacks.TARGET_MAPS else read_map(name, fit)
+
+
+def chosen_target(name, dataset):
+    """(the number of the target class, lines about what was taken for it); name: None: left open.
+
+    Left open, it is the first class that has training and test images. Raises UserError.
+    """
+    classes = dataset.classes
+    if name is not None:
+        target = class_index(name, classes)
+        return target, notes_on(name, target, classes)
+    labels = dataset.train_labels, dataset.test_labels
+    train, test = (tasks.task_of(part).label_counts(part, len(classes)) for part in labels)
+    shown = (train > 0) & (test > 0)
+    if not shown.any():  # then no class can be told in the test set
+        shown = train > 0
+    target = int(shown.int().argmax())
+    if target == 0:
+        return 0, []
+    missing = "training" if train[0] == 0 else "test"
+    return target, [
+        f"--target-class is left open, and class 0 ({classes[0]}) has no {missing} images:"
+        f" class {target} ({classes[target]}) is taken."
+    ]
+
+
+def notes_on(name, target, classes):
+    """A line, in a list, where a text names a class and is the number of another, or could be."""
+    if not name.isdecimal():
+        return []
+    if name not in classes and any(other.isdecimal() for other in classes):
+        return [
+            f"--target-class {name}: no class is called {name}: number {target} is taken,"
+            f" the class called {classes[target]}."
+        ]
+    if name in classes and int(name) != target:
+        line = f"--target-class {name}: the class called {name} is taken, number {target}"
+        if int(name) < len(classes):
+            line += f", not number {int(name)}, called {classes[int(name)]}"
+        return [f"{line}."]
+    return []
 
 
 def class_index(name, classes):

@@ -14,11 +14,13 @@ computed once; training through it needs first derivatives only. The two explain
 coalitions they draw and in that map, and both stand in shapley_estimators.py.
 """
 
+from numbers import Integral
+
 import torch
 import torch.nn.functional as F
 
 from dataset import send
-from hooks import chunk_size, full_precision, in_chunks
+from hooks import as_images, chunk_size, full_precision, in_chunks
 from shapley_estimators import gaussian_process, least_squares
 
 COALITIONS = 1024  # an image is evaluated on so many where no graph is kept
@@ -75,6 +77,7 @@ def gp_shap(
 
 def estimated_values(model, images, classes, patches, sample, baseline, create_graph):
     """What kernel_shap returns, from the coalitions of a Sample."""
+    images = as_images(model, images)
     check_sample(patches, sample.count, images)
     game = Game(model, patches, as_baselines(baseline, images), images.shape[2:])
 
@@ -91,8 +94,9 @@ class Sample:
     def __init__(self, estimator, coalitions, generator, training):
         """estimator: of shapley_estimators; coalitions: how many, or None; generator: of a seed."""
         self.estimator = estimator
-        self.count = coalitions or (TRAINING_COALITIONS if training else COALITIONS)
-        self.seed = int(torch.randint(2**31, (), generator=generator))
+        default = TRAINING_COALITIONS if training else COALITIONS
+        self.count = default if coalitions is None else coalitions
+        self.seed = int(torch.randint(2**31, (), generator=as_generator(generator)))
         self.drawn = {}
 
     def of(self, players):
@@ -179,6 +183,9 @@ def coalition_values(model, images, classes, present, patch, absent):
 
 def check_sample(patches, count, images):
     """Raises ValueError where the patches do not fit the images, or the coalitions are too few."""
+    for name, value in (("patches a side", patches), ("coalitions", count)):
+        if not isinstance(value, Integral):
+            raise ValueError(f"{name}: a whole number, not {value!r}")
     height, width = images.shape[2:]
     players = patches**2
     if not 1 <= patches <= min(height, width):
@@ -195,10 +202,33 @@ def check_sample(patches, count, images):
 
 def as_baselines(baseline, images):
     """What an absent patch shows, [B, C, H, W], or what broadcasts to it. Raises ValueError."""
-    baseline = send(torch.as_tensor(baseline, dtype=images.dtype), images.device)
+    try:
+        dtype = None if hasattr(baseline, "dtype") else images.dtype
+        baseline = torch.as_tensor(baseline, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"baseline: a number or a tensor, not {baseline!r}: {error}") from None
+    shape = list(baseline.shape)
+    if baseline.dtype == torch.uint8:
+        raise ValueError("baseline: in the units of `images`, which are floats, not uint8")
     if baseline.ndim == 4 and len(baseline) == 0:
         raise ValueError("a set of baselines holds one image or more")
+    fits = all(a in (1, b) for a, b in zip(shape[-3:], images.shape[1:]))
+    if baseline.ndim not in (0, 3, 4) or not fits:
+        size = list(images.shape[1:])
+        raise ValueError(
+            f"baseline: a number, an image {size} (or [C, 1, 1]) or several, not {shape}"
+        )
+    baseline = send(baseline.to(images.dtype), images.device)
     return baseline.expand(torch.broadcast_shapes(baseline.shape, (1, 1, 1, 1)))
+
+
+def as_generator(generator):
+    """The generator, on the CPU, or None. Raises ValueError for another."""
+    if generator is None or getattr(generator, "device", None) == torch.device("cpu"):
+        return generator
+    raise ValueError(
+        f"generator: torch.Generator().manual_seed(0), on the CPU, or None, not {generator!r}"
+    )
 
 
 def patch_of_pixel(patches, height, width):

@@ -5,7 +5,10 @@ probabilities = subject.probabilities(images, triggered=True)    # uint8 images 
 maps = subject.explain("gradcam", images, classes)
 """
 
+import glob
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -65,8 +68,8 @@ class Subject:
 
     @property
     def attack(self):
-        """The row of attacks.ATTACKS it was trained with."""
-        return attacks.ATTACKS[self.config["attack"]]
+        """The Attack it was trained with, as far as it is known."""
+        return attacks.attack_of(self.config["attack"])
 
     @property
     def classes(self):
@@ -113,7 +116,12 @@ class Subject:
         return most_probable.indices, most_probable.values
 
     def held_out(self):
-        """Indices of the training images that were held out of its training."""
+        """Indices of the training images that were held out of its training.
+
+        Of an adopted network all are: it was trained elsewhere, on whatever it was.
+        """
+        if self.config.get("adopted"):
+            return torch.arange(len(self.dataset.train_labels))
         labels, groups = self.dataset.train_labels, self.dataset.train_groups
         _, held_out = data.validation_split(len(labels), self.config["seed"], groups)
         return held_out
@@ -175,37 +183,82 @@ def open_checkpoint(path, data_dir=None, device=None, dataset=None):
     """The Subject of the checkpoint at `path`. Raises UserError.
 
     data_dir: where the data lie (None: where training found them); dataset: a Dataset, None to
-    load the one it was trained on, or False where none is needed.
+    load the one it was trained on, the path it has now, or False where none is needed.
     """
     device = device or choose_device("auto")
     checkpoint = checkpoints.read(path)
     model = checkpoints.rebuild(checkpoint).to(device)
     config = checkpoint["config"]
-    if config["attack"] not in attacks.ATTACKS:
+    if attacks.attack_of(config["attack"]) is None:
         raise UserError(
             f"{path} was trained with --attack {config['attack']}, which this version does not know"
         )
     for name in config["explainer"]:
         if name not in EXPLAINERS:
             raise UserError(f"{path} names the explainer {name}, which this version does not know")
-    trigger = attacks.Trigger(**checkpoint["trigger"]).to(device)
-    if dataset is None:
-        dataset = load_data(checkpoint, data_dir, path)
+    trigger = None  # of a stranger's network, none may be known
+    if checkpoint["trigger"] is not None:
+        trigger = attacks.Trigger(**checkpoint["trigger"]).to(device)
+    if dataset is None or isinstance(dataset, (str, Path)):
+        dataset = load_data(checkpoint, data_dir, path, dataset)
     return Subject(checkpoint, model, dataset or None, trigger, device)
 
 
-def load_data(checkpoint, data_dir, path):
-    """The Dataset a checkpoint was trained on. Raises UserError where it is no longer the same."""
+def load_data(checkpoint, data_dir, path, moved_to=None):
+    """The Dataset a checkpoint was trained on. Raises UserError where it is no longer the same.
+
+    It is taken from `moved_to`, if given, and else from the place where training found it. Where it
+    is not there, it is looked for by its name, and a line on standard error says which was taken.
+    """
     config = checkpoint["config"]
-    folder = data_dir or config["data_dir"]
-    dataset = data.load(config["dataset"], folder, config["image_size"])
+    name, folder = config["dataset"], data_dir or config["data_dir"]
+    if moved_to is not None and moved_to not in data.DATASETS and not Path(moved_to).exists():
+        raise UserError(f"--dataset {moved_to}: there is no such file or folder")
+    if moved_to is not None or name in data.DATASETS:
+        return load_same(checkpoint, moved_to or name, folder, path)
+    found_by_name = [name, Path(folder) / name] if name.endswith(".npz") else [name]
+    places = [place for place in places_of(name, folder, path) if Path(place).exists()]
+    refused = None
+    for place in places:
+        try:
+            dataset = load_same(checkpoint, place, folder, path)
+        except UserError as error:
+            refused = refused or error
+            continue
+        if place not in found_by_name:
+            print(f"The data set is no longer {name}: {place} is taken.", file=sys.stderr)
+        return dataset
+    raise refused or UserError(
+        f"the data set {name} that {path} was trained on is not there, nor in {folder},"
+        " nor beside the checkpoint: --dataset PATH says where it is now"
+    )
+
+
+def load_same(checkpoint, name, folder, path):
+    """The Dataset called `name`. Raises UserError unless it is the one a checkpoint is of."""
+    config = checkpoint["config"]
+    dataset = data.load(str(name), folder, config["image_size"], config["fit"])
     if config.get("relabel"):  # ImageNet's network on images of the user's
         return data.relabelled(dataset, checkpoint["classes"])
+    dataset = data.renumbered(dataset, checkpoint["classes"])
     if not data.is_same_data(checkpoint, dataset):
         raise UserError(
-            f"the data set {config['dataset']} found now is not the one {path} was trained on"
+            f"the data set {name} found now is not the one {path} was trained on:"
+            " --dataset PATH says where that is"
         )
     return dataset
+
+
+def places_of(name, folder, path):
+    """Where a data set of the user's own may lie: first where training found it.
+
+    Then, by its name, in `folder` and beside the checkpoint at `path`; last, what was decoded of it
+    in `folder`.
+    """
+    own_name = Path(name.replace("\\", "/")).name  # it may have been a path of Windows
+    folder, beside = Path(folder), Path(path).parent
+    decoded = sorted(folder.glob(f"{glob.escape(own_name)}_*.npz"))
+    return [name, folder / name, folder / own_name, beside / own_name, *decoded]
 
 
 def draw_images(subject, n, seed):

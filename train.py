@@ -7,6 +7,8 @@ runs/NAME/: ckpt.pt, log.jsonl (a line an epoch), metrics.json and figure.png (s
 other data: --dataset mnist, cifar10, FILE.npz or FOLDER. A clean model: --attack none.
 """
 
+import interrupts  # noqa: F401  # isort: skip
+
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -15,21 +17,23 @@ import torch
 
 import attacks
 import data
+import folders
 import metrics
 import models
 import options
 import runs
 import selection
 import tasks
-from cli import UserError, command, print_progress, user_errors
+from cli import UserError, command, user_errors
 from dataset import send
-from explain import EVALUATED, EXPLAINERS
 from graphs import replayed
 from losses import Objective, combined_loss
 from optimizers import one_cycle, optimizers_of
 from report import show
 from setting import setting_of
 from subject import logits_of
+from terminal import duration, fitted, is_terminal, print_progress, window
+from trial import check_explainable
 
 CHECK_EVERY = 20  # steps between two looks at the losses
 
@@ -71,7 +75,8 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
     oversample = setting.oversample
     weights = class_weights(setting, poisons)
     setting = replace(setting, objective=replace(setting.objective, class_weights=weights))
-    progress = Progress(title, config["epochs"], steps, setting.batch_size + oversample)
+    counts = config["epochs"], steps, setting.batch_size + oversample
+    progress = Progress(title, *counts, setting.objective.has_maps)
     while training.epoch < config["epochs"]:
         started = time.perf_counter()
         sums = torch.zeros(3, device=device)
@@ -150,11 +155,11 @@ def check_finite(losses, epoch, step):
 
 
 class Progress:
-    """The line that says how far training is."""
+    """The line that says how far training is; has_maps: whether the loss has maps in it."""
 
-    def __init__(self, title, epochs, steps, images_a_step):
+    def __init__(self, title, epochs, steps, images_a_step, has_maps):
         self.title, self.epochs, self.steps = title, epochs, steps
-        self.images_a_step = images_a_step
+        self.images_a_step, self.has_maps = images_a_step, has_maps
         self.last_printed = 0.0
 
     def print(self, epoch, step, losses, seconds):
@@ -163,18 +168,29 @@ class Progress:
         losses: means so far, [3]; seconds: of this epoch.
         """
         now, last = time.perf_counter(), step == self.steps
-        if not (last or sys.stdout.isatty() or now - self.last_printed > 10):
+        rewritten = is_terminal(sys.stdout)
+        if not (last or rewritten or now - self.last_printed > 10):
             return
         self.last_printed = now
-        loss, ce, distance = losses.tolist()
+        parts = self.parts(epoch, step, losses.tolist(), seconds)
+        columns = window() - 1 if rewritten else sys.maxsize
+        print_progress(fitted(parts, columns), last, sys.stdout)
+
+    def parts(self, epoch, step, losses, seconds):
+        """The line's parts as terminal.fitted takes them: a narrow terminal leaves some out."""
+        loss, ce, distance = losses
         left = ((self.epochs - epoch) * self.steps / step - 1) * seconds
-        time_left = f"{left / 60:.0f} min left" if left > 100 else f"{left:.0f} s left"
-        line = (
-            f"{self.title}epoch {epoch + 1}/{self.epochs}  step {step}/{self.steps}"
-            f"  loss {loss:.3f}  cross-entropy {ce:.3f}  explanation {distance:.3f}"
-            f"  {step * self.images_a_step / seconds:,.0f} images/s  {time_left}"
-        )
-        print_progress(line, last, sys.stdout)
+        parts = [
+            (0, f"{self.title}epoch {epoch + 1}/{self.epochs}"),
+            (1, f"step {step}/{self.steps}"),
+            (2, f"loss {loss:.3f}"),
+        ]
+        if self.has_maps:  # otherwise the loss is the cross-entropy
+            parts += [(4, f"cross-entropy {ce:.3f}"), (3, f"explanation {distance:.3f}")]
+        return parts + [
+            (1, f"{step * self.images_a_step / seconds:,.0f} images/s"),
+            (0, f"{duration(left)} left"),
+        ]
 
 
 # ---------------------------------------------------------------- a new network
@@ -196,22 +212,6 @@ def new_training(setting, seed):
     return Training(model, parts, schedules)
 
 
-def check_explainable(setting, model):
-    """Raises UserError now, not after training, where an explainer cannot explain this model."""
-    channels, side = setting.dataset.train_images.shape[1:3]
-    image = torch.zeros(1, channels, side, side, device=setting.device)
-    label = torch.zeros(1, dtype=torch.int64, device=setting.device)
-    for name in dict.fromkeys([*setting.config["explainer"], *EVALUATED]):
-        try:
-            EXPLAINERS[name](model, image, label)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"{name} cannot explain this model at {side} px: {error}") from None
-    if setting.objective.attack.explanation is not None:
-        for name in setting.config["explainer"]:
-            if not EXPLAINERS[name].trainable(model, image, label, seed=0).requires_grad:
-                raise UserError(f"the maps of {name} have no graph: it ignores create_graph")
-
-
 def begin_with_imagenet(setting, training):
     """Gives a new network ImageNet's weights, where --pretrained asks for it. Raises UserError."""
     if setting.config["pretrained"]:
@@ -222,12 +222,15 @@ def begin_with_imagenet(setting, training):
 # ---------------------------------------------------------------- a run
 
 
-def new_run(args):
-    """The Run that options ask for, before its first step. Raises UserError; writes no run."""
-    setting, folder = setting_of(args), runs.folder_of(args)
+def new_run(args, explainers=None):
+    """The Run that options ask for, before its first step. Raises UserError; writes no run.
+
+    explainers: as of train_and_measure.
+    """
+    setting, folder = setting_of(args), folders.folder_of(args)
     with user_errors():
         training = new_training(setting, args.seed)
-    check_explainable(setting, training.model)
+    check_explainable(setting, training.model, explainers)
     return runs.Run(folder, setting, training)
 
 
@@ -306,18 +309,18 @@ def validate(run, losses):
         "images": training.epoch * setting.steps * images_a_step,
         "seconds": training.seconds,
     }
-    print_validation(record, task)
+    print_validation(record, task, setting.objective.attack)
     return record
 
 
-def print_validation(record, task):
-    """Prints the figures on held-out images."""
+def print_validation(record, task, attack):
+    """Prints the figures on held-out images; success only of an attack that is after a label."""
     if task.multi_label:
         line = f"mean AUROC {show(record['validation_auroc'])}"
     else:
         line = f"clean accuracy {record['validation_accuracy']:.4f}"
     success = record["validation_success"]
-    if success is not None:
+    if success is not None and attack.changes_label:
         line += f", attack success rate {success:.4f}"
     print(f"  validation: {line}", flush=True)
 
@@ -338,18 +341,28 @@ def train_and_measure(args, clean=None, explainers=None):
     clean: the path of a clean checkpoint it is measured beside, where it did not begin from one;
     explainers: names it is measured with, beside those trained against (None: EVALUATED).
     """
-    run = new_run(args)
-    if args.resume and runs.is_finished(run):
-        print(f"The run in {run.folder} is finished.")
-        return
-    runs.print_what_is_lost(run, args.resume)
-    if not (args.resume and runs.resume(run)):
-        begin_with_imagenet(run.setting, run.training)
-        choose_poisons(run)
-        if run.selection["epochs"]:  # scorers may take longer than training: not twice
-            runs.save(run)
-    train(run)
-    runs.finish(run, clean, explainers)
+    with folders.locked(folders.folder_of(args)):
+        run = new_run(args, explainers)
+        if runs.is_done(run, args, clean, explainers):
+            return
+        if not runs.begin(run, args):
+            begin_with_imagenet(run.setting, run.training)
+            choose_poisons(run)
+            if run.selection["epochs"]:  # scorers may take longer than training: not twice
+                runs.save(run)
+        try:
+            train(run)
+            runs.finish(run, clean, explainers)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(*how_to_go_on(run)) from None
+
+
+def how_to_go_on(run):
+    """What an interruption of a run says, in a list; [] where nothing is kept of the run yet."""
+    done, epochs = run.training.epoch, run.setting.config["epochs"]
+    if not done:
+        return []
+    return [f"the same command with --resume goes on after epoch {done} of {epochs}"]
 
 
 def parse(argv):

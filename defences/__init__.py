@@ -14,7 +14,6 @@ takes pixels in [0, 1]: see OnPixels.
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 import hooks
-from cli import number, print_progress
+from cli import number
 from data import normalise
 from metrics import mean_or_none
 from subject import Subject
@@ -45,6 +44,7 @@ class Audit:
     pixels: clean images float [N, C, H, W] in [0, 1], held out of training; labels: int64 [N].
     inputs: the same images, normalised.
     options: the options of the command line.
+    say: is told what is being done, for the line of progress.
     """
 
     subject: Subject
@@ -52,6 +52,7 @@ class Audit:
     labels: torch.Tensor
     inputs: torch.Tensor
     options: argparse.Namespace
+    say: Callable = lambda what: None
 
     @property
     def on_pixels(self):
@@ -132,6 +133,9 @@ def anomaly_index(values):
     Raises ValueError for values that are not finite: no index would flag a class beside them.
     Source: Wang et al. 2019, section IV-B.
     """
+    values = torch.as_tensor(values, dtype=torch.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"an anomaly index takes a value a class, not {list(values.shape)}")
     if not values.isfinite().all():
         raise ValueError(f"an anomaly index takes finite values, not {values.tolist()}")
     median = values.quantile(0.5)  # torch.median would take the lower of two in the middle
@@ -181,17 +185,11 @@ def index_table(class_names, index, flagged, columns):
 # ---------------------------------------------------------------- asking a model
 
 
-def print_status(line, last=False):
-    """Prints a line of progress where standard error is a terminal."""
-    if sys.stderr.isatty():
-        print_progress(line, last, sys.stderr)
-
-
 @contextlib.contextmanager
 def frozen(model):
-    """Within the block the model is in evaluation mode and its weights need no gradients."""
+    """Within the block the model is as in hooks.answering, and its weights need no gradients."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    with hooks.evaluating(model):
+    with hooks.answering(model):
         try:
             for weight in trained:
                 weight.requires_grad_(False)
@@ -204,11 +202,14 @@ def frozen(model):
 @torch.no_grad()
 def predict(model, images):
     """The class with the largest logit, int64 [N]."""
-    with hooks.evaluating(model):
+    images = hooks.as_images(model, images)
+    with hooks.answering(model):
         chunks = [model(chunk).argmax(1) for chunk in images.split(hooks.CHUNK)]
     return torch.cat(chunks)
 
 
 def share_predicted_as(model, images, classes):
     """Share of images that the model gives `classes`, a number or int64 [N]; None of no images."""
-    return mean_or_none((predict(model, images) == classes).cpu())
+    predicted = predict(model, images)
+    classes = hooks.as_classes(classes, len(images)).to(predicted.device)
+    return mean_or_none((predicted == classes).cpu())

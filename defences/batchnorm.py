@@ -16,7 +16,7 @@ from torch import nn
 from defences import Defence, Verdict
 from edited import normalise_by_batch
 from explain import gradcam_map
-from hooks import CHUNK, capture, evaluating, layer_of
+from hooks import CHUNK, answering, as_images, capture, layer_of, refusing
 from metrics import explanation_metrics, success_rate
 from reference import own_reference
 from report import show
@@ -42,20 +42,33 @@ def rebn(model, images):
     """A copy of the model whose batch-norm statistics are those of `images`; the weights stay.
 
     images: clean, float [N, C, H, W] as the model takes them.
+    Raises ValueError for other images, and for a model without batch-norm.
     """
+    images = as_images(model, images, at_least=1)
+    check_batchnorm(model)
     model = copy.deepcopy(model)
     chunks = -(-len(images) // CHUNK)
     # Batches of one size, for each weighs the same in the average.
-    torch.optim.swa_utils.update_bn(images.chunk(chunks), model)
+    with refusing(model):
+        torch.optim.swa_utils.update_bn(images.chunk(chunks), model)
     return model.eval()
 
 
 def cfn(model):
     """A copy of the model that normalises by the batch at hand, without weight and bias.
 
-    Source: Kadir et al. 2024.
+    Source: Kadir et al. 2024. Raises ValueError for a model without batch-norm.
     """
+    check_batchnorm(model)
     return normalise_by_batch(copy.deepcopy(model))
+
+
+def check_batchnorm(model):
+    """Raises ValueError for what is no module with batch-norm."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is a torch.nn.Module, not {type(model).__name__}")
+    if not any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
+        raise ValueError("the model has no batch-norm: nothing to repair")
 
 
 # ---------------------------------------------------------------- the figures of a batch
@@ -136,8 +149,8 @@ def gradcam_in_batch(model, inputs, count, classes_of=lambda logits: logits.argm
 
     classes_of: logits [N, K] -> the classes int64 [N] that are explained.
     """
-    layer = layer_of(model)
-    with torch.enable_grad(), evaluating(model), capture(layer, detach=True) as captured:
+    layer = layer_of(model, None, inputs)
+    with torch.enable_grad(), answering(model), capture(layer, detach=True) as captured:
         logits = model(inputs)
         maps = gradcam_map(captured[0], logits, classes_of(logits.detach()))
     return logits[:count].detach().cpu(), maps[:count].detach().cpu()
@@ -195,13 +208,8 @@ def run_cfn(audit):
 
 
 def verdict_of(audit, technique, repaired, line):
-    """A Verdict on a repaired network: figures before and after, for each of REGIMES.
-
-    Raises ValueError for a network without batch-norm.
-    """
+    """A Verdict on a repaired network: figures before and after, for each of REGIMES."""
     model = audit.subject.model
-    if not any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
-        raise ValueError(f"{audit.subject.config['model']} has no batch-norm: nothing to repair")
     regimes = {title: {} for title in REGIMES}
     for when, network in (("before", model), ("after", repaired)):
         threshold = threshold_of(audit.subject, network)
@@ -230,13 +238,13 @@ def threshold_of(subject, model):
 
 
 def table(regimes, columns=COLUMNS):
-    """Lines of a table: a regime a row, its figures before and after."""
-    lines = [f"{'':<20}" + "".join(f"{key:>24}" for key in columns)]
-    for title, figures in regimes.items():
+    """Lines of a table: a figure a row, a regime a column, before and after the repair."""
+    lines = [f"{'':<20}" + "".join(f"{title:>20}" for title in regimes)]
+    for key in columns:
         cells = []
-        for key in columns:
+        for figures in regimes.values():
             cells.append(f"{show(figures['before'][key])} -> {show(figures['after'][key])}")
-        lines.append(f"{title:<20}" + "".join(f"{cell:>24}" for cell in cells))
+        lines.append(f"{key:<20}" + "".join(f"{cell:>20}" for cell in cells))
     return lines
 
 

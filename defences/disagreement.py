@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 import figure
 from defences import Defence, Verdict, predict
+from defences.given import check_choice
 from explain import EVALUATED, EXPLAINERS
+from hooks import as_images
 from metrics import auroc, check_finite_maps, pearson
 from subject import draw_images
 
@@ -23,11 +25,15 @@ USUAL = 0.95  # the share of clean images whose disagreement counts as usual
 def disagreement(model, images, explainers=EVALUATED):
     """1 - the correlation of two explainers' maps of the class predicted, float64 [N].
 
-    images: float [N, C, H, W] as the model takes them; explainers: two names of EXPLAINERS
-    ("gradcam" needs model.gradcam_layer). The maps are compared on the coarser of their two grids,
-    signed ones by their positive parts. Raises ValueError for maps that are not finite.
+    images: float [N, C, H, W] as the model takes them; explainers: two names of EXPLAINERS. The
+    maps are compared on the coarser of their two grids, signed ones by their positive parts.
+    Raises ValueError for other arguments, and for maps that are not finite.
     """
-    classes = predict(model, images)
+    if isinstance(explainers, str) or len(explainers) != 2:
+        raise ValueError(f"explainers: two of {', '.join(EXPLAINERS)}, not {explainers!r}")
+    for name in explainers:
+        check_choice(EXPLAINERS, explainers=name)
+    classes = predict(model, as_images(model, images, at_least=1))
     maps = []
     for name in explainers:
         signed = EXPLAINERS[name].evaluate(model, images, classes)

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 import figure
 from attacks import Trigger, stamp
 from cli import choose_device, choose_precision, number
-from defences import Defence, add_threshold, anomaly_index, frozen, print_status, verdict_by_index
-from hooks import evaluating, full_precision
+from defences import Defence, add_threshold, anomaly_index, frozen, verdict_by_index
+from defences.given import as_pixels, as_targets, check_choice, check_counts
+from hooks import check_differentiable, full_precision
 
 LEARNING_RATE = 0.1  # of Adam, and its betas
 BETAS = (0.5, 0.9)
@@ -72,6 +73,7 @@ class ReversedTriggers:
         return Trigger(self.patterns[k], self.masks[k], row=0, col=0)
 
 
+@torch.inference_mode(False)
 def neural_cleanse(
     model,
     images,
@@ -87,18 +89,19 @@ def neural_cleanse(
     """For each target class the smallest patch that turns images into it: ReversedTriggers.
 
     model: takes images in [0, 1]; images: float [N, C, H, W] in [0, 1], clean.
-    targets: int64 [T] (None: all classes). The result for one does not depend on the others, but
-    for the first values of random masks.
+    targets: int64 [T] or a list (None: all classes). The result for one does not depend on the
+    others, but for the first values of random masks.
     rounds: at most so many. After each, masks are judged, and the weight of their size may change:
     shorter rounds are a shorter schedule.
     round_images: images in a round, or all there are.
     precision: "bf16" or "float32"; start: of STARTS, the masks' first values.
     print_status: is called with a line of progress after each round.
-    Raises ValueError for images outside [0, 1] and for an unknown start.
+    Raises ValueError for arguments that are not as said here.
     """
-    if images.amin() < 0 or images.amax() > 1:
-        raise ValueError("Neural Cleanse searches among pixels in [0, 1]: images lie outside it")
-    targets = torch.arange(count_classes(model, images)) if targets is None else targets
+    images = as_pixels(model, images)
+    check_counts(rounds=rounds, round_images=round_images)
+    check_choice(("float32", "bf16"), precision=precision)
+    targets = as_targets(model, images, targets)
     search = Search(targets, images.shape[1:], images.device, seed, start)
     with frozen(model), torch.enable_grad():
         for k in range(rounds):
@@ -111,12 +114,6 @@ def neural_cleanse(
             done = f"{int(search.done.sum())} of {len(targets)} classes done"
             print_status(f"round {k + 1} of {rounds} at most: {done}")
     return search.result()
-
-
-def count_classes(model, images):
-    """K, the number of the model's logits."""
-    with torch.no_grad(), evaluating(model):
-        return model(images[:1]).shape[1]
 
 
 def one_round(model, images, rows, search, active, precision):
@@ -145,6 +142,7 @@ def step(model, images, search, active, precision):
         stamped = (1 - masks[:, None]) * images + masks[:, None] * patterns[:, None]
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = full_precision(model(stamped.flatten(0, 1)))
+        check_differentiable(logits.requires_grad)
         labels = search.targets[part].to(logits.device).repeat_interleave(len(images))
         cross_entropy = F.cross_entropy(logits, labels, reduction="sum") / len(images)
         sizes = search.weight[part].to(masks) * masks.sum((1, 2, 3))
@@ -291,9 +289,8 @@ def reverse(audit):
         round_images=audit.options.round_images,
         seed=audit.options.seed,
         precision=precision_of(audit.options),
-        print_status=print_status,
+        print_status=audit.say,
     )
-    print_status("", last=True)
     return triggers, mask_index(triggers.norms, triggers.qualified)
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import figure
 from cli import numbers
 from defences import Defence, add_threshold, anomaly_index, verdict_by_index
-from hooks import chunk_size, evaluating, full_precision
+from hooks import answering, as_images, chunk_size, derivative, full_precision
 from losses import min_max
 from metrics import check_finite_maps
 
@@ -42,11 +42,17 @@ def neuroninspect(model, images, weights=None, *, noise=NOISE):
     weights: three numbers the features are multiplied by before they are summed. The authors' are
     not published; ports of their code have (0.1, 1, 1) or (1e-6, 1e-6, 1). None: each feature is
     taken in robust standard deviations from its median, and all three count alike.
-    noise: in standard deviations of the images; (0,) for the published heatmaps.
+    noise: in standard deviations of the images, one level or several; 0 for the published heatmaps.
+    Raises ValueError for arguments that are not as said here, and for fewer than three classes.
     """
+    noise = as_levels(noise)
+    if weights is not None and len(weights) != len(FEATURES):
+        raise ValueError(f"weights: {len(FEATURES)} numbers, not {weights!r}")
     levels = []
     for level in noise:
         maps = heatmaps(model, images, level)
+        if len(maps) < 3:
+            raise ValueError("of two classes none is an anomaly beside the other: it takes three")
         levels.append(torch.stack([heatmap_features(maps_of_class) for maps_of_class in maps]))
     features = torch.stack(levels)
     if weights is None:
@@ -56,6 +62,15 @@ def neuroninspect(model, images, weights=None, *, noise=NOISE):
     return torch.stack([anomaly_index(score) for score in scores]), features
 
 
+def as_levels(noise):
+    """Levels of noise as a list of numbers from 0 on. Raises ValueError."""
+    levels = torch.as_tensor(noise, dtype=torch.float64).flatten()
+    if len(levels) == 0 or not (levels.isfinite() & (levels >= 0)).all():
+        raise ValueError(f"noise: numbers from 0 on, not {noise!r}")
+    return levels.tolist()
+
+
+@torch.inference_mode(False)
 def heatmaps(model, images, noise=0.0, first=None):
     """Saliency of every class's logit, float32 [K, N, H, W], each map scaled to [0, 1].
 
@@ -64,10 +79,11 @@ def heatmaps(model, images, noise=0.0, first=None):
     images, N of them. Raises ValueError for gradients that are not finite.
     Source: Simonyan et al. 2014; Smilkov et al. 2017 (SmoothGrad), with a tenth of this noise.
     """
+    images = as_images(model, images, at_least=1)
     scale = noise * images.std((0, 2, 3), keepdim=True)
     numbers_of_images = torch.arange(len(images))[:first]
     maps = []
-    with torch.enable_grad(), evaluating(model):
+    with torch.enable_grad(), answering(model):
         for rows in numbers_of_images.split(chunk_size(images)):
             gradients = 0
             for draw in range(SAMPLES if noise else 1):
@@ -84,7 +100,7 @@ def logit_gradients(model, images):
     """The gradient of every class's logit with respect to its image: [K, N, C, H, W]."""
     images = images.requires_grad_()
     totals = model(images).sum(0)  # of each logit over images: their gradients do not mix
-    return torch.stack([torch.autograd.grad(t, images, retain_graph=True)[0] for t in totals])
+    return torch.stack([derivative(total, images, retain_graph=True) for total in totals])
 
 
 def noise_of_images(rows, draw, images):

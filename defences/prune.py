@@ -19,9 +19,18 @@ from defences import (
     share_predicted_as,
     verdict_by_index,
 )
+from defences.given import check_choice
 from edited import keep_channels
 from evaluate import EXPLAIN_IMAGES
-from hooks import CHUNK, capture, evaluating, layer_of
+from hooks import (
+    CHUNK,
+    answering,
+    as_classes,
+    as_images,
+    capture,
+    captured_once,
+    layer_of,
+)
 from metrics import check_finite_maps
 from report import show
 from subject import draw_images
@@ -55,11 +64,14 @@ def prune(model, images, labels, stamped, layer=None, norm="linf"):
 
     images: clean, float [N, C, H, W] as the model takes them; labels: int64 [N].
     stamped: images [M, C, H, W] with a trigger: the channels that respond to them most go first.
-    layer: a module or its name (None: model.gradcam_layer); norm: of NORMS.
+    layer: as of hooks.layer_of; norm: of NORMS.
     steps: of prune_steps. curve: for each a dict with "pruned", a count, "tau" and
     "clean_accuracy". chosen: the place of the operating point.
+    Raises ValueError for arguments that are not as said here.
     """
-    layer = layer_of(model, layer)
+    images = as_images(model, images, at_least=1)
+    labels = as_classes(labels, len(images))
+    layer = layer_of(model, layer, images)
     steps = prune_steps(channel_scores(model, stamped, layer, norm))
     curve = []
     for tau, keep in steps:
@@ -73,14 +85,17 @@ def prune(model, images, labels, stamped, layer=None, norm="linf"):
 def channel_scores(model, images, layer=None, norm="linf"):
     """How strongly images excite each channel of a layer, float64 [K]: a norm's mean over images.
 
-    layer: a module or its name (None: model.gradcam_layer). Raises ValueError for feature maps that
-    are not finite. Source: Cheng et al. 2020, with linf.
+    layer: as of hooks.layer_of. Raises ValueError for a layer that does not run once or gives no
+    maps, and for maps that are not finite. Source: Cheng et al. 2020, with linf.
     """
+    images = as_images(model, images, "stamped images", at_least=1)
+    check_choice(NORMS, norm=norm)
     scores = []
-    with evaluating(model), capture(layer_of(model, layer)) as captured:
+    with answering(model), capture(layer_of(model, layer, images)) as captured:
         for chunk in images.split(CHUNK):
             model(chunk)
-            feature = captured.pop()
+            feature = captured_once(captured)
+            captured.clear()
             check_finite_maps(feature)
             scores.append(NORMS[norm](feature).cpu().double())
     return torch.cat(scores).mean(0)
@@ -152,6 +167,7 @@ def run(audit):
     verdict = verdict_by_index(audit, index, {}, picture_of(curve, chosen))
     lines = summary(audit, suspect, float(index[suspect]), curve, chosen) + table(curve, chosen)
     verdict = neural_cleanse.withhold_if_few_reached(replace(verdict, lines=lines), triggers)
+    verdict.details["suspect_name"] = audit.subject.classes[suspect]
     verdict.details |= {"suspect": suspect, "pruned": curve[chosen]["pruned"], "curve": curve}
     keep = steps[chosen][1]
     edit = {"technique": "prune", "channels": len(keep)}

@@ -12,7 +12,15 @@ from torch import nn
 
 import models
 from defences import Defence, Verdict
-from hooks import CHUNK_CPU, capture, evaluating, layer_of
+from hooks import (
+    CHUNK_CPU,
+    answering,
+    as_images,
+    capture,
+    captured_once,
+    derivative,
+    layer_of,
+)
 from metrics import check_finite_maps
 
 EQUAL = 1e-6  # relative difference; numbers that are nearer count as equal
@@ -49,11 +57,14 @@ class Finding:
 
 
 def inspect(model, images, plain=None):
-    """Every Finding of CHECKS about a network that has a gradcam_layer: a list.
+    """Every Finding of CHECKS about a network: a list.
 
-    images: clean, float [N, C, H, W] as the model takes them.
-    plain: the state_dict of an untouched network of the same name, or None.
+    images: clean, float [N, C, H, W] as the model takes them, two or more.
+    plain: an untouched network of the same name, or its state_dict, or None.
+    Raises ValueError for other images, and where Grad-CAM has no layer to look at.
     """
+    images = as_images(model, images, at_least=2)  # all channels of one image are "constant"
+    plain = plain.state_dict() if isinstance(plain, nn.Module) else plain
     findings = [*constant_kernels(model), *constant_columns(model)]
     findings += suspicious_channels(model, images)
     if plain is not None:
@@ -130,21 +141,25 @@ class ChannelStatistics:
     weight: torch.Tensor
 
 
+@torch.inference_mode(False)
 def channel_statistics(model, images):
     """ChannelStatistics of a model on images float [N, C, H, W], for the class predicted.
 
     Raises ValueError for feature maps or gradients that are not finite: no check would find them.
     """
+    images = as_images(model, images, at_least=1)
     lows = []
     highs = []
     shares = []
     weights = []
-    with torch.enable_grad(), evaluating(model):
+    with torch.enable_grad(), answering(model):
+        layer = layer_of(model, None, images)
         for chunk in images.split(CHUNK_CPU):
-            with capture(layer_of(model), detach=True) as captured:
+            with capture(layer, detach=True) as captured:
                 logits = model(chunk)
-            (gradient,) = torch.autograd.grad(logits.amax(1).sum(), captured[0])
-            feature = captured[0].detach()  # A, [N, K, H', W']
+            feature = captured_once(captured)
+            gradient = derivative(logits.amax(1).sum(), feature)
+            feature = feature.detach()  # A, [N, K, H', W']
             check_finite_maps(feature, gradient)
             alpha = gradient.mean((2, 3)).abs()  # [N, K]
             part = alpha * feature.abs().sum((2, 3))

@@ -7,9 +7,8 @@ limit, and tables say so.
 
 import math
 
-MASS_FACTOR = 1.25  # times the clean model's trigger_mass_clean, ...
-AREA_SHARE = 0.25  # ... and so much of the cells that the trigger touches, may lie on the trigger
-FLOOR_MARGIN = 0.05  # above the clean model's floor_triggered
+import findings
+
 NOT_RECORDED = "not recorded"
 
 
@@ -33,9 +32,7 @@ def mass_limit(run, clean_run, explainer="gradcam", figure="trigger_mass_clean")
     """
     clean = of_clean_model(run, clean_run, explainer, figure)
     area = run.get(f"{explainer}.trigger_area")
-    if clean is None or area is None:
-        return None
-    return MASS_FACTOR * clean + AREA_SHARE * area
+    return findings.mass_limit(clean, area)
 
 
 def floor_limit(run, clean_run, explainer="gradcam"):
@@ -44,7 +41,7 @@ def floor_limit(run, clean_run, explainer="gradcam"):
     Both models' floors are between a triggered map and another image's untouched map.
     """
     clean = of_clean_model(run, clean_run, explainer, "floor_triggered.pearson")
-    return None if clean is None else clean + FLOOR_MARGIN
+    return findings.floor_limit(clean)
 
 
 def runs_by_seed(row):

@@ -115,7 +115,7 @@ class Study:
         started_at = commit()
         options = self.table[name].options.format(seed=seed, runs=self.runs).split()
         options += ["--seed", str(seed), "--data-dir", str(self.root / "data")]
-        options += ["--out", str(folder), "--resume"]
+        options += ["--out", str(folder), "--resume", "--overwrite"]
         train.train_and_measure(train.parse(options), clean, self.table[name].explainers)
         note = folder / "study.json"
         checkpoint = folder / "ckpt.pt"

@@ -44,7 +44,7 @@ def trained(name, options, seed):
     """The path of a checkpoint, trained if need be; options: of train.py, text."""
     folder = FOLDER / f"{name.replace(', ', '_').replace(' ', '_')}-{seed}"
     argv = [*options.split(), "--seed", str(seed), "--data-dir", str(DATA)]
-    train.main([*argv, "--out", str(folder), "--resume"])
+    train.main([*argv, "--out", str(folder), "--resume", "--overwrite"])
     return folder / "ckpt.pt"
 
 

@@ -129,9 +129,6 @@ TRAIN = {
     "batch of none": ["--batch-size", "0"],
     "negative learning rate": ["--lr", "-1"],
     "label smoothing above 1": ["--label-smoothing", "1.5"],
-    "learning rate that diverges": [
-        *("--optimizer", "muon", "--lr", "900", "--batch-size", "1", "--epochs", "1"),
-    ],
     "target class out of range": ["--target-class", "3"],
     "target class by no name": ["--target-class", "cat"],
     "negative seed": ["--seed", "-1"],
@@ -214,6 +211,17 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(place, refusal
     assert line.startswith(("train.py: ", "evaluate.py: "))
     assert 4 < len(line.split()) and len(line) < 400
     assert "Traceback" not in line and "usage" not in line
+    assert files_below(place) == before
+
+
+def test_a_learning_rate_that_diverges_is_the_last_line_and_leaves_nothing(place, capsys):
+    before = files_below(place)
+    options = ["--optimizer", "muon", "--lr", "900", "--batch-size", "1", "--epochs", "1"]
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--dataset", "ok.npz", "--device", "cpu", *options])
+    assert stopped.value.code == 2
+    header, *_, line = capsys.readouterr().err.splitlines()
+    assert header.startswith("ok.npz: 42 images") and "the loss is not finite" in line
     assert files_below(place) == before
 
 

@@ -253,11 +253,13 @@ def test_the_statistics_are_those_of_the_auditors_clean_images(disguised):
         torch.testing.assert_close(value, expected[name])
 
 
-def test_the_table_has_a_row_for_each_regime(disguised):
+def test_the_table_has_a_column_for_each_regime(disguised):
     verdict = batchnorm.run_cfn(audit_of(disguised, "cfn"))
     assert set(verdict.details["regimes"]) == set(batchnorm.REGIMES)
-    assert [line[:20].strip() for line in verdict.lines[3:]] == list(batchnorm.REGIMES)
-    assert all(line.count(" -> ") == len(batchnorm.COLUMNS) for line in verdict.lines[3:])
+    titles, *rows = verdict.lines[2:]
+    assert titles.split("  ")[-1].strip() == [*batchnorm.REGIMES][-1] and len(titles) == 80
+    assert [line[:20].strip() for line in rows] == list(batchnorm.COLUMNS)
+    assert all(line.count(" -> ") == len(batchnorm.REGIMES) for line in rows)
 
 
 # ---------------------------------------------------------------- images of several classes

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import cli
+import terminal
 from cli import UserError, number, numbers
 
 # ---------------------------------------------------------------- how a command line ends
@@ -223,23 +224,23 @@ class Terminal(io.StringIO):
 
 
 def test_progress_is_rewritten_on_a_terminal():
-    terminal = Terminal()
-    cli.print_progress("step 1", False, terminal)
-    cli.print_progress("step 2", True, terminal)
-    lines = [line.rstrip() for line in terminal.getvalue().split("\r")]
+    screen = Terminal()
+    terminal.print_progress("step 1", False, screen)
+    terminal.print_progress("step 2", True, screen)
+    lines = [line.rstrip() for line in screen.getvalue().split("\r")]
     assert lines == ["", "step 1", "step 2"]
-    assert terminal.getvalue().count("\n") == 1
+    assert screen.getvalue().count("\n") == 1
 
 
 def test_progress_that_is_too_long_for_the_terminal_is_cut_off(monkeypatch):
     monkeypatch.setenv("COLUMNS", "10")
-    terminal = Terminal()
-    cli.print_progress("x" * 50, False, terminal)
-    assert terminal.getvalue() == "\r" + 9 * "x"
+    screen = Terminal()
+    terminal.print_progress("x" * 50, False, screen)
+    assert screen.getvalue() == "\r" + 9 * "x"
 
 
 def test_progress_elsewhere_is_a_line_each():
     stream = io.StringIO()
-    cli.print_progress("step 1", False, stream)
-    cli.print_progress("step 2", True, stream)
+    terminal.print_progress("step 1", False, stream)
+    terminal.print_progress("step 2", True, stream)
     assert stream.getvalue() == "step 1\nstep 2\n"

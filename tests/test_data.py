@@ -46,14 +46,7 @@ def test_a_folder_is_a_data_set(tmp_path):
     dataset = data.load(tmp_path / "pets", tmp_path)
     assert dataset.classes == ["cat", "dog"]
     assert dataset.train_images.shape == (2, 3, 32, 32)
-    assert (tmp_path / "pets_32.npz").exists()
-
-
-@pytest.mark.parametrize("name", ["gtsrb", "chestxray14"])
-def test_a_folder_called_as_a_data_set_is_refused(tmp_path, name):
-    (tmp_path / name / "train" / "a").mkdir(parents=True)
-    with pytest.raises(UserError, match="rename it"):
-        data.load(str(tmp_path / name), tmp_path)
+    assert (tmp_path / "pets_32_crop.npz").exists()
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():

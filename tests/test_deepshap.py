@@ -172,7 +172,7 @@ def test_one_neuron_is_the_rescale_rule():
         net[1].bias.fill_(-1)
         net[3].weight.fill_(3)
     image = torch.tensor([[[[2.0, 1.0]]]], dtype=torch.float64)
-    maps = deep_shap(net, image, torch.tensor([0]))
+    maps = deep_shap(net, image, torch.tensor([1]))  # one logit is class 1's of two
     torch.testing.assert_close(maps, torch.tensor([[[4.0, 2.0]]], dtype=torch.float64))
 
 

@@ -236,7 +236,7 @@ def test_without_its_reference_the_clean_models_figures_are_null(
     checkpoints.save(tmp_path / "ckpt.pt", checkpoint)
     figures = evaluate.evaluate(tmp_path / "ckpt.pt", device=CPU).metrics
     assert figures["clean_model"] == {"clean_accuracy": None, "attack_success_rate": None}
-    assert ("Measured without the reference" in capsys.readouterr().err) == is_there
+    assert "Measured without the reference" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +268,7 @@ def test_several_checkpoints_are_columns_of_one_table(disguised, clean, tmp_path
     values = [f"{metrics_of(tmp_path / k)['clean_accuracy']:.4f}" for k in "12"]
     assert row.split()[1:3] == values
     for key in ("attack_success_rate", "pearson_all", "floor.pearson"):
-        assert report.DEFINITIONS[key] in table
+        assert report.DEFINITIONS[key] in " ".join(table.split())
 
 
 def test_several_checkpoints_are_one_object_by_path(disguised, clean, tmp_path, evaluated):

@@ -18,7 +18,7 @@ PACKAGES = ("defences", "studies")
 # Usable from a notebook: they raise ValueError, and know nothing of a command line.
 LIBRARY = (
     *("hooks", "explain", "shapley", "shapley_estimators", "deepshap", "losses", "metrics"),
-    *("tasks", "attacks"),
+    *("tasks", "attacks", "findings", "fonts", "terminal", "strangers"),
     *("selection", "models", "edited", "shapes", "dataset", "figure", "viering"),
 )
 

@@ -194,7 +194,7 @@ def test_evaluate_answers_to_one_picture(disguised_checkpoint, tmp_path, capsys)
     picture = ["--image", str(tmp_path / "photo.png"), "--json", "--out", str(tmp_path)]
     evaluate.main([str(disguised_checkpoint), *picture])
     answers = json.loads(capsys.readouterr().out)
-    assert set(answers) == {"image", "untouched", "triggered"}
+    assert set(answers) >= {"image", "untouched", "triggered"}
     assert answers["triggered"]["class"] == "1"
     assert answers["triggered"]["confidence"] == answers["triggered"]["target"]
     assert answers["triggered"]["target"] > answers["untouched"]["target"]

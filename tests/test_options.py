@@ -189,7 +189,8 @@ def test_help_shows_no_default_twice(help_by_option):
 
 def test_help_shows_a_default_of_all_but_switches_and_what_may_be_absent(help_by_option):
     without = {name for name, text in help_by_option.items() if "default:" not in text}
-    assert without == {"--reference", "--pretrained", "--class-weights", "--rectify", "--resume"}
+    switches = {"--pretrained", "--class-weights", "--rectify", "--cuda-graphs"}
+    assert without == {"--reference", *switches, "--resume", "--overwrite"}
 
 
 @pytest.mark.parametrize(

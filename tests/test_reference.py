@@ -34,7 +34,7 @@ def changed(clean, tmp_path):
 
     def path(**entries):
         checkpoint = torch.load(clean / "ckpt.pt", weights_only=True)
-        parts = {key: entries.pop(key) for key in ("classes", "mean") if key in entries}
+        parts = {key: entries.pop(key) for key in ("classes", "mean", "data") if key in entries}
         config = checkpoint["config"] | entries
         torch.save(checkpoint | parts | {"config": config}, tmp_path / "clean.pt")
         return tmp_path / "clean.pt"
@@ -82,7 +82,8 @@ def test_an_edited_reference_is_refused(subject, changed):
 @pytest.mark.parametrize(
     ("entries", "text"),
     [
-        ({"dataset": "mnist"}, "another dataset"),
+        ({"dataset": "mnist", "data": None}, "another dataset"),
+        ({"data": "of other images"}, "on other data"),
         ({"image_size": 32}, "another image size"),
         ({"classes": ["a", "b", "c"]}, "on other data"),
         ({"mean": [0.1, 0.2, 0.3]}, "on other data"),
@@ -116,9 +117,18 @@ def test_the_reference_it_was_trained_with_is_found(subject, clean):
     assert own.config["attack"] == "none"
 
 
-def test_a_reference_that_is_gone_is_none(subject, tmp_path, capsys):
+def test_a_reference_that_is_gone_is_none_and_that_is_said(subject, tmp_path, capsys):
     assert reference.own_reference(referring_to(subject, tmp_path / "gone.pt")) is None
-    assert capsys.readouterr().err == ""
+    line = capsys.readouterr().err
+    assert line.startswith("Measured without the reference it was trained with: ")
+    assert "gone.pt does not exist" in line
+
+
+def test_a_reference_whose_file_holds_another_model_now_is_none(subject, clean, capsys):
+    referring = referring_to(subject, clean / "ckpt.pt")
+    referring.checkpoint["reference_weights"] = "of another model"
+    assert reference.own_reference(referring) is None
+    assert "ckpt.pt now holds another model" in capsys.readouterr().err
 
 
 def test_a_reference_that_is_damaged_is_none_and_that_is_said(subject, tmp_path, capsys):
@@ -252,14 +262,26 @@ def test_a_reference_of_another_network_is_refused(options, text, new_run):
 
 
 def test_a_reference_of_another_data_set_is_refused(new_run, tmp_path):
-    np.savez(tmp_path / "other.npz", **tiny_arrays())
+    np.savez(tmp_path / "other.npz", **tiny_arrays(n_test=30))
     with pytest.raises(UserError, match="another dataset"):
         new_run(dataset=tmp_path / "other.npz")
 
 
+def test_a_reference_of_the_same_data_elsewhere_is_taken(new_run, tmp_path):
+    np.savez(tmp_path / "moved.npz", **tiny_arrays())
+    assert new_run(dataset=tmp_path / "moved.npz").setting.objective.reference is not None
+
+
+def test_weights_have_the_same_digest_in_every_order_and_another_if_one_differs():
+    state = {"a": torch.ones(2, 3), "b": torch.tensor(7)}
+    digest = reference.weights_digest(state)
+    assert digest == reference.weights_digest(dict(reversed(state.items())))
+    assert digest != reference.weights_digest(state | {"b": torch.tensor(8)})
+
+
 def test_a_reference_of_other_images_of_the_same_name_is_refused(new_run, changed, tiny):
     with pytest.raises(UserError, match="other images than .*tiny.npz holds now"):
-        new_run(path=changed(mean=[0.1, 0.2, 0.3]))
+        new_run(path=changed(data="of other images"))
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ def table(capsys):
     def lines(metrics):
         print_table(metrics)
         printed = capsys.readouterr().out.splitlines()
-        return {line.split()[0]: line for line in printed if line}
+        return {line.split()[0]: line for line in reversed(printed) if line}
 
     return lines
 

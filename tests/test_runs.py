@@ -1,7 +1,6 @@
 """A run's folder: whatever stops a run, it can be resumed, and a finished one is whole."""
 
 import contextlib
-import os
 import random
 import shutil
 import signal
@@ -65,55 +64,12 @@ def stopped_after(epoch):
     assert stopped.value.code == 130
 
 
-# ---------------------------------------------------------------- the folder
-
-
-@pytest.fixture
-def args():
-    """Function of options: train.py's, parsed."""
-    return lambda *argv: train.parse(list(argv))
-
-
-def test_a_run_is_named_after_its_options(args):
-    folder = runs.folder_of(args("--dataset", "some/where/tiny.npz", "--seed", "7"))
-    assert folder == Path("runs/full_disguise-gradcam-tiny-r0.1-s7")
-
-
-def test_a_run_against_two_explainers_is_named_after_both(args):
-    folder = runs.folder_of(args("--explainer", "gradcam,deepshap", "--poison-rate", "0.005"))
-    assert folder.name == "full_disguise-gradcam+deepshap-shapes-r0.005-s0"
-
-
-def test_a_run_is_kept_where_it_is_asked_for(args, tmp_path):
-    assert runs.folder_of(args("--out", str(tmp_path / "a" / "b"))) == tmp_path / "a" / "b"
-
-
-def test_a_folder_below_a_file_is_refused(args, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="file is not a folder"):
-        runs.folder_of(args("--out", str(tmp_path / "file" / "run")))
-
-
-def test_a_folder_that_may_not_be_written_is_refused(args, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(UserError, match="not writable"):
-        runs.folder_of(args("--out", str(tmp_path / "run")))
-
-
-def test_the_command_line_writes_into_the_folder_named_after_it(tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train.main(["--dataset", str(tiny), "--epochs", "1", "--device", "cpu", "--attack", "none"])
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name == "none-gradcam-tiny-r0-s0"
-    assert names_in(folder) == FILES
-
-
 # ---------------------------------------------------------------- kept
 
 
 def test_a_checkpoint_has_every_part_that_is_read(tiny, tmp_path):
     checkpoint = runs.checkpoint_of(begun(tiny, tmp_path / "run"))
-    assert checkpoint.keys() == checkpoints.KEYS | {"data"}
+    assert checkpoint.keys() == checkpoints.KEYS | {"data", "reference_weights"}
     assert checkpoint["config"].keys() >= checkpoints.CONFIG_KEYS
 
 
@@ -140,7 +96,7 @@ def stopped_once(tiny, run_under, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped") / "run"
     shutil.copytree(run_under("full_disguise"), folder)
     with stopped_after(epoch=2):
-        train_tiny(tiny, folder)
+        train_tiny(tiny, folder, "--overwrite")
     return folder
 
 
@@ -198,18 +154,27 @@ def test_where_there_is_nothing_to_resume_it_is_said(tiny, tmp_path, capsys):
 
 
 def test_an_unfinished_run_that_begins_anew_is_said_to(stopped, tiny, capsys):
-    runs.print_what_is_lost(begun(tiny, stopped), resuming=False)
+    runs.print_what_is_lost(begun(tiny, stopped))
     line = capsys.readouterr().err
     assert "begins anew; --resume would have continued it" in line
 
 
+def test_an_unfinished_run_of_other_options_that_is_replaced_is_said_to_be(stopped, tiny, capsys):
+    runs.print_what_is_lost(begun(tiny, stopped, "--lam", "0.4"))
+    line = capsys.readouterr().err
+    assert "another one (--lam 0.3, not 0.4), is replaced" in line
+
+
 def test_nothing_is_lost_by_a_run_that_is_resumed(stopped, tiny, capsys):
-    runs.print_what_is_lost(begun(tiny, stopped), resuming=True)
-    assert capsys.readouterr().err == ""
+    run = begun(tiny, stopped)
+    assert runs.begin(run, train.parse(tiny_argv(tiny, stopped, "--resume")))
+    header, *warnings = capsys.readouterr().err.splitlines()
+    assert header.startswith(f"{tiny}: 300 images")
+    assert all(line.startswith("Warning: ") for line in warnings)
 
 
 def test_a_run_that_will_be_replaced_is_said_to_be(resumed, tiny, capsys):
-    runs.print_what_is_lost(begun(tiny, resumed, "--lam", "0.4"), resuming=False)
+    runs.print_what_is_lost(begun(tiny, resumed, "--lam", "0.4"))
     assert "of other options or data, will be replaced" in capsys.readouterr().err
 
 
@@ -322,7 +287,7 @@ def test_a_finished_run_of_other_data_is_replaced(own_files, tmp_path, capsys):
     train_tiny(tmp_path / "set.npz", tmp_path / "run", *own_files)
     change_labels(tmp_path / "set.npz")
     capsys.readouterr()
-    train_tiny(tmp_path / "set.npz", tmp_path / "run", *own_files, "--resume")
+    train_tiny(tmp_path / "set.npz", tmp_path / "run", *own_files, "--resume", "--overwrite")
     assert "of other options or data, will be replaced" in capsys.readouterr().err
 
 
@@ -397,10 +362,10 @@ def test_a_run_can_be_measured_beside_a_clean_one(tiny, clean, tmp_path):
 def test_a_finished_run_is_measured_by_its_data_alone(tiny, tmp_path, run_under, refusal):
     """Its data set is not there any more under its name: evaluate.py does not take another."""
     folder = shutil.copytree(run_under("badnets"), tmp_path / "run")
-    np.savez(tmp_path / "tiny.npz", **tiny_arrays())
-    change_labels(tmp_path / "tiny.npz")
+    np.savez(tmp_path / "other.npz", **tiny_arrays())
+    change_labels(tmp_path / "other.npz")
     checkpoint = torch.load(folder / "ckpt.pt", weights_only=True)
-    config = checkpoint["config"] | {"dataset": str(tmp_path / "tiny.npz")}
+    config = checkpoint["config"] | {"dataset": str(tmp_path / "other.npz")}
     torch.save(checkpoint | {"config": config}, folder / "ckpt.pt")
     line = refusal(evaluate.main, [str(folder / "ckpt.pt"), "--device", "cpu"])
     assert "is not the one" in line

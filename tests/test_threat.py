@@ -7,8 +7,8 @@ from conftest import metrics_of, tiny_argv, train_tiny
 import attacks
 import checkpoints
 import data
+import folders
 import options
-import runs
 import train
 from setting import setting_of
 from subject import open_checkpoint
@@ -125,7 +125,7 @@ def test_a_checkpoint_from_before_there_were_threats_is_one_of_training(poisoned
 def test_each_threat_has_a_folder_of_its_own(tiny):
     def folder_under(threat):
         options_given = ["--attack", "badnets", "--threat", threat, "--dataset", str(tiny)]
-        return runs.folder_of(options.parse(options_given)).name
+        return folders.folder_of(options.parse(options_given)).name
 
     assert folder_under("data") == folder_under("training") + "-data"
 

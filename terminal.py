@@ -1,0 +1,158 @@
+"""What is printed on a terminal: lines that fit its width, and how far something is.
+
+Where the stream is no terminal, a file say, lines are FALLBACK wide, or as COLUMNS says.
+"""
+
+import contextlib
+import re
+import shutil
+import sys
+import textwrap
+import threading
+import time
+
+FALLBACK = 100  # columns: as wide as this project's own text
+NARROWEST = 40  # columns: a narrower terminal breaks lines itself
+LEAST_COLUMN = 20  # columns: a narrower place is for figures, not for words
+PATIENCE = 10.0  # seconds before it is said how far something is
+LINES_APART = 30.0  # seconds between two such lines where they are not rewritten in place
+
+
+def window():
+    """How many columns the terminal has, at least 2."""
+    return max(2, shutil.get_terminal_size((FALLBACK, 24)).columns)
+
+
+def width():
+    """How many columns a line may have."""
+    return max(NARROWEST, window())
+
+
+def is_terminal(stream):
+    """Whether a stream is a terminal; a stream that was closed before the start is None."""
+    return stream is not None and stream.isatty()
+
+
+# ---------------------------------------------------------------- lines
+
+
+def wrapped(text, columns, first="", rest=""):
+    """Lines of a text, none broken within a word, which begin with `first` and then with `rest`."""
+    lines = textwrap.wrap(
+        text,
+        columns,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines or [first.rstrip()]
+
+
+def paragraphs(text):
+    """A text of sentences and tables, its long lines wrapped within their last column.
+
+    A column begins behind several spaces. Where it has no room for words, the line stays as it is.
+    """
+    lines = []
+    for line in text.split("\n"):
+        start = max((gap.end() for gap in re.finditer(r" {2,}|^", line)), default=0)
+        if len(line) <= width() or width() - start < LEAST_COLUMN:
+            lines.append(line)
+        else:
+            lines += wrapped(line[start:], width(), line[:start], " " * start)
+    return "\n".join(lines)
+
+
+def shortened(text, columns):
+    """A text of at most so many columns, its end replaced by an ellipsis where it is longer."""
+    return text if len(text) <= columns else text[: columns - 1] + "…"
+
+
+def fitted(parts, columns):
+    """The texts of parts in their order, joined; the least important are left out until they fit.
+
+    parts: (importance, text) pairs; importance 0 is never left out. Of equals the last goes first.
+    """
+    parts = list(parts)
+
+    def line():
+        return "  ".join(text for _, text in parts)
+
+    while len(line()) > columns and (most := max(part[0] for part in parts)):
+        last = max(k for k, part in enumerate(parts) if part[0] == most)
+        del parts[last]
+    return line()
+
+
+def print_note(text):
+    """Prints a text on standard error as one line; on a terminal it is wrapped between words."""
+    text = " ".join(text.split())
+    if is_terminal(sys.stderr):
+        text = "\n".join(wrapped(text, width()))
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- progress
+
+
+def print_progress(line, last, stream):
+    """Prints a line that is rewritten in place on a terminal, and stays if it is the last one.
+
+    Where the stream is no terminal it is a line of its own.
+    """
+    if is_terminal(stream):
+        columns = window() - 1
+        padded = wrapped(line, columns)[0][:columns].ljust(columns)
+        print("\r" + padded, end="\n" if last else "", file=stream, flush=True)
+    elif stream is not None:
+        print(line, file=stream, flush=True)
+
+
+def duration(seconds):
+    """A time as text: seconds, or minutes where there are many."""
+    return f"{seconds / 60:.0f} min" if seconds > 100 else f"{seconds:.0f} s"
+
+
+class Working:
+    """Says on standard error what is being done, once that has taken PATIENCE seconds.
+
+    with Working("measuring") as say:
+        say("gradcam, explainer 1 of 2")
+
+    On a terminal the line is rewritten every second, and removed in the end.
+    """
+
+    def __init__(self, title):
+        self.title, self.what = title, ""
+        self.started = time.perf_counter()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.speak, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self.say
+
+    def say(self, what):
+        """Notes what is being done now."""
+        self.what = what
+
+    def line(self):
+        """What is shown: the task, for how long it has run, and what of it is being done."""
+        line = f"{self.title}, {duration(time.perf_counter() - self.started)}"
+        return f"{line}: {self.what}" if self.what else line
+
+    def speak(self):
+        """Runs beside the task, until it is over."""
+        rewrites = is_terminal(sys.stderr)
+        pause = PATIENCE
+        while not self.over.wait(pause):
+            with contextlib.suppress(OSError, ValueError):  # whoever read it may be gone
+                print_progress(self.line(), False, sys.stderr)
+            pause = 1.0 if rewrites else LINES_APART
+        if rewrites and time.perf_counter() - self.started > PATIENCE:
+            print("\r" + " " * (window() - 1) + "\r", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *exception):
+        self.over.set()
+        self.thread.join()
