@@ -20,9 +20,12 @@ import torch
 import checkpoints
 import defences.batchnorm
 import defences.disagreement
+import defences.februus
 import defences.neural_cleanse
 import defences.neuroninspect
 import defences.prune
+import defences.sentinet
+import defences.strip
 import defences.traces
 import evaluate
 import figure
@@ -51,6 +54,9 @@ METHODS = {
     "rebn": defences.batchnorm.REBN,
     "cfn": defences.batchnorm.CFN,
     "disagreement": defences.disagreement.DEFENCE,
+    "februus": defences.februus.DEFENCE,
+    "sentinet": defences.sentinet.DEFENCE,
+    "strip": defences.strip.DEFENCE,
     "inspect": defences.traces.DEFENCE,
 }
 ANSWERS = {True: "Backdoored", False: "No backdoor found", None: "No verdict"}

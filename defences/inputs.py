@@ -1,0 +1,160 @@
+"""What the defences share that judge single inputs: which images they are tried on, and how well.
+
+These defences know clean images that were held out of training, and nothing of the trigger. They
+are tried on test images as they are and with the trigger.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from cli import number
+from defences import predict
+from explain import EXPLAINERS
+from hooks import evaluating
+from losses import upsample
+from metrics import auroc, check_finite_maps, mean_or_none
+from subject import draw_images, images_per_forward
+
+TEST_IMAGES = 500  # that are judged, by default
+FALSE_ALARMS = 0.05  # the share of clean held-out images above the limit
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of false alarms, of the curve
+
+
+@dataclass
+class Inputs:
+    """Images float [N, C, H, W] in [0, 1] of one kind; the class each truly shows, int64 [N]."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+
+def trial_images(audit, limit=None):
+    """{"held-out", "clean", "triggered": Inputs}: what a defence is set by, and tried on.
+
+    clean are test images of all classes, triggered ones leave out the target class where the attack
+    changes labels. limit: of each kind at most so many. Raises ValueError without triggered ones.
+    """
+    subject, options = audit.subject, audit.options
+    count = options.test_images or min(TEST_IMAGES, limit or TEST_IMAGES)
+    dataset = subject.dataset
+    generator = torch.Generator().manual_seed(options.seed)
+    rows = torch.randperm(len(dataset.test_labels), generator=generator)[:count]
+    stamped = draw_images(subject, count, options.seed)
+    if len(stamped) == 0:
+        raise ValueError("no test image can be triggered: all are of the target class")
+    kept = min(len(audit.labels), limit or len(audit.labels))
+    return {
+        "held-out": Inputs(audit.pixels[:kept], audit.labels[:kept]),
+        "clean": inputs_of(subject, rows),
+        "triggered": inputs_of(subject, stamped, triggered=True),
+    }
+
+
+def inputs_of(subject, rows, triggered=False):
+    """The Inputs of test images `rows`."""
+    pixels = subject.pixels(subject.dataset.test_images[rows], triggered)
+    return Inputs(pixels, subject.dataset.test_labels[rows].to(pixels.device))
+
+
+def overlays_apart(audit, images, count):
+    """The last `count` held-out images [count, C, H, W], which are then judged no longer.
+
+    images: of trial_images. Raises ValueError where fewer than four would be left.
+    """
+    held_out, left = images["held-out"], len(audit.labels) - count
+    if left < 4:
+        raise ValueError(f"{count} clean images are laid over others: give --clean-images more")
+    images["held-out"] = Inputs(held_out.pixels[:left], held_out.labels[:left])
+    return audit.pixels[-count:]
+
+
+def most_images(explainer):
+    """How many images of a kind are explained by default; None where the explainer is fast."""
+    return EXPLAINERS[explainer].test_images
+
+
+@torch.no_grad()
+def probabilities_of(model, pixels):
+    """float [N, K]: the softmax of a model of pixels, in evaluation mode."""
+    with evaluating(model):
+        chunks = [model(part).softmax(1) for part in pixels.split(images_per_forward(pixels))]
+    return torch.cat(chunks)
+
+
+def pixel_maps(subject, pixels, explainer):
+    """Explanations of the class predicted, what speaks for it, at the images' size: [N, H, W].
+
+    pixels: float [N, C, H, W] in [0, 1]; explainer: a name of EXPLAINERS. Evidence against the
+    class is 0. Raises ValueError for maps that are not finite.
+    """
+    maps = []
+    for part in pixels.split(images_per_forward(pixels)):
+        inputs = subject.normalise(part)
+        classes = predict(subject.model, inputs)
+        found = EXPLAINERS[explainer].evaluate(subject.model, inputs, classes).clamp_min(0)
+        check_finite_maps(found)
+        maps.append(upsample(found, pixels.shape[-1]))
+    return torch.cat(maps)
+
+
+# ---------------------------------------------------------------- how well scores tell them apart
+
+
+def detection(scores):
+    """How well scores {"held-out", "clean", "triggered": float [N]} tell triggered images apart.
+
+    An image is called attacked where its score is above the limit, which FALSE_ALARMS of the
+    held-out images are above.
+    """
+    held_out = scores["held-out"].double()
+    limit = float(held_out.quantile(1 - FALSE_ALARMS))
+    curve = []
+    for rate in RATES:
+        at = held_out.quantile(1 - rate)
+        curve.append({"false_alarms_held_out": rate} | shares_above(scores, at))
+    return {
+        "auroc": auroc(scores["triggered"], scores["clean"]),
+        "limit": limit,
+        **shares_above(scores, limit),
+        "curve": curve,
+    }
+
+
+def shares_above(scores, limit):
+    """{"false_alarms", "detected"}: shares of clean and of triggered images above the limit."""
+    return {
+        "false_alarms": mean_or_none((scores["clean"] > limit).float()),
+        "detected": mean_or_none((scores["triggered"] > limit).float()),
+    }
+
+
+def detection_lines(figures):
+    """Lines that say what `detection` found."""
+    return [
+        f"triggered images told from clean ones: AUROC {figures['auroc']:.3f}",
+        f"above the limit {figures['limit']:.4g}, as {FALSE_ALARMS:.0%} of held-out images are: "
+        f"clean {figures['false_alarms']:.3f}, triggered {figures['detected']:.3f}",
+    ]
+
+
+# ---------------------------------------------------------------- options
+
+
+def add_explainer(parser):
+    """Adds --explainer."""
+    parser.add_argument(
+        "--explainer",
+        choices=EXPLAINERS,
+        default="gradcam",
+        help="whose map says where to look",
+    )
+
+
+def add_test_images(parser):
+    """Adds --test-images."""
+    parser.add_argument(
+        "--test-images",
+        type=number(int, 2, 1_000_000),
+        help=f"test images it is tried on (default: {TEST_IMAGES}; for slow explainers 100)",
+    )
