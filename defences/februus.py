@@ -139,9 +139,10 @@ def operating_point(curve):
 
 def summary(explainer, images, before, after):
     """Lines: the operating point, and the figures without the defence and at it."""
+    count = len(images["held-out"].labels)
     lines = [
-        f"removed: the {after['share']:.1%} of an image that {explainer} marks most, as much as costs"
-        f" {len(images['held-out'].labels)} held-out images at most {PRICE:.0%} of accuracy",
+        f"removed: the {after['share']:.1%} of an image that {explainer} marks most:"
+        f" as much as costs {count} held-out images at most {PRICE:.0%} of accuracy",
         "",
     ]
     for key, about in {
