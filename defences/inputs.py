@@ -60,11 +60,13 @@ def inputs_of(subject, rows, triggered=False):
 def overlays_apart(audit, images, count):
     """The last `count` held-out images [count, C, H, W], which are then judged no longer.
 
-    images: of trial_images. Raises ValueError where fewer than four would be left.
+    images: of trial_images. At most half of the clean images are taken.
+    Raises ValueError where fewer than four would be left.
     """
+    count = min(count, len(audit.labels) // 2)
     held_out, left = images["held-out"], len(audit.labels) - count
     if left < 4:
-        raise ValueError(f"{count} clean images are laid over others: give --clean-images more")
+        raise ValueError("half of the clean images are laid over others: 8 --clean-images or more")
     images["held-out"] = Inputs(held_out.pixels[:left], held_out.labels[:left])
     return audit.pixels[-count:]
 
