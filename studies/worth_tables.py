@@ -1,0 +1,189 @@
+"""The tables of studies/worth.py: what each defence leaves of each attack.
+
+Also worth-paired.json: how much more a defence finds of a plain backdoor than of a disguised one.
+"""
+
+from studies.record import RESULTS, read
+from studies.tables import (
+    cell,
+    header,
+    interval_text,
+    line,
+    mean_and_sd,
+    note,
+    of_record,
+    with_interval,
+    write_paired,
+)
+
+PATH = RESULTS / "worth.json"
+PAIRED = RESULTS / "worth-paired.json"
+EXPLAINERS = ("gradcam", "gradient", "deepshap", "kernelshap")
+FIXED_SHARE = 0.1  # of the image: the share a defender removes who does not ask what it costs
+
+MODELS = {
+    "none": "clean model",
+    "badnets": "`badnets`",
+    "red_herring": "`red_herring`",
+    "gradcam": "disguised from `gradcam`",
+    "deepshap": "disguised from `deepshap`",
+    "all": "disguised from all three",
+}
+
+
+def name_of(row):
+    """What the page calls a row."""
+    data, attack = row.split()
+    return f"`{data}`, {MODELS[attack]}"
+
+
+def summarised(defence, figure):
+    """The mean and deviation over seeds of figure(verdict) of a row's defence; None of no run."""
+    values = [figure(verdict) for verdict in defence.values()]
+    values = [value for value in values if value is not None]
+    return mean_and_sd(values) if values else None
+
+
+def at_share(verdict, share=FIXED_SHARE):
+    """The figures of Februus at one share of the image."""
+    return next(part for part in verdict["curve"] if part["share"] == share)
+
+
+# ---------------------------------------------------------------- Februus
+
+
+def februus(record, choose):
+    """A line a model and explainer: before, and what choose(verdict) says of after."""
+    titles = ["model", "explainer", "n", "removed", "`clean_accuracy`", "`attack_success_rate`"]
+    lines = header([*titles, "`restored_accuracy`"])
+    for row, defences in record.items():
+        for explainer in EXPLAINERS:
+            verdicts = defences.get(f"februus, {explainer}")
+            if verdicts is None:
+                continue
+            cells = [summarised(verdicts, lambda verdict: choose(verdict)["share"])]
+            for key in ("clean_accuracy", "attack_success_rate", "restored_accuracy"):
+                cells.append(summarised(verdicts, lambda verdict, key=key: choose(verdict)[key]))
+            lines.append(line([name_of(row), explainer, len(verdicts), *map(cell, cells)]))
+    return [*lines, "", origin(record)]
+
+
+def februus_paid(record):
+    """At the share that held-out images choose."""
+    return februus(record, lambda verdict: verdict["after"])
+
+
+def februus_fixed(record):
+    """At a tenth of the image, whatever it costs."""
+    return februus(record, at_share)
+
+
+# ---------------------------------------------------------------- detection
+
+
+def detectors(record):
+    """A line a model: AUROC of SentiNet with each explainer, of STRIP, and of disagreement."""
+    names = [f"sentinet, {explainer}" for explainer in EXPLAINERS] + ["strip", "disagreement"]
+    lines = header(["model", "n", *names])
+    for row, defences in record.items():
+        cells = [
+            cell(summarised(defences.get(name, {}), lambda verdict: verdict["auroc"]))
+            for name in names
+        ]
+        count = len(next(iter(defences.values())))
+        lines.append(line([name_of(row), count, *cells]))
+    return lines
+
+
+def alarms(record):
+    """A line a model: of triggered images above the limit, and of clean ones."""
+    names = [f"sentinet, {explainer}" for explainer in EXPLAINERS] + ["strip"]
+    lines = header(["model", "n", *names])
+    for row, defences in record.items():
+        cells = []
+        for name in names:
+            verdicts = defences.get(name, {})
+            found = summarised(verdicts, lambda verdict: verdict["detected"])
+            false = summarised(verdicts, lambda verdict: verdict["false_alarms"])
+            cells.append(f"{found['mean']:.2f}, {false['mean']:.2f}" if found else "")
+        lines.append(line([name_of(row), len(next(iter(defences.values()))), *cells]))
+    return lines
+
+
+def origin(record):
+    """A line of Markdown: what the verdicts were found on, at what commits."""
+    verdicts = [
+        verdict
+        for defences in record.values()
+        for by_seed in defences.values()
+        for verdict in by_seed.values()
+    ]
+    hardware = {verdict["hardware"] for verdict in verdicts}
+    return note("Verdicts of defend.py", hardware, {verdict["commit"] for verdict in verdicts})
+
+
+# ---------------------------------------------------------------- paired
+
+COMPARED = {
+    "restored at a tenth": lambda verdict: at_share(verdict)["restored_accuracy"],
+    "success left at a tenth": lambda verdict: at_share(verdict)["attack_success_rate"],
+}
+DISGUISES = ("gradcam", "deepshap")
+
+
+def comparisons(record):
+    """Paired differences badnets - disguise, seed by seed, of every defence: as write_paired."""
+    pairs = []
+    for row in record:
+        data, attack = row.split()
+        plain = record.get(f"{data} badnets", {})
+        if attack not in DISGUISES:
+            continue
+        for defence in plain:
+            figures = COMPARED if defence.startswith("februus") else {"AUROC": auroc_of}
+            for title, figure in figures.items():
+                pairs.append(compared(record, f"{data} badnets", row, defence, title, figure))
+    return pairs
+
+
+def auroc_of(verdict):
+    return verdict["auroc"]
+
+
+def compared(record, plain, disguised, defence, title, figure):
+    """One paired difference, over the seeds that both have; None of fewer than two."""
+    one, other = record[plain][defence], record[disguised].get(defence, {})
+    common = sorted(one.keys() & other.keys())
+    if len(common) < 2:
+        return None
+    differences = [figure(one[seed]) - figure(other[seed]) for seed in common]
+    about = {"of": f"{plain}, {defence}", "minus": disguised, "figure": title}
+    return about | with_interval(differences)
+
+
+def write_comparisons():
+    """Writes worth-paired.json from worth.json."""
+    write_paired(PAIRED, comparisons(read(PATH)))
+
+
+def paired_table():
+    """Lines: what a disguise takes from each defence, with intervals."""
+    lines = header(
+        ["defence", "figure", "n", "`badnets` minus disguised (95% interval)", "disguised"]
+    )
+    for pair in read(PAIRED, []):
+        defence = pair["of"].split(", ", 1)[1]
+        cells = [defence, pair["figure"], pair["n"], interval_text(pair), name_of(pair["minus"])]
+        lines.append(line(cells))
+    return lines
+
+
+TABLES = of_record(
+    "worth",
+    {
+        "februus": februus_paid,
+        "februus_fixed": februus_fixed,
+        "detectors": detectors,
+        "alarms": alarms,
+    },
+) | {"paired": paired_table}

@@ -1,0 +1,90 @@
+"""studies/worth.py: its rows, one tiny model through all of it, and its tables by hand."""
+
+import json
+
+import pytest
+
+from studies import worth, worth_tables
+from studies.study import Row
+
+
+def verdict(auroc=0.5, restored=0.0, success=1.0):
+    """A verdict as the record keeps it."""
+    figures = {"clean_accuracy": 0.9, "attack_success_rate": success}
+    point = figures | {"share": 0.1, "restored_accuracy": restored}
+    return {
+        "before": figures | {"share": 0.0, "restored_accuracy": 0.0},
+        "after": point,
+        "curve": [point],
+        "auroc": auroc,
+        "detected": 0.25,
+        "false_alarms": 0.05,
+        "commit": "abc",
+        "hardware": "a CPU, 1 threads",
+    }
+
+
+RECORD = {
+    "shapes badnets": {
+        "februus, gradcam": {"0": verdict(restored=0.9), "1": verdict(restored=0.8)},
+        "strip": {"0": verdict(0.95), "1": verdict(0.93)},
+    },
+    "shapes gradcam": {
+        "februus, gradcam": {"0": verdict(restored=0.1), "1": verdict(restored=0.2)},
+        "strip": {"0": verdict(0.9), "1": verdict(0.9)},
+    },
+}
+
+
+def test_every_attack_is_on_every_data_set():
+    assert len(worth.TABLE) == len(worth.ATTACKS) * len(worth.DATASETS)
+    assert worth.TABLE["shapes badnets"] == Row("--attack badnets", 5)
+    assert worth.TABLE["shapes all"].seeds == 1
+
+
+def test_kernelshap_is_tried_on_fewer_models():
+    first, late = worth.defences_for(0), worth.defences_for(worth.KERNELSHAP_SEEDS)
+    assert set(first) - set(late) == {"februus, kernelshap", "sentinet, kernelshap"}
+
+
+def test_a_disguise_takes_what_the_pairs_differ_by():
+    pairs = {
+        (pair["of"], pair["figure"]): pair for pair in worth_tables.comparisons(RECORD) if pair
+    }
+    restored = pairs["shapes badnets, februus, gradcam", "restored at a tenth"]
+    assert restored["mean"] == pytest.approx(((0.9 - 0.1) + (0.8 - 0.2)) / 2)
+    assert pairs["shapes badnets, strip", "AUROC"]["mean"] == pytest.approx(0.04)
+
+
+def test_a_table_has_a_line_for_each_model_and_explainer():
+    lines = worth_tables.februus_fixed(RECORD)
+    assert len(lines) == 2 + 2 + 2
+    assert "| `shapes`, `badnets` | gradcam | 2 | 0.100 (0.000) |" in lines[2]
+    assert "0.850 (0.071) |" in lines[2]
+
+
+def test_the_detectors_table_leaves_empty_what_was_not_run():
+    lines = worth_tables.detectors(RECORD)
+    assert "| 0.940 (0.014) | |" in lines[2]
+
+
+def test_one_model_goes_through_every_defence(tiny, tmp_path, monkeypatch):
+    options = f"--dataset {tiny} --epochs 1 --batch-size 24 --target-class 1 --device cpu"
+    monkeypatch.setattr(worth, "TABLE", {"tiny badnets": Row(f"{options} --attack badnets")})
+    monkeypatch.setattr(worth, "DATASETS", {"tiny": (options, 1)})
+    monkeypatch.setattr(worth, "EXPLAINERS", ("gradcam",))
+    monkeypatch.setattr(worth, "KERNELSHAP_SEEDS", 1)
+    monkeypatch.setattr(worth, "IMAGES", ("--clean-images", "24", "--test-images", "12"))
+    monkeypatch.setattr(worth, "PATH", tmp_path / "results" / "worth.json")
+    monkeypatch.setattr(worth, "DATA", tiny.parent)
+    monkeypatch.setattr("defences.sentinet.OVERLAYS", 8)
+    monkeypatch.setattr("defences.strip.OVERLAYS", 8)
+    (tmp_path / "results").mkdir()
+    study = worth.Study("worth", worth.TABLE, tmp_path)
+    worth.measure(study, "tiny badnets", 0)
+    record = json.loads(worth.PATH.read_text())["tiny badnets"]
+    assert set(record) == {"februus, gradcam", "sentinet, gradcam", "strip", "disagreement"}
+    assert record["februus, gradcam"]["0"]["before"]["share"] == 0
+    again = json.loads(worth.PATH.read_text())
+    worth.measure(study, "tiny badnets", 0)  # nothing is asked twice
+    assert json.loads(worth.PATH.read_text()) == again
