@@ -15,6 +15,7 @@ import torch
 
 import edited
 import models
+import strangers
 from cli import UserError, replace_file
 
 KEYS = set(
@@ -82,6 +83,8 @@ def is_complete(checkpoint):
     """Whether unpickled data has a checkpoint's parts, and a trigger seen inside the image."""
     try:
         config, trigger = checkpoint["config"], checkpoint["trigger"]
+        if trigger is None and config.get("adopted"):  # none is known
+            return checkpoint.keys() >= KEYS and config.keys() >= CONFIG_KEYS
         height, width = trigger["alpha"].shape[1:]
         is_seen = bool((trigger["alpha"] > 0).any())
         fits_down = 0 <= trigger["row"] <= config["image_size"] - height
@@ -160,12 +163,16 @@ def with_shapley_estimator(config):
     return config
 
 
-def rebuild(checkpoint):
+def rebuild(checkpoint, architecture=None):
     """The trained model of a checkpoint: evaluation mode, weights frozen, channels_last.
 
+    architecture: what strangers.network takes, named anew by the user; of an adopted network that
+    is a function in a Python file it is needed: no file is run that a checkpoint names.
     Raises UserError where the weights do not fit the model the config names.
     """
     config = checkpoint["config"]
+    if config.get("adopted"):
+        return rebuild_adopted(checkpoint, architecture)
     channels, size = checkpoint["channels"], config["image_size"]
     if config["model"] not in models.MODELS:
         raise UserError(f"the checkpoint is of a network {config['model']!r}, unknown here")
@@ -180,4 +187,26 @@ def rebuild(checkpoint):
             "the checkpoint's weights do not fit its model:"
             " the file is damaged or from another version"
         ) from None
+    return model.eval().requires_grad_(False)
+
+
+def rebuild_adopted(checkpoint, architecture):
+    """The model of an adopted checkpoint, as rebuild returns it. Raises UserError."""
+    config = checkpoint["config"]
+    own, size, edit = config["model"], config["image_size"], config.get("edit")
+
+    def change(model):
+        return edited.apply_edit(model, edit, checkpoint["channels"], size) if edit else model
+
+    if architecture is None and strangers.is_file(own):
+        raise UserError(
+            f"the network is a function in a Python file, which is run only where you name it:"
+            f" --arch {own}"
+        )
+    try:
+        model = strangers.network(architecture or own, checkpoint["model"], size, change)
+        if config["layer"] is not None:
+            models.with_layer(model, config["layer"], pooled=False)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(str(error)) from None
     return model.eval().requires_grad_(False)

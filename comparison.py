@@ -143,7 +143,7 @@ def drawn_rows(subjects):
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     keep = torch.ones(len(labels), dtype=torch.bool)
     for subject in subjects:
-        if not subject.attack.keeps_label:
+        if not subject.attack.keeps_label and subject.target_class is not None:
             keep &= ~tasks.shows(labels, subject.target_class)
     return (order[keep[order]] if keep.any() else order)[:ROWS]
 

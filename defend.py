@@ -15,10 +15,12 @@ import interrupts  # noqa: F401  # isort: skip
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+import adopt
 import checkpoints
 import defences.batchnorm
 import defences.disagreement
@@ -46,7 +48,6 @@ from cli import (
 from data import normalise
 from defences import PUBLISHED_THRESHOLD, Audit
 from defences.neural_cleanse import neural_cleanse as neural_cleanse  # defend.neural_cleanse
-from explain import EXPLAINERS
 from metrics import finite
 from report import DEFINITIONS, show
 from subject import open_checkpoint
@@ -70,6 +71,7 @@ CHANCE = (
     "and in two thirds of those with 43."
 )
 NO_SETTING = {"method", "checkpoint", "data_dir", "dataset", "device", "out", "json"}
+NO_SETTING |= {"weights", "fit", "trigger_position", *adopt.OPTIONS}
 # Of evaluate.py's metrics, what is printed of a repaired network.
 REPAIR_SHOWN = (
     "clean_accuracy",
@@ -91,13 +93,17 @@ def parse(argv):
         of_method = methods.add_parser(name, help=defence.help, description=defence.help)
         of_method.add_argument(
             "checkpoint",
+            nargs="?",
             type=checkpoint_path,
             metavar="CKPT",
             help="a checkpoint of train.py's, or the folder of a run",
         )
         defence.add_options(of_method.add_argument_group("this method"))
         add_common_options(of_method.add_argument_group("audit and output"))
-    return parser.parse_args(argv)
+        adopt.add_weights(of_method)
+    args = parser.parse_args(argv)
+    adopt.check_options(args, args.checkpoint)
+    return args
 
 
 def add_common_options(group):
@@ -151,6 +157,7 @@ def main(argv):
         "after": after,
         "seconds": seconds,
         "clean_images": len(audit.labels),
+        "network": adopt.told(args),
         "settings": settings(args),
     }
     record = finite(record | verdict.details)
@@ -163,6 +170,8 @@ def main(argv):
 
 def folder_of(args):
     """Where the verdict is written. Raises UserError where it would overwrite the checkpoint."""
+    if args.weights:
+        return Path(args.out or adopt.folder_of(args.weights) / f"defend-{args.method}")
     checkpoint = Path(args.checkpoint)
     folder = Path(args.out) if args.out else checkpoint.parent / f"defend-{args.method}"
     if folder.resolve() == checkpoint.resolve().parent:
@@ -182,7 +191,11 @@ def open_audit(args):
     Raises UserError for a checkpoint that is none, or that the method cannot audit.
     """
     device = choose_device(args.device)
-    subject = open_checkpoint(args.checkpoint, args.data_dir, device, args.dataset)
+    if args.weights:
+        subject, args.checkpoint = adopt.adopted(args, device), args.weights
+    else:
+        paths = args.checkpoint, args.data_dir, device, args.dataset, args.arch
+        subject = open_checkpoint(*paths)
     check_method(args, subject)
     held_out = subject.held_out()
     generator = torch.Generator().manual_seed(args.seed)
@@ -235,8 +248,13 @@ def repair(audit, verdict, folder):
                 device=subject.device,
                 seed=audit.options.seed,
                 title=f"measuring, {when} the repair",
+                subject=known,
+                architecture=audit.options.arch,
             )
-            for measured, when in ((audit.options.checkpoint, "before"), (path, "after"))
+            for measured, when, known in (
+                (audit.options.checkpoint, "before", subject),
+                (path, "after", None),
+            )
         ]
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.save(folder / "ckpt.pt", checkpoint)
@@ -256,24 +274,14 @@ def repair(audit, verdict, folder):
 def repaired_checkpoint(audit, model, edit):
     """The audited checkpoint with the weights of a repaired model, and the edit in its config."""
     subject = audit.subject
-    image = audit.inputs[:1]
-    explainers = [name for name in subject.config["explainer"] if can_explain(name, model, image)]
+    repaired = replace(subject, model=model)
+    explainers = [name for name in subject.config["explainer"] if repaired.can_explain(name)]
     return subject.checkpoint | {
         "config": subject.config | {"edit": edit, "explainer": explainers},
         "model": model.state_dict(),
         "optimizer": [],
         "schedule": [],
     }
-
-
-def can_explain(name, model, image):
-    """Whether an explainer works on a model; image: [1, C, H, W]."""
-    classes = torch.zeros(1, dtype=torch.int64, device=image.device)
-    try:
-        EXPLAINERS[name](model, image, classes)
-    except ValueError:
-        return False
-    return True
 
 
 # ---------------------------------------------------------------- output

@@ -13,18 +13,18 @@ import interrupts  # noqa: F401  # isort: skip
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+import adopt
 import comparison
 import figure
 import header
 import metrics
 import pictures
 import report
-import tasks
+from answers import ask, prediction_metrics
 from checkpoints import FORMAT
 from cli import Parser, UserError, checkpoint_path, choose_device, command, number
 from explain import EVALUATED, EXPLAINERS
@@ -33,12 +33,9 @@ from reference import clean_metrics, open_clean, own_reference
 from report import Result
 from subject import correlation_by_class, draw_images, open_checkpoint
 from terminal import Working
+from untouched import measure_untouched
 
 EXPLAIN_IMAGES = 500  # test images drawn for the explanation metrics
-CONFIG_IN_METRICS = (
-    "attack threat dataset model layer target_class poison_rate selection seed epochs batch_size"
-    " optimizer lr oversample label_smoothing lam floor device precision edit"
-).split()
 
 
 # ---------------------------------------------------------------- a checkpoint, measured
@@ -55,6 +52,8 @@ def evaluate(
     n=None,
     seed=0,
     title="measuring",
+    subject=None,
+    architecture=None,
 ):
     """The Result of measuring the checkpoint at `path`: metrics and pictures. Raises UserError.
 
@@ -63,17 +62,26 @@ def evaluate(
     reference: the path of a clean checkpoint to stand beside it (None: the one it was trained with,
     if that is still there); explainers: names to measure with, beside those trained against (None:
     EVALUATED); n: test images to explain (None: EXPLAIN_IMAGES, for some explainers fewer); seed:
-    of their draw; title: of the line of progress, where it takes long.
+    of their draw; title: of the line of progress, where it takes long; subject: a Subject, where
+    the checkpoint is opened already; architecture: of an adopted one, see checkpoints.rebuild.
     """
-    subject = open_checkpoint(path, data_dir, device, dataset)
+    subject = subject or open_checkpoint(path, data_dir, device, dataset, architecture)
     if subject.config["format"] < FORMAT:
         print(f"{path} is of an older version: it is measured by today's rules", file=sys.stderr)
     clean_model = open_clean(subject, reference) if reference else own_reference(subject)
     if dataset is not subject.dataset:  # else whoever loaded it has said what it is
         header.print_header(header.of_subject(subject, path))
     names = explainers_shown(subject.config["explainer"], explainers or EVALUATED)
+    if subject.config.get("adopted"):
+        names = [name for name in names if subject.can_explain(name)]
     with Working(title) as say:
-        return measure(subject, clean_model, names, n, seed, say)
+        if subject.trigger is None:
+            result = measure_untouched(subject, names, n or EXPLAIN_IMAGES, seed, say)
+        else:
+            result = measure(subject, clean_model, names, n, seed, say)
+    if subject.config.get("adopted"):
+        adopt.unlabelled_or_chance(subject, result.metrics)
+    return result
 
 
 def measure(subject, clean_model, names, n, seed, say):
@@ -97,73 +105,6 @@ def measure(subject, clean_model, names, n, seed, say):
     probabilities = answers.untouched, answers.triggered
     drawings = pictures.pictures_of(subject, result, answers.classes, probabilities, drawn, names)
     return Result(metrics.finite(result), drawings, subject, answers)
-
-
-@dataclass
-class Answers:
-    """What a subject answers to its N test images.
-
-    untouched, triggered: probabilities float [N, K]; success, untouched_success: bool [N], whether
-    the target class is predicted with the trigger and without; classes: the classes that are
-    explained, untouched and triggered, two int64 [N]: the predictions.
-    """
-
-    untouched: torch.Tensor
-    triggered: torch.Tensor
-    success: torch.Tensor
-    untouched_success: torch.Tensor
-    classes: tuple
-
-
-def ask(subject, threshold):
-    """The Answers of a subject; threshold: above which the target class counts as predicted."""
-    images, target = subject.dataset.test_images, subject.target_class
-    untouched = subject.probabilities(images)
-    triggered = subject.probabilities(images, triggered=True)
-    success = tasks.predicted_as_target(triggered, target, threshold)
-    explained_classes = triggered.argmax(1)
-    if subject.attack.changes_label:
-        explained_classes[success] = target  # of several labels, it may not be the most probable
-    return Answers(
-        untouched,
-        triggered,
-        success,
-        tasks.predicted_as_target(untouched, target, threshold),
-        (untouched.argmax(1), explained_classes),
-    )
-
-
-def prediction_metrics(subject, answers, threshold, clean_model):
-    """The part of metrics.json that needs no explainer, and empty places for what does."""
-    labels, task, target = subject.dataset.test_labels, subject.task, subject.target_class
-    shows_target = tasks.shows(labels, target)
-    threshold_of = "clean model" if clean_model is not None else "itself"
-    result = {key: subject.config.get(key) for key in CONFIG_IN_METRICS}
-    if not subject.attack.poisons:
-        result["threat"] = None
-    result |= {"target_name": subject.classes[target], "classes": subject.classes}
-    poisons = len(subject.checkpoint["poison_indices"])
-    trained_on = len(subject.dataset.train_labels) - len(subject.held_out())
-    return result | {
-        "poison_count": poisons,
-        "poison_rate_trained_on": poisons / trained_on,
-        "n_test": len(labels),
-        "clean_accuracy": task.accuracy(answers.untouched, labels),
-        "balanced_accuracy": task.balanced_accuracy(answers.untouched, labels),
-        "majority_rate": task.majority_rate(labels),
-        "mean_auroc": task.mean_auroc(answers.untouched, labels),
-        "triggered_mean_auroc": task.mean_auroc(answers.triggered, labels, without=target),
-        "auroc": task.auroc_by_class(answers.untouched, labels, subject.classes),
-        "triggered_accuracy": task.accuracy(answers.triggered, labels),
-        "attack_success_rate": metrics.success_rate(answers.success, shows_target),
-        "untouched_success_rate": metrics.success_rate(answers.untouched_success, shows_target),
-        "success_threshold": threshold,
-        "success_threshold_of": None if threshold is None else threshold_of,
-        "clean_model": {"clean_accuracy": None, "attack_success_rate": None},
-        "explanations": {},
-        "train_seconds": round(subject.checkpoint["seconds"], 2),
-        "torch": subject.checkpoint["torch"],
-    }
 
 
 def add_explanations(result, subject, names, explained, answers, n, say):
@@ -221,9 +162,13 @@ def explainers_shown(trained, others):
 # ---------------------------------------------------------------- a picture of the user's own
 
 
-def explain_file(path, data_dir, device, image_path, names):
-    """A Result about one picture: predictions and explanations without and with the trigger."""
-    subject = open_checkpoint(path, data_dir, device, dataset=False)
+def explain_file(subject, image_path, names):
+    """A Result about one picture: predictions and explanations without and with the trigger.
+
+    Raises UserError where no trigger is known.
+    """
+    if subject.trigger is None:
+        raise UserError("--image shows what a trigger does: give --trigger")
     images = as_test_image(subject, image_path)
     probabilities = [subject.probabilities(images, triggered) for triggered in (False, True)]
     predictions = [(part.argmax(1), part.amax(1)) for part in probabilities]
@@ -287,14 +232,17 @@ def parse(argv):
     parser = Parser(__doc__)
     parser.add_argument(
         "checkpoints",
-        nargs="+",
+        nargs="*",
         type=checkpoint_path,
         metavar="CKPT",
         help="a checkpoint of train.py's, or the folder of a run",
     )
+    adopt.add_weights(parser)
     add_measurement_options(parser.add_argument_group("measurement").add_argument)
     add_output_options(parser.add_argument_group("output").add_argument)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    adopt.check_options(args, args.checkpoints)
+    return args
 
 
 def add_measurement_options(add):
@@ -357,24 +305,30 @@ def main(argv):
     device = choose_device(args.device)
     names = explainer_names(args.explainer) if args.explainer else EVALUATED
     comparison.check_folders(args.checkpoints, args.out)
-    results = {}
+    subject, results = None, {}
+    if args.weights:
+        subject = adopt.adopted(args, device)
+        args.checkpoints, args.out = [args.weights], args.out or str(adopt.folder_of(args.weights))
     paths = list(dict.fromkeys(args.checkpoints))
     for k, path in enumerate(paths, 1):  # all are measured before anything is written
         if args.image:
-            results[path] = explain_file(path, args.data_dir, device, args.image, names)
-        else:
-            results[path] = evaluate(
-                path,
-                dataset=args.dataset,
-                data_dir=args.data_dir,
-                device=device,
-                reference=args.reference,
-                explainers=names,
-                n=args.explain_images,
-                seed=args.seed,
-                title="measuring" if len(paths) == 1 else f"measuring {k} of {len(paths)}",
-            )
-            comparison.share_data(results)
+            opened = subject or open_checkpoint(path, args.data_dir, device, False, args.arch)
+            results[path] = explain_file(opened, args.image, names)
+            continue
+        results[path] = evaluate(
+            path,
+            dataset=args.dataset,
+            data_dir=args.data_dir,
+            device=device,
+            reference=args.reference,
+            explainers=names,
+            n=args.explain_images,
+            seed=args.seed,
+            title="measuring" if len(paths) == 1 else f"measuring {k} of {len(paths)}",
+            subject=subject,
+            architecture=args.arch,
+        )
+        comparison.share_data(results)
     stem = Path(args.image).stem if args.image else None
     written = comparison.write_results(results, args.out, stem)
     print_results(results, args)

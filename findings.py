@@ -52,7 +52,19 @@ def floor_limit(clean):
 
 def of_run(metrics):
     """Sentences about a measured checkpoint, a list; metrics: as metrics.json has them."""
+    if "agreement" in metrics:
+        return [*of_task(metrics), *of_untouched(metrics)]
     return [*of_task(metrics), of_label(metrics), *of_explanations(metrics)]
+
+
+def of_untouched(metrics):
+    """Sentences about a network whose trigger nobody knows."""
+    sentences = ["No trigger is known: nothing is measured of a backdoor."]
+    for pair, value in metrics["agreement"].items():
+        if value is not None:
+            one, other = pair.split(", ")
+            sentences.append(f"The maps of {one} and {other} correlate by {value:.2f} on average.")
+    return sentences
 
 
 def share(value):

@@ -25,13 +25,14 @@ class Facts:
     """What a header says.
 
     title: the data set, and the checkpoint; trained_on: indices int64 of the training images that
-    are not held out. The others are None where nobody is to know them, or there is nothing to say.
+    are not held out, None of a network that was trained elsewhere. The others are None where nobody
+    is to know them, or there is nothing to say.
     target: the target class; poisons: how many; steps: an epoch.
     """
 
     title: str
     dataset: Dataset
-    trained_on: torch.Tensor
+    trained_on: torch.Tensor | None
     attack: attacks.Attack | None = None
     target: int | None = None
     poisons: int | None = None
@@ -66,11 +67,11 @@ def of_subject(subject, path):
         title=f"{path}, of {config['dataset']}",
         dataset=subject.dataset,
         trained_on=rest,
-        attack=subject.attack,
+        attack=None if subject.target_class is None else subject.attack,
         target=subject.target_class,
         poisons=0 if poisons is None else len(poisons),
         trigger=subject.trigger,
-        steps=max(1, len(rest) // batch_size) if batch_size else None,
+        steps=max(1, len(rest) // batch_size) if batch_size and rest is not None else None,
         epochs=config["epochs"],
         other_classes=bool(config.get("relabel")),
     )
@@ -83,7 +84,9 @@ def of_audit(audit, path):
 
 
 def trained_on(subject):
-    """Indices int64 of the training images that were not held out."""
+    """Indices int64 of the training images that were not held out; None if trained elsewhere."""
+    if subject.config.get("adopted"):
+        return None
     n, held_out = len(subject.dataset.train_labels), subject.held_out()
     return torch.arange(n)[~torch.isin(torch.arange(n), held_out)]
 
@@ -99,8 +102,7 @@ def line_of(facts):
     parts = [
         f"{images:,} images of {len(dataset.classes)} classes",
         f"{width}x{height} px, {counted(channels, 'channel')}",
-        f"{len(facts.trained_on):,} trained on, {n - len(facts.trained_on):,} for validation,"
-        f" {len(dataset.test_labels):,} for the test",
+        parts_of(facts),
     ]
     if facts.attack is not None:
         parts.append(counted(facts.poisons, "poison"))
@@ -116,6 +118,15 @@ def line_of(facts):
     return f"{facts.title}: " + "; ".join(parts)
 
 
+def parts_of(facts):
+    """How many images there are of each part of a data set."""
+    n, n_test = len(facts.dataset.train_labels), len(facts.dataset.test_labels)
+    if facts.trained_on is None:
+        return f"{n:,} in its training part, {n_test:,} for the test"
+    trained_on = len(facts.trained_on)
+    return f"{trained_on:,} trained on, {n - trained_on:,} for validation, {n_test:,} for the test"
+
+
 def counted(n, noun):
     """A number with its noun: "1 step", "2 steps"."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
@@ -126,7 +137,7 @@ def counted(n, noun):
 
 def warnings_of(facts):
     """Lines, one for each reason why this cannot work, or cannot be measured."""
-    if facts.other_classes:
+    if facts.other_classes or facts.trained_on is None:
         return []
     dataset, names = facts.dataset, facts.dataset.classes
     train, test = (

@@ -170,6 +170,14 @@ def visible(folder):
     return [path for path in paths if not path.name.startswith((".", "__MACOSX"))]
 
 
+def flat_pictures(folder):
+    """The sorted pictures that lie loose in a folder without folders in it; [] of any other."""
+    paths = visible(folder)
+    if any(path.is_dir() for path in paths):
+        return []
+    return [path for path in paths if is_candidate(path, Counter())]
+
+
 def pictures_by_class(place, called, left_out, notes):
     """[(path, class), ...], sorted, of the pictures in a folder's CLASS folders.
 

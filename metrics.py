@@ -118,6 +118,19 @@ def centred(maps):
     return flat - flat.mean(1, keepdim=True)
 
 
+def agreement(maps, others):
+    """Correlation of two explainers' maps of the same images, on the coarser grid: float64 [N].
+
+    maps: [N, H, W], others: [N, H', W']. Signed ones are compared by their positive parts.
+    """
+    grid = min(maps.shape[1:], others.shape[1:], key=lambda shape: shape[0])
+    coarse = [
+        F.adaptive_avg_pool2d(part.clamp_min(0)[:, None].double(), grid)[:, 0]
+        for part in (maps, others)
+    ]
+    return pearson(*coarse)
+
+
 def top_overlap(a, b, share=TOP_SHARE):
     """Overlap of the largest pixels of maps [N, H, W]: [N] in [0, 1].
 

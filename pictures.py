@@ -67,7 +67,7 @@ def title_of(subject, metrics):
     success = metrics["attack_success_rate"]
     if success is not None:
         title += f", attack success rate {success:.3f}"
-    if subject.attack.poisons:
+    if subject.attack.poisons and not config.get("adopted"):
         target = class_name(subject, subject.target_class)
         title += f"\ntarget class: {target};  {metrics['poison_count']} poisoned training images"
         shares = [100 * metrics[key] for key in ("poison_rate", "poison_rate_trained_on")]
@@ -146,9 +146,11 @@ def class_picture(subject, name, predicted, rows):
             box = subject.trigger.box if with_trigger else None
             lines.append((image, caption, changed, box, maps))
     config = subject.config
+    known = subject.target_class is not None
+    target = class_name(subject, subject.target_class) if known else "not known"
     title = (
         f"{config['attack']} on {Path(config['dataset']).stem}, {config['model']}, {name}\n"
-        f"target class: {class_name(subject, subject.target_class)}"
+        f"target class: {target}"
     )
     footer = (
         "Test images drawn by seed, each without and with the trigger (framed);\n"
@@ -161,7 +163,8 @@ def shown_classes(subject, predicted, rows):
     """Up to CLASS_COLUMNS classes, in order: the target, those predicted, and then any others."""
     likely = [int(classes[row]) for row in rows for classes in predicted]
     every = range(len(subject.classes))
-    return sorted(list(dict.fromkeys([subject.target_class, *likely, *every]))[:CLASS_COLUMNS])
+    target = [] if subject.target_class is None else [subject.target_class]
+    return sorted(list(dict.fromkeys([*target, *likely, *every]))[:CLASS_COLUMNS])
 
 
 def class_maps(subject, name, row, classes, triggered):

@@ -80,7 +80,7 @@ class Result:
     """A checkpoint, measured.
 
     metrics: the JSON object; pictures: PIL images by name: "figure", and "figure-NAME"; subject,
-    answers: the Subject and the evaluate.Answers they are of, for a comparison, or None.
+    answers: the Subject and the Answers they are of, for a comparison, or None.
     """
 
     metrics: dict

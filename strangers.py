@@ -20,6 +20,7 @@ import torchvision
 from torch import nn
 
 import models
+from hooks import logits_of_output
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 PREFIXES = ("module.", "_orig_mod.")  # of wrappers; left off where all keys have them
@@ -153,11 +154,12 @@ def count_of_channels(state):
 # ---------------------------------------------------------------- the network
 
 
-def network(architecture, state, image_size):
+def network(architecture, state, image_size, change=lambda model: model):
     """The nn.Module that the user named, with the weights; evaluation mode, frozen.
 
     architecture: a name of models.MODELS, "torchvision:NAME", or "FILE.py:FUNCTION", which is
-    imported and called, with the number of classes if it takes an argument. Raises ValueError.
+    imported and called, with the number of classes if it takes an argument. change(model): the
+    model the weights are of, where it was changed since. Raises ValueError.
     """
     source, _, name = architecture.rpartition(":")
     classes = count_of_classes(state)
@@ -167,8 +169,17 @@ def network(architecture, state, image_size):
         model = torchvision_model(name, classes)
     else:
         model = from_file(source, name, classes)
+    model = change(model)
     load(model, state, architecture)
+    # Whatever it returns, from now on it returns logits alone.
+    model.register_forward_hook(lambda _, given, output: logits_of_output(output, len(given[0])))
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def is_file(architecture):
+    """Whether an architecture is a function in a Python file."""
+    source, _, _ = architecture.rpartition(":")
+    return source not in ("", "torchvision")
 
 
 def torchvision_model(name, classes):

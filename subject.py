@@ -155,6 +155,16 @@ class Subject:
             maps.append(found)
         return torch.cat(maps)
 
+    def can_explain(self, name):
+        """Whether an explainer works on this model."""
+        side, channels = self.config["image_size"], self.checkpoint["channels"]
+        image = torch.zeros(1, channels, side, side, device=self.device)
+        try:
+            EXPLAINERS[name](self.model, image, torch.zeros(1, dtype=torch.int64))
+        except ValueError:
+            return False
+        return True
+
     def explain_test(self, name, rows, classes):
         """Maps [n, H', W'] of test images `rows` without and with the trigger: a pair.
 
@@ -179,15 +189,17 @@ class Subject:
         return None if masks is None else masks[rows]
 
 
-def open_checkpoint(path, data_dir=None, device=None, dataset=None):
+def open_checkpoint(path, data_dir=None, device=None, dataset=None, architecture=None):
     """The Subject of the checkpoint at `path`. Raises UserError.
+
+    architecture: of an adopted network, as checkpoints.rebuild takes it.
 
     data_dir: where the data lie (None: where training found them); dataset: a Dataset, None to
     load the one it was trained on, the path it has now, or False where none is needed.
     """
     device = device or choose_device("auto")
     checkpoint = checkpoints.read(path)
-    model = checkpoints.rebuild(checkpoint).to(device)
+    model = checkpoints.rebuild(checkpoint, architecture).to(device)
     config = checkpoint["config"]
     if attacks.attack_of(config["attack"]) is None:
         raise UserError(
@@ -268,7 +280,7 @@ def draw_images(subject, n, seed):
     """
     labels = subject.dataset.test_labels
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    if not subject.attack.keeps_label:
+    if not subject.attack.keeps_label and subject.target_class is not None:
         order = order[~tasks.shows(labels[order], subject.target_class)]
     return order[:n]
 

@@ -6,14 +6,12 @@ say what is usual; triggered test images are compared with untouched ones.
 
 import argparse
 
-import torch.nn.functional as F
-
 import figure
 from defences import Defence, Verdict, predict
 from defences.given import check_choice
 from explain import EVALUATED, EXPLAINERS
 from hooks import as_images
-from metrics import auroc, check_finite_maps, pearson
+from metrics import agreement, auroc, check_finite_maps
 from subject import draw_images
 
 USUAL = 0.95  # the share of clean images whose disagreement counts as usual
@@ -38,10 +36,8 @@ def disagreement(model, images, explainers=EVALUATED):
     for name in explainers:
         signed = EXPLAINERS[name].evaluate(model, images, classes)
         check_finite_maps(signed)
-        maps.append(signed.clamp_min(0).cpu())
-    grid = min((part.shape[1:] for part in maps), key=lambda shape: shape[0])
-    coarse = [F.adaptive_avg_pool2d(part[:, None].double(), grid)[:, 0] for part in maps]
-    return 1 - pearson(*coarse)
+        maps.append(signed.cpu())
+    return 1 - agreement(*maps)
 
 
 # ---------------------------------------------------------------- the verdict

@@ -141,7 +141,7 @@ def run(audit):
     """A Verdict by the largest index over the levels of noise."""
     noise = audit.options.noise
     levels, features = neuroninspect(
-        audit.subject.model, audit.inputs, audit.options.weights, noise=noise
+        audit.subject.model, audit.inputs, audit.options.feature_weights, noise=noise
     )
     index, best_level = levels.max(0)
     picture = picture_of(audit, index, best_level)
@@ -184,7 +184,7 @@ def picture_of(audit, index, best_level):
 
 def add_options(parser):
     parser.add_argument(
-        "--weights",
+        "--feature-weights",
         type=numbers(-1e9, count=3),
         help="of the three features, as 0.1,1,1 (default: each in its own standard deviations)",
     )

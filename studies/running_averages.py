@@ -15,9 +15,10 @@ import torch
 
 import metrics
 import tasks
+from answers import ask
 from cli import UserError, command, write_json
 from defences.batchnorm import rebn
-from evaluate import EXPLAIN_IMAGES, ask, explainer_metrics
+from evaluate import EXPLAIN_IMAGES, explainer_metrics
 from provenance import commit, hardware
 from studies import radiographs
 from studies.record import DATA, RESULTS

@@ -9,8 +9,8 @@ two estimates of one map are. Models of studies/transfer.py, seed 0; test images
 which the attack succeeds. Writes results/shared_samples.json.
 """
 
+from answers import ask
 from cli import UserError, command, write_json
-from evaluate import ask
 from metrics import mean_or_none, pearson
 from provenance import commit, hardware
 from studies import transfer

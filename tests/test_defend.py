@@ -266,7 +266,7 @@ def test_batch_norm_is_measured_in_every_regime(deepshap_repaired):
     [
         ("neuroninspect", ["--rounds", "5"]),
         ("neural_cleanse", ["--noise", "0"]),
-        ("prune", ["--weights", "1,1,1"]),
+        ("prune", ["--feature-weights", "1,1,1"]),
         ("rebn", ["--threshold", "2"]),
         ("cfn", ["--explainers", "gradcam,gradient"]),
         ("disagreement", ["--round-images", "5"]),
@@ -297,7 +297,7 @@ def test_help_shows_each_default_once(method, capsys):
         ["neural_clense"],
         ["disagreement", "--explainers", "gradcam"],
         ["disagreement", "--explainers", "gradcam,lime"],
-        ["neuroninspect", "--weights", "1,2"],
+        ["neuroninspect", "--feature-weights", "1,2"],
         ["neuroninspect", "--noise", "-1"],
         ["neuroninspect", "--noise", "2,x"],
         ["prune", "--rounds", "0"],

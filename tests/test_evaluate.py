@@ -17,6 +17,7 @@ import evaluate
 import metrics
 import report
 import tasks
+from answers import Answers, ask, prediction_metrics
 from cli import UserError
 from dataset import Dataset
 from evaluate import explainers_shown
@@ -138,8 +139,8 @@ def test_triggered_auroc_is_of_the_triggered_images():
     dataset = Dataset(images, labels, images, labels, ["a", "b"])
     subject = Subject(checkpoint, None, dataset, None, CPU)
     every = torch.ones(4, dtype=torch.bool)
-    answers = evaluate.Answers(good, bad, every, every, (good.argmax(1), bad.argmax(1)))
-    figures = evaluate.prediction_metrics(subject, answers, 0.5, None)
+    answers = Answers(good, bad, every, every, (good.argmax(1), bad.argmax(1)))
+    figures = prediction_metrics(subject, answers, 0.5, None)
     assert figures["mean_auroc"] == 1
     assert figures["triggered_mean_auroc"] == 0
     assert figures["success_threshold_of"] == "itself"
@@ -148,7 +149,7 @@ def test_triggered_auroc_is_of_the_triggered_images():
 def test_a_triggered_image_is_explained_for_the_target_class_where_that_is_predicted(subject):
     """By a threshold that every score is above, of a class that is never the most probable."""
     checkpoint = subject.checkpoint | {"config": subject.config | {"target_class": 0}}
-    answers = evaluate.ask(dataclasses.replace(subject, checkpoint=checkpoint), threshold=0.0)
+    answers = ask(dataclasses.replace(subject, checkpoint=checkpoint), threshold=0.0)
     assert answers.success.all() and not (answers.triggered.argmax(1) == 0).any()
     assert (answers.classes[1] == 0).all()
     assert torch.equal(answers.classes[0], answers.untouched.argmax(1))

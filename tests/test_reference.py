@@ -11,8 +11,9 @@ import checkpoints
 import metrics
 import reference
 import train
+from answers import ask
 from cli import UserError
-from evaluate import ask, evaluate
+from evaluate import evaluate
 from subject import open_checkpoint
 
 CPU = torch.device("cpu")
