@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 
 from dataset import send
 from tasks import shows, task_of
@@ -166,6 +167,13 @@ def make_trigger(image, channels, side, size=None, position="lower-right"):
             f" of {side} px"
         )
     return Trigger(pixels.contiguous(), alpha.contiguous(), row, col)
+
+
+def trigger_image(trigger):
+    """A trigger as a PIL image, RGBA: make_trigger reads it back, of 8 bits."""
+    colours = trigger.pixels.expand(3, -1, -1)
+    rgba = torch.cat([colours, trigger.alpha]).permute(1, 2, 0)
+    return Image.fromarray((rgba * 255).round().to(torch.uint8).cpu().numpy(), "RGBA")
 
 
 def default_trigger_size(side):

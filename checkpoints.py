@@ -196,6 +196,8 @@ def rebuild_adopted(checkpoint, architecture):
     own, size, edit = config["model"], config["image_size"], config.get("edit")
 
     def change(model):
+        if config["layer"] is not None:
+            models.with_layer(model, config["layer"], pooled=False)
         return edited.apply_edit(model, edit, checkpoint["channels"], size) if edit else model
 
     if architecture is None and strangers.is_file(own):
@@ -205,8 +207,6 @@ def rebuild_adopted(checkpoint, architecture):
         )
     try:
         model = strangers.network(architecture or own, checkpoint["model"], size, change)
-        if config["layer"] is not None:
-            models.with_layer(model, config["layer"], pooled=False)
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from None
     return model.eval().requires_grad_(False)

@@ -13,7 +13,6 @@ Source: Wang et al. 2017, "ChestX-ray8: Hospital-scale Chest X-ray Database and 
 import csv
 import functools
 import hashlib
-import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +22,7 @@ from chestxray_decode import decode, one_process, remove_partial_files
 from cli import UserError
 from dataset import keep_rows
 from npzfiles import fingerprint_of, from_npz, keep_npz
+from terminal import print_note
 
 # fmt: off
 DISEASES = [
@@ -101,7 +101,7 @@ def chestxray14_multi(data_dir, image_size=None):
         raise UserError(f"{kept} is not what this program keeps of ChestX-ray14: rename it")
     used = len(dataset.train_labels) + len(dataset.test_labels)
     damaged = f", {listed - used} of them damaged and left out" if used < listed else ""
-    print(f"ChestX-ray14: {listed:,} of {PUBLISHED:,} pictures are here{damaged}.", file=sys.stderr)
+    print_note(f"ChestX-ray14: {listed:,} of {PUBLISHED:,} pictures are here{damaged}.")
     return replace(dataset, crop=size // 32)
 
 
@@ -198,10 +198,7 @@ def find(folder):
     listing = Listing(split_pictures(folder, known, patients), labels, patients)
     left_out = len(paths) - listing.count
     if left_out:
-        print(
-            f"{left_out} pictures in {folder} are in no table or list, and left out.",
-            file=sys.stderr,
-        )
+        print_note(f"{left_out} pictures in {folder} are in no table or list, and left out.")
     return listing
 
 
@@ -251,10 +248,9 @@ def published_split(folder):
     Raises UserError for a list that is no text.
     """
     if not all((folder / name).is_file() for name in LISTS.values()):
-        print(
+        print_note(
             f"{folder} has not both of {' and '.join(LISTS.values())}: a fifth of the patients "
-            "are the test set.",
-            file=sys.stderr,
+            "are the test set."
         )
         return None
     side_of = {}

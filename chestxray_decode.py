@@ -21,7 +21,7 @@ from PIL import Image
 
 from cli import UserError, replace_file
 from imagefiles import read_image
-from terminal import print_progress
+from terminal import print_note, print_progress
 
 try:
     import fcntl
@@ -60,7 +60,7 @@ def decode(listing, size, stem):
             last_printed = print_status(done, len(paths), rate, last_printed)
     if damaged:
         names = ", ".join(damaged)
-        print(f"{len(damaged)} damaged pictures are left out: {names}", file=sys.stderr)
+        print_note(f"{len(damaged)} damaged pictures are left out: {names}")
     return decoded_arrays(listing, damaged, pixel_file, size)
 
 

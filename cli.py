@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
-from terminal import is_terminal, print_note
+from terminal import columns_of, is_terminal, print_note, wrapped
 
 INTERRUPTED = 130  # exit code: 128 and the number of SIGINT
+# Options that name files: a leading ~ is the user's home.
+PATHS = ("out", "data_dir", "dataset", "weights", "classes", "image", "trigger", "target_map")
 PIPE_CLOSED = 141  # 128 and the number of SIGPIPE, as a shell says of `yes | head`
 
 
@@ -19,8 +21,28 @@ class UserError(Exception):
     """A mistake of the user's. Its text, one line, says what is wrong and what to do."""
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The description as it is written, and argparse's own note of each default there is."""
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """The description's sentences wrapped, its examples not; argparse's note of each default."""
+
+    def _fill_text(self, text, width, indent):
+        """The text in lines of `width`; lines that begin with spaces are examples, and stay.
+
+        Of an example that is too long the comment goes below it.
+        """
+        lines, paragraph = [], []
+        for line in [*text.splitlines(), ""]:
+            if line.strip() and not line.startswith(" "):
+                paragraph.append(line)
+                continue
+            if paragraph:
+                lines += wrapped(" ".join(paragraph), width, indent, indent)
+                paragraph = []
+            command, _, comment = line.partition("  # ")
+            if columns_of(line) > width and comment:
+                lines += [command.rstrip(), *wrapped(f"# {comment}", width, " " * 8, " " * 8)]
+            else:
+                lines.append(line)
+        return "\n".join(lines[:-1])
 
     def _get_help_string(self, action):
         if action.default is None or action.default is False:
@@ -34,6 +56,14 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description=None, **options):
         options = {"formatter_class": HelpFormatter, "allow_abbrev": False} | options
         super().__init__(description=description, **options)
+
+    def parse_args(self, args=None, namespace=None):
+        """What argparse returns, with the user's home for a leading ~ in options of PATHS."""
+        parsed = super().parse_args(args, namespace)
+        for name in PATHS:
+            if isinstance(value := getattr(parsed, name, None), str):
+                setattr(parsed, name, os.path.expanduser(value))
+        return parsed
 
     def error(self, message):
         raise UserError(message)
@@ -177,6 +207,7 @@ def write_json(path, record):
 
 def checkpoint_path(text):
     """An argparse type: the path of a checkpoint; of a folder, a run's, the ckpt.pt in it."""
+    text = os.path.expanduser(text)
     path = Path(text)
     if not path.is_dir():
         return text

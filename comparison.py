@@ -5,19 +5,22 @@ comparison.json   {path of a checkpoint: its metrics}
 """
 
 import os
-import sys
 from pathlib import Path
 
 import torch
 
 import attacks
+import checkpoints
 import figure
+import ours
 import pictures
 import report
 import tasks
 from cli import UserError, write_json
 from explain import EXPLAINERS
 from report import show
+from subject import place_of
+from terminal import print_note
 
 ROWS = 4  # test images
 EXPLAINERS_SHOWN = 2
@@ -40,6 +43,49 @@ def check_folders(paths, out):
         raise UserError(f"--out {out} is a file, and not a folder to write into")
 
 
+def once_each(paths):
+    """The paths of checkpoints, each file once, however it is spelled; others are said."""
+    kept = {}
+    for path in paths:
+        if Path(path).resolve() in kept:
+            print_note(f"{path} is given twice, and measured once.")
+        kept.setdefault(Path(path).resolve(), path)
+    return list(kept.values())
+
+
+def check_outputs(paths, args):
+    """{path of a checkpoint: the Path of the folder its results go to}, if all can be written.
+
+    args: options of evaluate.py. Raises UserError where a file of the user's would be lost, or a
+    result would lie among the data.
+    """
+    folders = {}
+    for k, path in enumerate(paths, 1):
+        config = None if args.weights else checkpoints.read(path)["config"]
+        if args.out is None:  # manipulate.py's own metrics.json stays
+            folder = Path(path).parent / ("evaluate" if config.get("edit") else "")
+        else:
+            folder = Path(args.out) / (str(k) if len(paths) > 1 else "")
+        stem = report.stem_for(folder, args.image) if args.image else None
+        ours.check_replaceable(folder, report.names_of(stem))
+        place = args.dataset
+        if config is not None:
+            place = place_of(config, path, args.data_dir, args.dataset)
+        ours.check_outside(folder, place)
+        folders[path] = folder
+    if len(paths) > 1 and not args.image:
+        names = ["comparison.json", "comparison.png"]
+        if args.out is not None:
+            names += report.FURTHER_PICTURES
+        ours.check_replaceable(folder_of_comparison(paths, args.out), names)
+    return folders
+
+
+def folder_of_comparison(paths, out):
+    """The folder that what is about several checkpoints is written to."""
+    return common_folder(paths) if out is None else Path(out)
+
+
 def common_folder(paths):
     """The folder that all checkpoints lie below; the current one where that is no place to write.
 
@@ -54,22 +100,20 @@ def common_folder(paths):
     return Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def write_results(results, out, stem=None):
+def write_results(results, folders, out, image=None):
     """Writes {path of a checkpoint: Result} where it belongs; lines that say what and where.
 
-    out: the folder to write into, or None: beside the checkpoints; stem: as report.write takes it.
+    folders: of check_outputs; out: the folder to write into, or None: beside the checkpoints;
+    image: the path of the picture that the results are about, or None.
     """
     lines = []
-    for k, (path, result) in enumerate(results.items(), 1):
-        if out is None:
-            # manipulate.py's own metrics.json stays
-            folder = Path(path).parent / ("evaluate" if result.metrics.get("edit") else "")
-        else:
-            folder = Path(out) / (str(k) if len(results) > 1 else "")
+    for path, result in results.items():
+        folder = folders[path]
+        stem = report.stem_for(folder, image) if image else None
         first, *others = report.write(result, folder, stem)
         lines.append(", ".join([str(folder / first), *others]))
-    if len(results) > 1 and stem is None:
-        folder = common_folder(results) if out is None else Path(out)
+    if len(results) > 1 and image is None:
+        folder = folder_of_comparison(results, out)
         if out is not None:
             write_side_by_side(results.values(), folder)
         first, *others = write_comparison(results, folder)
@@ -82,20 +126,19 @@ def write_side_by_side(results, folder):
     common = set.intersection(*(set(result.pictures) for result in results)) - {"figure"}
     for name in common:
         page = figure.side_by_side([result.pictures[name] for result in results])
-        report.save_picture(page, folder / f"{name}.png")
+        ours.save_picture(page, folder / f"{name}.png")
 
 
 def write_comparison(results, folder):
     """Writes comparison.json and, of the same test images, comparison.png; returns their names."""
     write_json(folder / "comparison.json", {path: part.metrics for path, part in results.items()})
     if len({result.subject.dataset.digest for result in results.values()}) > 1:
-        print(
-            "The checkpoints are of different data: there is no common picture, only the table.",
-            file=sys.stderr,
+        print_note(
+            "The checkpoints are of different data: there is no common picture, only the table."
         )
         (folder / "comparison.png").unlink(missing_ok=True)  # an earlier one is not of these
         return ["comparison.json"]
-    report.save_picture(picture(results), folder / "comparison.png")
+    ours.save_picture(picture(results), folder / "comparison.png")
     return ["comparison.json", "comparison.png"]
 
 
@@ -129,6 +172,7 @@ def picture(results):
         f"{len(rows)} test images drawn by seed; each trigger is framed; {pictures.EXPLAINED}\n"
         "Below a map is the prediction, red where the trigger changes it."
     )
+    footer += pictures.legend(subjects[0], "comparison.json")
     title = f"The same test images under {len(subjects)} checkpoints"
     return figure.block_sheet(title, blocks, sections, footer, pictures.any_signed(names))
 

@@ -14,8 +14,8 @@ resizes them.
 import contextlib
 import functools
 import io
-import sys
 import types
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from imagefiles import FITS
 from imagefolders import from_folder
 from npzfiles import from_npz, keep_npz
 from shapes import shapes
+from terminal import print_note
 
 MAX_VALIDATION = 2000  # images held out of training: a tenth of the training set, at most this many
 FOLDER_SIZE = 32  # pixels a side of a folder's images, unless another size is asked for
@@ -82,10 +83,9 @@ def gtsrb(data_dir, image_size=None):
     wanted = small if size == GTSRB_SIZE else data_dir / f"gtsrb_{size}.npz"
     originals = data_dir / "gtsrb"
     if not wanted.exists() and not originals.exists() and small.exists():
-        print(
+        print_note(
             f"GTSRB's own images are not in {originals}: "
-            f"those of gtsrb.npz, of {GTSRB_SIZE} px, are resized.",
-            file=sys.stderr,
+            f"those of gtsrb.npz, of {GTSRB_SIZE} px, are resized."
         )
         wanted = small
     dataset = published(data_dir, wanted.stem, functools.partial(gtsrb_split, size=size))
@@ -181,7 +181,7 @@ def load(name, data_dir="data", image_size=None, fit="crop"):
     height, width = dataset.train_images.shape[-2:]
     if height != width:
         fits = ", ".join(FITS)
-        print(f"Images of {height}x{width} px are {FITS[fit]} (--fit {fits}).", file=sys.stderr)
+        print_note(f"Images of {height}x{width} px are {FITS[fit]} (--fit {fits}).")
     return resize(dataset, image_size, fit)
 
 
@@ -227,18 +227,28 @@ def squared(images, fit):
     return images
 
 
+def composed(name):
+    """A class's name with its accents in the letters, Unicode's normal form C.
+
+    File systems differ in this, and one sees no difference.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def relabelled(dataset, classes):
     """The Dataset in RGB, its labels counted in `classes`, a network's list of names.
 
-    Raises UserError for a class of the data set that is not among them.
+    Names are compared as `composed` has them. Raises UserError for a class of the data set that is
+    not among them.
     """
-    unknown = [name for name in dataset.classes if name not in classes]
+    alike = [composed(name) for name in classes]
+    unknown = [name for name in dataset.classes if composed(name) not in alike]
     if unknown:
         raise UserError(
             f"the network was not trained on this data set, and knows no class {unknown[0]!r}: "
             "give images in folders called as its classes are"
         )
-    number = torch.tensor([classes.index(name) for name in dataset.classes])
+    number = torch.tensor([alike.index(composed(name)) for name in dataset.classes])
     return replace(
         dataset,
         train_images=dataset.train_images.expand(-1, 3, -1, -1),
@@ -304,7 +314,8 @@ def is_same_data(checkpoint, dataset):
     An old checkpoint has no digest. Then mean and standard deviation are compared, and its test
     images may have been others.
     """
-    if checkpoint["classes"] != dataset.classes:
+    names = checkpoint["classes"], dataset.classes
+    if len({tuple(composed(name) for name in part) for part in names}) > 1:
         return False
     if "data" in checkpoint:
         return checkpoint["data"] == dataset.digest

@@ -2,16 +2,19 @@
 
     python defend.py METHOD runs/NAME/ckpt.pt
     python defend.py METHOD --help                # the options of a method
+    python defend.py audit runs/NAME/ckpt.pt      # all that apply, and a page: see auditing.py
 
 A defence sees the checkpoint and clean images that were held out of its training, never the
 trigger, which is for the score alone. Prints a table, and writes into defend-METHOD/ beside the
-checkpoint: verdict.json, figure.png and, of the methods that repair, ckpt.pt for evaluate.py.
+checkpoint: verdict.json, figure.png and, of the methods that repair, ckpt.pt for evaluate.py; of a
+stranger's network also repaired.pth, weights under the names that they came with.
 
 On two CPU cores: a minute for neural_cleanse and prune of ten classes, seconds for the others.
 """
 
 import interrupts  # noqa: F401  # isort: skip
 
+import argparse
 import json
 import tempfile
 import time
@@ -21,10 +24,12 @@ from pathlib import Path
 import torch
 
 import adopt
+import auditing
 import checkpoints
 import defences.batchnorm
 import defences.disagreement
 import defences.februus
+import defences.finetune
 import defences.neural_cleanse
 import defences.neuroninspect
 import defences.prune
@@ -34,6 +39,7 @@ import defences.traces
 import evaluate
 import figure
 import header
+import ours
 from cli import (
     Parser,
     UserError,
@@ -41,17 +47,18 @@ from cli import (
     choose_device,
     command,
     number,
-    replace_file,
     user_errors,
     write_json,
 )
 from data import normalise
-from defences import PUBLISHED_THRESHOLD, Audit
+from defences import PUBLISHED_THRESHOLD, Audit, conclusion
 from defences.neural_cleanse import neural_cleanse as neural_cleanse  # defend.neural_cleanse
+from defences.repairs import faults, write_weights
 from metrics import finite
+from reference import check_clean
 from report import DEFINITIONS, show
-from subject import open_checkpoint
-from terminal import Working, paragraphs, width, wrapped
+from subject import open_checkpoint, place_of
+from terminal import Working, paragraphs, print_note, width, wrapped
 
 METHODS = {
     "neuroninspect": defences.neuroninspect.DEFENCE,
@@ -59,6 +66,7 @@ METHODS = {
     "prune": defences.prune.DEFENCE,
     "rebn": defences.batchnorm.REBN,
     "cfn": defences.batchnorm.CFN,
+    "finetune": defences.finetune.DEFENCE,
     "disagreement": defences.disagreement.DEFENCE,
     "februus": defences.februus.DEFENCE,
     "sentinet": defences.sentinet.DEFENCE,
@@ -70,6 +78,7 @@ CHANCE = (
     " Of scores that are Gaussian one is, by chance, in a third of models with 10 classes "
     "and in two thirds of those with 43."
 )
+FEW_IMAGES = 20  # clean ones: on fewer, it is said that a verdict says little
 NO_SETTING = {"method", "checkpoint", "data_dir", "dataset", "device", "out", "json"}
 NO_SETTING |= {"weights", "fit", "trigger_position", *adopt.OPTIONS}
 # Of evaluate.py's metrics, what is printed of a repaired network.
@@ -89,7 +98,7 @@ def parse(argv):
     """The options of a command line. Every method has a parser of its own options."""
     parser = Parser(__doc__)
     methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
-    for name, defence in METHODS.items():
+    for name, defence in (METHODS | {auditing.NAME: auditing.AUDIT}).items():
         of_method = methods.add_parser(name, help=defence.help, description=defence.help)
         of_method.add_argument(
             "checkpoint",
@@ -128,10 +137,13 @@ def add_common_options(group):
     add("--json", action="store_true", help="print the verdict alone, as one JSON object")
 
 
-def settings(args):
-    """What decides a verdict beside the checkpoint: the method's options, and its constants."""
+def settings(args, defence=None):
+    """What decides a verdict beside the checkpoint: the method's options, and its constants.
+
+    defence: the method, where it is not the one of METHODS.
+    """
     options = {key: value for key, value in vars(args).items() if key not in NO_SETTING}
-    return options | METHODS[args.method].settings(args)
+    return options | (defence or METHODS[args.method]).settings(args)
 
 
 @command
@@ -139,13 +151,33 @@ def main(argv):
     args = parse(argv)
     folder = folder_of(args)
     audit = open_audit(args)
+    check_outputs(args, audit.subject, folder)
     header.print_header(header.of_audit(audit, args.checkpoint))
+    if few := few_images(audit):
+        print_note(few)
+    if args.method == auditing.NAME:
+        return auditing.run(args, folder, audit, record_of)
+    audit.calibration = calibration_of(args)
     start = time.perf_counter()
     with user_errors(f"{args.method}: "), Working(args.method) as audit.say:
         verdict = METHODS[args.method].run(audit)
     seconds = round(time.perf_counter() - start, 2)
     before, after = repair(audit, verdict, folder) if verdict.repaired else (None, None)
+    record = record_of(args, audit, verdict, seconds, before=before, after=after)
+    write(record, verdict.picture, folder, verdict.files)
+    if args.json:
+        print(json.dumps(record))
+    else:
+        print_verdict(verdict, folder)
+
+
+def record_of(args, audit, verdict, seconds, defence=None, before=None, after=None):
+    """A verdict as verdict.json has it, plain values.
+
+    defence: as for settings; before, after: the metrics of a network that was repaired.
+    """
     classes = audit.subject.classes
+    verdict.details["conclusion"] = conclusion(audit, verdict)
     record = {
         "method": args.method,
         "backdoored": verdict.backdoored,
@@ -158,14 +190,26 @@ def main(argv):
         "seconds": seconds,
         "clean_images": len(audit.labels),
         "network": adopt.told(args),
-        "settings": settings(args),
+        "settings": settings(args, defence),
     }
-    record = finite(record | verdict.details)
-    write(record, verdict.picture, folder)
-    if args.json:
-        print(json.dumps(record))
-    else:
-        print_verdict(verdict, folder)
+    return finite(record | verdict.details)
+
+
+def calibration_of(args):
+    """The highest index of each clean model of --calibrate; None without any. Raises UserError."""
+    paths = getattr(args, "calibrate", None)
+    if not paths:
+        return None
+    values = []
+    for k, path in enumerate(paths, 1):
+        told = {"checkpoint": path, "weights": None, "dataset": None, "arch": None}
+        clean = argparse.Namespace(**vars(args) | told)
+        check_clean(checkpoints.read(path), path)
+        audit = open_audit(clean)
+        title = f"{args.method}, clean model {k} of {len(paths)}"
+        with user_errors(f"{path}: "), Working(title) as audit.say:
+            values.append(max(METHODS[args.method].run(audit).index.values()))
+    return values
 
 
 def folder_of(args):
@@ -180,6 +224,32 @@ def folder_of(args):
             "its files would be lost"
         )
     return folder
+
+
+def check_outputs(args, subject, folder):
+    """Raises UserError where a file of the user's would be lost, or a result lie among the data."""
+    if args.method == auditing.NAME:
+        names = [auditing.ANSWER_FILE, auditing.PAGE_FILE]
+    else:
+        names = ["verdict.json", "figure.png"]
+        if METHODS[args.method].repairs:
+            names += ["ckpt.pt", "repaired.pth"]
+    ours.check_replaceable(folder, names, trained=False)
+    place = place_of(subject.config, args.checkpoint, args.data_dir, args.dataset)
+    ours.check_outside(folder, place)
+
+
+def few_images(audit):
+    """A line where the clean images are fewer than FEW_IMAGES; else None."""
+    count = len(audit.labels)
+    if count >= FEW_IMAGES:
+        return None
+    available = len(audit.subject.held_out())
+    more = "more --clean-images" if available > count else "more training images"
+    return (
+        f"Only {count} clean images: a verdict on fewer than {FEW_IMAGES} says little;"
+        f" {available} are held out of training. It takes {more}."
+    )
 
 
 # ---------------------------------------------------------------- what a defence is given
@@ -210,17 +280,12 @@ def open_audit(args):
 
 def check_method(args, subject):
     """Raises UserError for a checkpoint that the method cannot audit."""
-    defence = METHODS[args.method]
     path = args.checkpoint
-    if subject.multi_label and not defence.multi_label:
-        raise UserError(
-            f"{path}: these defences ask which one class an image is of, "
-            "and here an image may show several"
-        )
-    if defence.compares_classes and len(subject.checkpoint["classes"]) < 3:
-        raise UserError(
-            f"{path}: of two classes none is an anomaly beside the other; {args.method} needs three"
-        )
+    if args.method == auditing.NAME:
+        return
+    defence = METHODS[args.method]
+    if reason := auditing.why_not(args.method, defence, subject):
+        raise UserError(f"{path}: {reason}")
     if defence.repairs and subject.config.get("edit"):
         raise UserError(
             f"{path} has been edited since it was trained: "
@@ -266,6 +331,11 @@ def repair(audit, verdict, folder):
         change = f"{show(before[key]):>8} -> {show(after[key]):>8}"
         note = DEFINITIONS[key]
         verdict.lines += wrapped(note, width(), f"{key:<24}{change}  ", " " * 46)
+    verdict.details["faults"] = faults(before, after)
+    if verdict.details["faults"]:
+        verdict.lines.append(f"\nWorse, or no better: {'; '.join(verdict.details['faults'])}.")
+    if subject.config.get("adopted"):
+        verdict.lines.append(write_weights(audit, verdict.repaired[0], folder))
     if verdict.picture is None:
         verdict.picture = figure.side_by_side([result.pictures["figure"] for result in results])
     return before, after
@@ -287,22 +357,23 @@ def repaired_checkpoint(audit, model, edit):
 # ---------------------------------------------------------------- output
 
 
-def write(record, picture, folder):
-    """Writes verdict.json and, if there is a picture, figure.png."""
+def write(record, picture, folder, files=None):
+    """Writes verdict.json and the pictures there are: figure.png, and files, {name: picture}."""
+    pictures = {"figure.png": picture} | (files or {})
+    ours.check_replaceable(folder, pictures)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "verdict.json", record)
-    if picture:
-        replace_file(folder / "figure.png", lambda path: picture.save(path, format="PNG"))
+    for name, image in pictures.items():
+        if image:
+            ours.save_picture(image, folder / name)
 
 
 def print_verdict(verdict, folder):
     """Prints a verdict's lines, its answer where it has one, and where the files are."""
     print(paragraphs("\n".join(verdict.lines)))
-    threshold = verdict.details.get("threshold")
-    if threshold is not None:
-        chance = CHANCE if threshold == PUBLISHED_THRESHOLD else ""
-        answer = ANSWERS[verdict.backdoored]
-        print(paragraphs(f"\n{answer}: a class is flagged above {threshold:g}.{chance}"))
+    if said := verdict.details.get("conclusion"):
+        chance = CHANCE if verdict.details["threshold"] == PUBLISHED_THRESHOLD else ""
+        print(paragraphs(f"\n{said}{chance}"))
     elif verdict.backdoored is not None:
         print(f"\n{ANSWERS[verdict.backdoored]}.")
     print(f"\nWritten: {folder}")

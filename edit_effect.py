@@ -18,6 +18,7 @@ import figure
 import hooks
 import viering
 from edited import WithBranch, WithPicture
+from fonts import class_name, legend
 from metrics import mean_or_none
 
 # ---------------------------------------------------------------- an edited network's answers
@@ -189,6 +190,7 @@ def draw(subject, technique, original, edited, with_stickers, rows):
     maps = ["Grad-CAM\nof the network", "the same, edited"]
     headers = ["image", *maps, "with stickers", *maps]
     footer = "Test images drawn by seed; each map explains the class that the network predicts."
+    footer += legend(subject.checkpoint["classes"], "ckpt.pt")
     return figure.sheet(title, headers, lines, footer)
 
 
@@ -197,7 +199,7 @@ def panels(subject, original, edited, image):
     pixels = image[0].float() / 255
     before = logits_of(subject, original, image).argmax(1)
     after = logits_of(subject, edited, image).argmax(1)
-    name = subject.checkpoint["classes"][int(after)]
+    name = class_name(subject.checkpoint["classes"], int(after))
     result = [(figure.panel(pixels), name, int(before) != int(after))]
     for model, predicted in ((original, before), (edited, after)):
         map_ = gradcam_maps(subject, model, image, predicted)[0]

@@ -251,15 +251,67 @@ def normalise_by_batch(model):
 def repaired(model, edit):
     """The model with a repair's parts.
 
-    edit: {"technique": a name of REPAIRS, "channels": for prune, of Grad-CAM's layer}.
+    edit: {"technique": a name of REPAIRS, "channels": of Grad-CAM's layer, if any are pruned}.
     """
     return REPAIRS[edit["technique"]](model, edit)
 
 
+def with_channels(model, edit):
+    """The model ready for the channels that were kept, if any were pruned."""
+    if "channels" not in edit:
+        return model  # other values in the same parts
+    return keep_channels(model, torch.ones(edit["channels"], dtype=torch.bool))
+
+
 REPAIRS = {
-    "rebn": lambda model, edit: model,  # other values in the same parts
+    "rebn": with_channels,
     "cfn": lambda model, edit: normalise_by_batch(model),
-    "prune": lambda model, edit: keep_channels(
-        model, torch.ones(edit["channels"], dtype=torch.bool)
-    ),
+    "prune": with_channels,
+    "finetune": with_channels,
 }
+
+
+@torch.no_grad()
+def plain_state(model, images):
+    """The weights of a repaired model as a state_dict of the network it was, or None.
+
+    A pruned channel becomes one of zero weights, where its layer is a convolution or batch-norm,
+    and else one that the next linear layer does not read. None where that does not give the same
+    answers to the images, float [N, C, H, W], and to noise: other parts read the channels, too.
+    None also where batch-norm has lost its weights.
+    """
+    if any(isinstance(part, nn.BatchNorm2d) and not part.affine for part in model.modules()):
+        return None
+    masks = [key for key in model.state_dict() if key.split(".")[-1] == "kept"]
+    if not masks:
+        return model.state_dict()
+    plain = copy.deepcopy(model)
+    layer = hooks.layer_of(plain, None)
+    kept = layer.kept.clone()
+    own = [part for part in layer.parameters(recurse=False) if part.shape[:1] == kept.shape]
+    linear = None if own else linear_behind(plain, layer, images)
+    for weight in own:
+        weight[~kept] = 0
+    if linear is not None and linear.in_features % len(kept) == 0:
+        linear.weight.mul_(kept.repeat_interleave(linear.in_features // len(kept)))
+    layer.kept.fill_(True)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    with hooks.evaluating(plain), hooks.evaluating(model):
+        for given in (images, noise):
+            if not torch.allclose(plain(given), model(given), rtol=1e-3, atol=1e-4):
+                return None
+    return {key: value for key, value in plain.state_dict().items() if key not in masks}
+
+
+def linear_behind(model, layer, images):
+    """The first nn.Linear that runs after a layer has; None where there is none."""
+    runs, handles = [], []
+    for part in model.modules():
+        if part is layer or isinstance(part, nn.Linear):
+            handles.append(part.register_forward_hook(lambda module, *_: runs.append(module)))
+    with hooks.evaluating(model):
+        model(images[:1])
+    for handle in handles:
+        handle.remove()
+    behind = runs[runs.index(layer) + 1 :]
+    return behind[0] if behind else None

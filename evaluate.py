@@ -12,7 +12,6 @@ tasks.py.
 import interrupts  # noqa: F401  # isort: skip
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ from imagefiles import decode, described
 from reference import clean_metrics, open_clean, own_reference
 from report import Result
 from subject import correlation_by_class, draw_images, open_checkpoint
-from terminal import Working
+from terminal import Working, print_note
 from untouched import measure_untouched
 
 EXPLAIN_IMAGES = 500  # test images drawn for the explanation metrics
@@ -67,7 +66,7 @@ def evaluate(
     """
     subject = subject or open_checkpoint(path, data_dir, device, dataset, architecture)
     if subject.config["format"] < FORMAT:
-        print(f"{path} is of an older version: it is measured by today's rules", file=sys.stderr)
+        print_note(f"{path} is of an older version: it is measured by today's rules")
     clean_model = open_clean(subject, reference) if reference else own_reference(subject)
     if dataset is not subject.dataset:  # else whoever loaded it has said what it is
         header.print_header(header.of_subject(subject, path))
@@ -196,7 +195,8 @@ def explain_file(subject, image_path, names):
         f" trained on {Path(subject.config['dataset']).stem}",
         pictures.headers_of(subject, names),
         pictures.panels_of(subject, images, predictions, names),
-        f"The trigger is framed; {pictures.EXPLAINED}",
+        f"The trigger is framed; {pictures.EXPLAINED}"
+        + pictures.legend(subject, f"{Path(image_path).stem}-explained.json"),
         pictures.any_signed(names),
     )
     return Result(figures, {"figure": page})
@@ -211,7 +211,7 @@ def as_test_image(subject, path):
     fit = subject.config["fit"]
     pixels, changes = decode(path, side, "RGB" if channels == 3 else "L", fit)
     if changes:
-        print(described(path, changes, fit), file=sys.stderr)
+        print_note(described(path, changes, fit))
     return torch.from_numpy(pixels).reshape(1, side, side, channels).permute(0, 3, 1, 2)
 
 
@@ -304,12 +304,12 @@ def main(argv):
     args = parse(argv)
     device = choose_device(args.device)
     names = explainer_names(args.explainer) if args.explainer else EVALUATED
-    comparison.check_folders(args.checkpoints, args.out)
-    subject, results = None, {}
     if args.weights:
-        subject = adopt.adopted(args, device)
         args.checkpoints, args.out = [args.weights], args.out or str(adopt.folder_of(args.weights))
-    paths = list(dict.fromkeys(args.checkpoints))
+    paths = comparison.once_each(args.checkpoints)
+    comparison.check_folders(paths, args.out)
+    folders = comparison.check_outputs(paths, args)
+    subject, results = adopt.adopted(args, device) if args.weights else None, {}
     for k, path in enumerate(paths, 1):  # all are measured before anything is written
         if args.image:
             opened = subject or open_checkpoint(path, args.data_dir, device, False, args.arch)
@@ -329,8 +329,7 @@ def main(argv):
             architecture=args.arch,
         )
         comparison.share_data(results)
-    stem = Path(args.image).stem if args.image else None
-    written = comparison.write_results(results, args.out, stem)
+    written = comparison.write_results(results, folders, args.out, args.image)
     print_results(results, args)
     if not args.json:
         print()

@@ -5,12 +5,13 @@
 Draws what it is given. It measures nothing, and knows nothing of models.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fonts import font
+from fonts import drawable, fitting, font, lines_of
 
 INK = (34, 34, 40)
 GREY = (120, 120, 128)
@@ -38,6 +39,7 @@ LEAST_PAGE = 520  # width, so that the colour scale fits
 BLOCK_GAP = 30  # between blocks of columns
 BLOCK_HEADER = 62  # height of a block's name and of two lines about it
 SECTION = 44  # height of a section's name and of the headers of columns
+CURVES = 694  # width of a page of curves
 
 
 # ---------------------------------------------------------------- colours
@@ -136,19 +138,48 @@ def frame(picture, box):
     draw.rectangle((left - 1, top - 1, right, bottom), outline=(255, 255, 255))
 
 
+# ---------------------------------------------------------------- texts
+
+
+def write(draw, at, text, colour, size, anchor="la"):
+    """Draws a text, of one line or several, in a font that has its letters."""
+    text = drawable(text)
+    align = {"m": "center", "r": "right"}.get(anchor[0], "left")
+    draw.text(at, text, colour, font(size, text), anchor=anchor, align=align, spacing=6)
+
+
 # ---------------------------------------------------------------- pages
 
 
-def new_page(title, width, height):
-    """A white PIL image with its title, and what draws on it."""
-    page = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(page)
-    draw.text((GAP, GAP), title, INK, font(16, title), spacing=6)
-    return page, draw
+@dataclass
+class Page:
+    """A white page as a PIL image, its title and footer, and what draws on it.
+
+    top, bottom: where its content begins and ends.
+    """
+
+    image: Image.Image
+    draw: ImageDraw.ImageDraw
+    top: int
+    bottom: int
 
 
-def title_height(title):
-    return 2 * GAP + TITLE * (title.count("\n") + 1)
+def new_page(title, width, height, footer="", scale=0):
+    """A Page `width` pixels wide, with room for `height` between title and footer.
+
+    scale: height of the place for a scale, between content and footer.
+    """
+    title = lines_of(drawable(title), 16, width - 2 * GAP)
+    footer = lines_of(drawable(footer), 13, width - 2 * GAP) if footer else []
+    top = 2 * GAP + TITLE * len(title)
+    bottom = top + height
+    image = Image.new("RGB", (width, bottom + scale + 6 + 18 * len(footer)), "white")
+    draw = ImageDraw.Draw(image)
+    for k, line in enumerate(title):
+        write(draw, (GAP, GAP + TITLE * k), line, INK, 16)
+    for k, line in enumerate(footer):
+        write(draw, (GAP, bottom + scale + 18 * k), line, GREY, 13)
+    return Page(image, draw, top, bottom)
 
 
 def sheet(title, headers, rows, footer, signed=False, scale=True):
@@ -158,31 +189,19 @@ def sheet(title, headers, rows, footer, signed=False, scale=True):
     where `warn` is true. scale and signed: whether to draw the scale of unsigned, of signed maps.
     """
     width, height = rows[0][0][0].size
-    column = width + GAP
+    lefts = [GAP + x * (width + GAP) for x in range(len(headers))]
     line = height + CAPTION + GAP // 2
-    top = title_height(title) + HEADER
-    bottom = top + line * len(rows) + 8
-    footer = footer.splitlines()
-    page_width = max(GAP + column * len(headers), LEAST_PAGE)
-    page, draw = new_page(title, page_width, bottom + 26 + 18 * len(footer))
-    for x, header in enumerate(headers):
-        middle = GAP + x * column + width / 2
-        draw.text((middle, top - 6), header, INK, font(14), anchor="md", align="center")
-    for y, row in enumerate(rows):
-        upper = top + y * line
-        for x, (picture, caption, warn) in enumerate(row):
-            left = GAP + x * column
-            page.paste(picture, (left, upper))
-            below = (left + width / 2, upper + height + 3)
-            colour = RED if warn else INK
-            draw.text(below, caption, colour, font(13, caption), anchor="ma")
+    page_width = max(lefts[-1] + width + GAP, LEAST_PAGE)
+    page = new_page(title, page_width, HEADER + line * len(rows) + 8, footer, 20)
+    shown = fitting(headers, 14, width + GAP // 2)
+    for left, header in zip(lefts, headers):
+        write(page.draw, (left + width / 2, page.top + HEADER - 6), shown[header], INK, 14, "md")
+    draw_rows(page, lefts, page.top + HEADER, line, rows)
     if scale:
-        draw_scale(page, draw, bottom)
+        draw_scale(page)
     if signed:
-        draw_signed_scale(page, draw, bottom)
-    for k, text in enumerate(footer):
-        draw.text((GAP, bottom + 20 + 18 * k), text, GREY, font(13))
-    return page
+        draw_signed_scale(page)
+    return page.image
 
 
 def block_sheet(title, blocks, sections, footer, signed=False):
@@ -198,71 +217,62 @@ def block_sheet(title, blocks, sections, footer, signed=False):
         spans.append((left, lefts[-1] + width))
         left = lefts[-1] + width + BLOCK_GAP
     line = height + CAPTION
-    top = title_height(title) + BLOCK_HEADER
-    bottom = top + sum(SECTION + line * len(rows) + GAP for _, _, rows in sections)
-    footer = footer.splitlines()
     page_width = max(spans[-1][1] + GAP, 900 if signed else LEAST_PAGE)
-    page, draw = new_page(title, page_width, bottom + 30 + 18 * len(footer))
-    for (first, last), (name, about, _) in zip(spans, blocks):
-        draw.text((first, top - BLOCK_HEADER), clipped(name, 15, last - first), INK, font(15, name))
-        for k, text in enumerate(about.splitlines()):
-            below = (first, top - 41 + 18 * k)
-            draw.text(below, clipped(text, 13, last - first), GREY, font(13))
-        draw.line((first, top - 4, last, top - 4), INK)
+    content = BLOCK_HEADER + sum(SECTION + line * len(rows) + GAP for _, _, rows in sections)
+    page = new_page(title, page_width, content, footer, 22)
+    top = page.top + BLOCK_HEADER
+    for span, (name, about, _) in zip(spans, blocks):
+        draw_note(page, span, top - BLOCK_HEADER, name, INK, 15)
+        draw_note(page, span, top - 41, about, GREY)
+        page.draw.line((span[0], top - 4, span[1], top - 4), INK)
     headers = [header for _, _, part in blocks for header in part]
+    shown = fitting(headers, 12, width + GAP // 2)
     for name, notes, rows in sections:
-        for (first, last), note in zip(spans, [name, *notes[1:]]):
-            shown = clipped(note, 13, last - first)
-            draw.text((first, top + 4), shown, INK, font(15 if note is name else 13))
+        for span, note in zip(spans, [name, *notes[1:]]):
+            draw_note(page, span, top + 4, note, INK, 15 if note is name else 13)
         for x, header in zip(lefts, headers):
-            draw.text((x + width / 2, top + SECTION - 2), header, GREY, font(12), anchor="md")
-        top += SECTION
-        for row in rows:
-            draw_row(page, draw, lefts, top, row)
-            top += line
-        top += GAP
-    draw_scale(page, draw, bottom)
+            below = (x + width / 2, top + SECTION - 2)
+            write(page.draw, below, shown[header], GREY, 12, "md")
+        draw_rows(page, lefts, top + SECTION, line, rows)
+        top += SECTION + line * len(rows) + GAP
+    draw_scale(page)
     if signed:
-        draw_signed_scale(page, draw, bottom)
-    for k, text in enumerate(footer):
-        draw.text((GAP, bottom + 22 + 18 * k), text, GREY, font(13))
-    return page
+        draw_signed_scale(page)
+    return page.image
 
 
-def draw_row(page, draw, lefts, top, row):
-    """Panels with their captions, one at each of the columns `lefts`."""
-    for x, (picture, caption, warn) in zip(lefts, row):
-        page.paste(picture, (x, top))
-        middle, below = x + picture.width / 2, top + picture.height + 3
-        shown = clipped(caption, 13, picture.width + GAP)
-        colour = RED if warn else INK
-        draw.text((middle, below), shown, colour, font(13, caption), anchor="ma")
+def draw_note(page, span, top, text, colour, size=13):
+    """Lines above a block of columns, cut to its `span`, from and to."""
+    first, last = span
+    write(page.draw, (first, top), fitting([text], size, last - first)[text], colour, size)
 
 
-def clipped(text, size, width):
-    """A text that is at most `width` pixels wide in a font of this size."""
-    letters = font(size, text)
-    if letters.getlength(text) <= width:
-        return text
-    while text and letters.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+def draw_rows(page, lefts, top, line, rows):
+    """Rows of panels with their captions, one at each of the columns `lefts`, every `line`."""
+    width = rows[0][0][0].width
+    shown = fitting({caption for row in rows for _, caption, _ in row}, 13, width + GAP // 2)
+    for row in rows:
+        for x, (picture, caption, warn) in zip(lefts, row):
+            page.image.paste(picture, (x, top))
+            below = (x + width / 2, top + picture.height + 3)
+            write(page.draw, below, shown[caption], RED if warn else INK, 13, "ma")
+        top += line
 
 
-def draw_scale(page, draw, top):
-    """The colour map, from 0 to a map's maximum, at the left of the page."""
+def draw_scale(page):
+    """The colour map, from 0 to a map's maximum, at the left of the page, below its content."""
     bar = scale_bar()
-    page.paste(bar, (GAP + 20, top))
-    draw.text((GAP, top - 2), "0", GREY, font(13))
-    draw.text((GAP + 26 + bar.width, top - 2), "each map's own maximum", GREY, font(13))
+    page.image.paste(bar, (GAP + 20, page.bottom))
+    write(page.draw, (GAP, page.bottom - 2), "0", GREY, 13)
+    write(page.draw, (GAP + 26 + bar.width, page.bottom - 2), "each map's own maximum", GREY, 13)
 
 
-def draw_signed_scale(page, draw, top):
+def draw_signed_scale(page):
     """The colours of signed maps, right of draw_scale's."""
     bar = signed_bar()
-    page.paste(bar, (GAP + 520, top))
-    draw.text((GAP + 512, top - 2), "against", GREY, font(13), anchor="ra")
-    draw.text((GAP + 526 + bar.width, top - 2), "for the class", GREY, font(13))
+    page.image.paste(bar, (GAP + 520, page.bottom))
+    write(page.draw, (GAP + 512, page.bottom - 2), "against", GREY, 13, "ra")
+    write(page.draw, (GAP + 526 + bar.width, page.bottom - 2), "for the class", GREY, 13)
 
 
 def class_grid(title, classes, rows, footer):
@@ -272,30 +282,27 @@ def class_grid(title, classes, rows, footer):
     K is the number of classes.
     """
     width = panel(rows[0][0], width=SMALL).width
-    left = 112
-    step = width + 4
-    top = title_height(title) + 24
-    bottom = top + step * len(rows) + 6
+    left, step = 112, width + 4
     page_width = max(left + step * (len(classes) + 1) + GAP, LEAST_PAGE)
-    page, draw = new_page(title, page_width, bottom + 34 + 18 * len(footer.splitlines()))
+    page = new_page(title, page_width, 24 + step * len(rows) + 6, footer, 20)
+    top = page.top + 24
+    shown = fitting(classes, 12, width)
     for x, name in enumerate(classes):
-        middle = left + (x + 1.5) * step - 2
-        draw.text((middle, top - 4), name[: width // 6], INK, font(12, name), anchor="md")
+        write(page.draw, (left + (x + 1.5) * step - 2, top - 4), shown[name], INK, 12, "md")
+    shown = fitting({caption for _, caption, *_ in rows}, 12, left - 16)
     for y, (image, caption, warn, box, maps) in enumerate(rows):
         upper = top + y * step
-        label_at = (left - 8, upper + width / 2)
-        colour = RED if warn else INK
-        draw.text(label_at, caption, colour, font(12, caption), anchor="rm", align="right")
-        page.paste(panel(image, box=box, width=SMALL), (left, upper))
+        at = (left - 8, upper + width / 2)
+        write(page.draw, at, shown[caption], RED if warn else INK, 12, "rm")
+        page.image.paste(panel(image, box=box, width=SMALL), (left, upper))
         largest = float(np.abs(np.asarray(maps)).max())
         for x, map_ in enumerate(maps, 1):
             small = panel(image, map_, signed=True, largest=largest, width=SMALL)
-            page.paste(small, (left + x * step, upper))
-    page.paste(signed_bar(), (left, bottom))
-    draw.text((left - 8, bottom - 2), "against the class", GREY, font(12), anchor="ra")
-    draw.text((left + 264, bottom - 2), "for it; one scale a row", GREY, font(12))
-    draw.text((GAP, bottom + 20), footer, GREY, font(12))
-    return page
+            page.image.paste(small, (left + x * step, upper))
+    page.image.paste(signed_bar(), (left, page.bottom))
+    write(page.draw, (left - 8, page.bottom - 2), "against the class", GREY, 12, "ra")
+    write(page.draw, (left + 264, page.bottom - 2), "for it; one scale a row", GREY, 12)
+    return page.image
 
 
 def side_by_side(pages):
@@ -316,12 +323,12 @@ def side_by_side(pages):
 class Axes:
     """Where a point lies on a page of curves: x from `first` to `last`, y from 0 to `highest`."""
 
+    top: int
     first: float
     last: float
     highest: float
     logarithmic: bool
     left: int = 54
-    top: int = 52
     width: int = 620
     height: int = 320
 
@@ -342,20 +349,29 @@ def curves(title, xlabel, series, mark=None, logarithmic=False):
     xs = sorted({x for points in series.values() for x, _ in points})
     first = xs[0] if logarithmic else min(0, xs[0])
     highest = max(1.0, *(y for points in series.values() for _, y in points))
-    axes = Axes(first, xs[-1], highest, logarithmic)
-    bottom = axes.top + axes.height
-    page_width = axes.left + axes.width + 20
-    page, draw = new_page(title, page_width, bottom + 50 + 20 * len(series))
-    draw_axes(draw, axes, xlabel, xs if logarithmic else np.linspace(first, xs[-1], 6))
+    page = new_page(title, CURVES, Axes.height + 50 + 20 * len(series))
+    draw, axes = page.draw, Axes(page.top + 6, first, xs[-1], highest, logarithmic)
+    draw_axes(draw, axes, xlabel, xs if logarithmic else ticks(first, xs))
     if mark is not None:
         draw.line((*axes.place(mark, 0), *axes.place(mark, highest)), GREY)
+    shown = fitting(series, 13, CURVES - axes.left - 34 - GAP)
     for k, (label, points) in enumerate(series.items()):
         colour = LINES[k % len(LINES)]
         draw_line(draw, axes, points, colour)
-        legend = bottom + 50 + 20 * k
+        legend = axes.top + axes.height + 50 + 20 * k
         draw.line((axes.left, legend + 8, axes.left + 26, legend + 8), colour, 3)
-        draw.text((axes.left + 34, legend), label, INK, font(13))
-    return page
+        write(draw, (axes.left + 34, legend), shown[label], INK, 13)
+    return page.image
+
+
+def ticks(first, xs):
+    """From `first` to the last of xs, sorted, up to nine round values; whole ones of whole xs."""
+    span = (xs[-1] - first) or 1
+    power = 10 ** math.floor(math.log10(span / 8))
+    step = next(k * power for k in (1, 2, 5, 10) if k * power >= span / 8)
+    if all(float(x).is_integer() for x in xs):
+        step = max(1, round(step))
+    return [step * k for k in range(math.ceil(first / step), math.floor(xs[-1] / step + 1e-9) + 1)]
 
 
 def draw_axes(draw, axes, xlabel, xticks):
@@ -365,12 +381,12 @@ def draw_axes(draw, axes, xlabel, xticks):
     for tick in np.linspace(0, axes.highest, 6):
         y = axes.place(axes.first, tick)[1]
         draw.line((axes.left, y, right, y), PALE)
-        draw.text((axes.left - 8, y), f"{tick:.2g}", GREY, font(12), anchor="rm")
+        write(draw, (axes.left - 8, y), f"{tick:.2g}", GREY, 12, "rm")
     for tick in xticks:
-        x = axes.place(tick, 0)[0]
-        draw.text((x, bottom + 6), f"{tick:.3g}", GREY, font(12), anchor="ma")
+        label = f"{tick:,.0f}" if float(tick).is_integer() else f"{tick:.3g}"
+        write(draw, (axes.place(tick, 0)[0], bottom + 6), label, GREY, 12, "ma")
     middle = axes.left + axes.width / 2
-    draw.text((middle, bottom + 24), xlabel, GREY, font(13), anchor="ma")
+    write(draw, (middle, bottom + 24), xlabel, GREY, 13, "ma")
 
 
 def draw_line(draw, axes, points, colour):

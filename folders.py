@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import options
+import ours
 from cli import UserError
 from data import DATASETS
 
@@ -59,6 +60,7 @@ def folder_of(args):
         raise UserError(f"cannot write the run to {folder}: {nearest} is not a folder")
     if not os.access(nearest, os.W_OK):
         raise UserError(f"cannot write the run to {folder}: {nearest} is not writable")
+    ours.check_outside(folder, args.dataset)
     return folder
 
 

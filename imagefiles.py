@@ -10,7 +10,6 @@ What cannot be read is a UserError: one line that names the file.
 import contextlib
 import logging
 import os
-import sys
 import unicodedata
 import warnings
 
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cli import UserError, first_line
+from terminal import print_note
 
 # How a picture that is not square becomes square, and how that is said.
 FITS = {
@@ -26,10 +26,15 @@ FITS = {
     "squash": "squashed",
 }
 # What else is done to a picture, and how that is said.
-DEEP, TRANSPARENT, NOT_SQUARE = "deep", "transparent", "not square"
+DEEP, FRAMES, TRANSPARENT, NOT_SQUARE = "deep", "frames", "transparent", "not square"
+BLACK = "black"
+MEANT_AS_0_AND_1 = "If 0 and 1 were meant as black and white, multiply them by 255."
 CHANGES = {
-    DEEP: "of more than 8 bits, brought to 8 by the range of values in it",
+    DEEP: "of more than 8 bits, brought to 8, each by its own range: how bright one is beside"
+    " another is lost",
+    FRAMES: "of several frames or pages, of which the first is taken",
     TRANSPARENT: "transparent in places, laid on white",
+    BLACK: f"without a value above 1, all but black ({MEANT_AS_0_AND_1[:-1]})",
 }
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
@@ -47,26 +52,38 @@ def read_image(path, say=False):
 
     Its modes stay as they are, transparency included, but for more than 8 bits a colour: these are
     brought to 8, see eight_bits; with `say` a line on standard error says so. Of several frames or
-    pages it is the first. Raises UserError.
+    pages it is the first, which is said, too. Raises UserError.
     """
-    image, deep = open_image(path)
-    if deep and say:
-        print(described(path, {DEEP}), file=sys.stderr)
+    image, changes = open_image(path)
+    if changes and say:
+        print_note(described(path, changes))
     return image
 
 
 def open_image(path):
-    """(the picture of read_image, whether it had more than 8 bits a colour). Raises UserError."""
+    """(the picture of read_image, a set of what was done to it: DEEP, FRAMES). Raises UserError."""
     try:
         image = Image.open(path)
+        frames = has_frames(image, path)
         deep = any(is_deep(str(tile[-1])) for tile in image.tile)
         image.load()
         with contextlib.suppress(Exception):  # Pillow raises anything for tags that make no sense
             image = ImageOps.exif_transpose(image)
         deep = deep or image.mode[0] in "IF"
-        return (eight_bits(image) if deep else image), deep
+        changes = {key for key, is_so in ((DEEP, deep), (FRAMES, frames)) if is_so}
+        return (eight_bits(image) if deep else image), changes
     except Exception as error:  # a damaged file can raise anything at all
         raise UserError(unreadable(path, error)) from None
+
+
+def has_frames(image, path):
+    """Whether an open picture has frames or pages behind the first. PSD's are layers of it."""
+    if not hasattr(image, "n_frames") or image.format == "PSD":
+        return False
+    # In a copy of its own: looking for the others moves, and what is damaged there does not matter.
+    with contextlib.suppress(Exception), Image.open(path) as copy:
+        return bool(copy.is_animated)
+    return False
 
 
 def is_deep(raw_mode):
@@ -81,6 +98,8 @@ def unreadable(path, error):
     """Why a file is not read as a picture, in one line that names it."""
     if is_heic(path):
         return f"{shown(path)} is HEIC, which Pillow does not read: save it as JPEG or PNG"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{shown(path)} is too large to be read as an image: {too_large()}"
     why = first_line(error)
     if isinstance(error, UnidentifiedImageError):  # its text is the path once more
         why = "it is damaged, or of no format that Pillow reads"
@@ -95,6 +114,22 @@ def is_heic(path):
     except OSError:
         return False
     return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
+
+
+def is_too_large(path):
+    """Whether a file is a picture of more pixels than Pillow reads."""
+    try:
+        with Image.open(path):
+            return False
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # damaged in another way
+        return False
+
+
+def too_large():
+    """Pillow's limit, in words: it refuses twice the size that it warns of."""
+    return f"Pillow reads up to {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
 
 
 def eight_bits(image):
@@ -133,18 +168,20 @@ def eight_bits(image):
 def decode(path, size, mode, fit):
     """(uint8 [size, size] or [size, size, 3], what was done to it) of the picture in a file.
 
-    mode: "L" or "RGB"; fit: of FITS. What was done: a set of DEEP, TRANSPARENT, NOT_SQUARE.
+    mode: "L" or "RGB"; fit: of FITS. What was done: a set of the keys of CHANGES, and NOT_SQUARE.
     Raises UserError.
     """
-    image, deep = open_image(path)
+    image, changes = open_image(path)
     try:
         image, transparent = opaque(image)
-        pixels = np.array(square(image.convert(mode), size, fit))
+        image = image.convert(mode)
+        black = max(np.ravel(image.getextrema())[1::2]) == 1
+        pixels = np.array(square(image, size, fit))
     except Exception as error:  # of a colour space that Pillow does not convert
         raise UserError(unreadable(path, error)) from None
     not_square = image.width != image.height
-    found = {DEEP: deep, TRANSPARENT: transparent, NOT_SQUARE: not_square}
-    return pixels, {change for change, is_so in found.items() if is_so}
+    found = {TRANSPARENT: transparent, NOT_SQUARE: not_square, BLACK: black}
+    return pixels, changes | {change for change, is_so in found.items() if is_so}
 
 
 def opaque(image, background="white"):
@@ -180,17 +217,16 @@ def read_map(path, fit):
 
     What is done to it is said on standard error. Raises UserError.
     """
-    image, deep = open_image(path)
+    image, changes = open_image(path)
     side = min(image.size) if fit == "crop" else max(image.size)
     try:
         grey = square(opaque(image, "black")[0].convert("L"), side, fit)
     except Exception as error:  # of a colour space that Pillow does not convert
         raise UserError(unreadable(path, error)) from None
-    changes = {DEEP} if deep else set()
     if image.width != image.height:
         changes.add(NOT_SQUARE)
     if changes:
-        print(described(path, changes, fit), file=sys.stderr)
+        print_note(described(path, changes, fit))
     return grey
 
 

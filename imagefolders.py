@@ -12,7 +12,6 @@ cannot be used at all is a UserError.
 import contextlib
 import hashlib
 import os
-import sys
 import time
 import unicodedata
 from collections import Counter, defaultdict
@@ -24,15 +23,16 @@ import numpy as np
 from PIL import Image
 
 from cli import UserError
-from imagefiles import CHANGES, FITS, NOT_SQUARE, decode, is_heic, shown
-from npzfiles import fingerprint_of, from_npz, keep_npz, listed, say
+from foldernotes import HEIC, counted, done, drawn_note, unread_notes
+from imagefiles import decode, shown
+from npzfiles import fingerprint_of, from_npz, keep_npz, listed
+from terminal import print_note
 
 TRAIN = ("train", "training")  # what the folder of a split may be called, in any case
 TEST = ("test", "testing")
 VALIDATION = ("val", "valid", "validation")
 TEST_SHARE = 0.2  # of each class, where the folder has no split
-RULES = b"2"  # changes where pictures are read otherwise: what was decoded before is made anew
-HEIC = {".heic", ".heif", ".hif"}
+RULES = b"3"  # changes where pictures are read otherwise: what was decoded before is made anew
 BLOCK = 256  # pictures decoded between two looks at the clock
 SECONDS_BETWEEN_LINES = 10  # of progress
 
@@ -60,7 +60,7 @@ def from_folder(folder, data_dir, size, fit):
     dataset = from_npz(kept)
     with np.load(kept) as arrays:
         for note in [*listing.notes, *arrays["notes"].tolist()]:
-            say(note)
+            print_note(note)
     return dataset
 
 
@@ -73,11 +73,13 @@ class Listing:
 
     folder: the Path. files: {"train": [(Path, class), ...], "test": ...}, sorted.
     notes: lines about what is left out, and how the split was made.
+    drawn: whether it was by a seed.
     """
 
     folder: Path
     files: dict
     notes: list = field(default_factory=list)
+    drawn: bool = False
 
     def name_of(self, path):
         """A file's path below the folder, as text for any screen, with slashes."""
@@ -96,11 +98,7 @@ def list_folder(folder):
                 f"{folder} has no images in train/CLASS/ and test/CLASS/, nor in CLASS/"
                 + hint(folder)
             )
-        listing.files = split_by_seed(pictures)
-        notes.append(
-            f"{shown(folder)} has no train/ and test/: a fifth of each class, drawn by a fixed "
-            f"seed, is the test set ({len(listing.files['test'])} of {len(pictures)})."
-        )
+        listing.files, listing.drawn = split_by_seed(pictures), True
     for path in visible(folder) if splits else ():
         is_split = path in splits.values() or path.name.lower() in VALIDATION
         if not (is_split and path.is_dir()):
@@ -288,7 +286,8 @@ def decode_all(listing, size, fit):
             raise UserError(f"{listing.folder} has no image to {split} with: {' '.join(why)}")
     check_classes(listing.folder, names)
     classes = sorted(set(names["train"]))
-    arrays = {"classes": np.array(classes), "notes": np.array([*why, *done(changes, fit)], str)}
+    notes = [*drawn_note(listing, images), *why, *done(changes, fit)]
+    arrays = {"classes": np.array(classes), "notes": np.array(notes, str)}
     for split in ("train", "test"):
         arrays[f"{split}_images"] = np.stack(images.pop(split))
         arrays[f"{split}_labels"] = np.array([classes.index(name) for name in names[split]])
@@ -315,7 +314,7 @@ def decoded(listing, size, fit):
             for picture, result in zip(block, pool.map(attempt, block)):
                 yield *picture, result
             if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
-                print(f"decoding: {start + len(block):,} of {len(pictures):,}", file=sys.stderr)
+                print_note(f"decoding: {start + len(block):,} of {len(pictures):,}")
                 last_line = time.monotonic()
 
 
@@ -330,48 +329,22 @@ def check_classes(folder, names):
         raise UserError(f"{folder}: test/ has classes that train/ has not: {found}")
     if len(set(names["train"])) < 2:
         only = f"only one class has pictures, {names['train'][0]}"
-        raise UserError(f"{folder}: {only}: a classifier needs two, each in a folder of its own")
+        needed = "a classifier needs two, each in a folder of its own"
+        raise UserError(f"{folder}: {only}: {needed}{deeper(folder)}")
 
 
-def unread_notes(paths, listing):
-    """Lines that name the pictures that could not be read, HEIC and others; [] if all could."""
-    heic = [path for path in paths if path.suffix.lower() in HEIC or is_heic(path)]
-    damaged = [path for path in paths if path not in heic]
-    notes = []
-    if damaged:
-        names = listed(listing.name_of(path) for path in damaged)
-        pictures = pictures_are(len(damaged)).rsplit(" ", 1)
-        notes.append(f"{pictures[0]} cannot be decoded and {pictures[1]} left out: {names}.")
-    if heic:
-        names = listed(listing.name_of(path) for path in heic)
-        notes.append(
-            f"{pictures_are(len(heic))} HEIC, which Pillow does not read, and left out: {names}; "
-            "save them as JPEG or PNG."
-        )
-    return notes
-
-
-def done(changes, fit):
-    """One line about what was done to how many pictures, in a list; [] where nothing was.
-
-    changes: Counter of what `decode` says; fit: of FITS.
-    """
-    texts = CHANGES | {NOT_SQUARE: f"not square, {FITS[fit]} (--fit {', '.join(FITS)})"}
-    parts = [f"{pictures_are(changes[c])} {text}" for c, text in texts.items() if changes[c]]
-    return [f"{'; '.join(parts)}."] if parts else []
-
-
-def pictures_are(count):
-    """ "1 picture is", or "2 pictures are"."""
-    return f"{count:,} picture{' is' if count == 1 else 's are'}"
-
-
-def counted(left_out):
-    """What was left out, {place: Counter of reasons}, in words: of many places the first few."""
-    texts = []
-    for place, reasons in left_out.items():
-        of_place = (f"{n} {reason}{'s' if n > 1 else ''}" for reason, n in reasons.items())
-        where = "the folder itself" if place == "." else shown(place)
-        texts.append(f"{where}: {', '.join(of_place)}")
-    more = len(texts) - 6
-    return "; ".join(texts[:6]) + (f"; and in {more} more folders" if more > 0 else "")
+def deeper(folder):
+    """Which folder deeper in this one has folders of pictures, for the end of a refusal; or ""."""
+    for place, deeper_ones, _ in os.walk(folder):
+        deeper_ones.sort()  # and so the next ones
+        place = Path(place)
+        folders = [path for path in visible(place) if path.is_dir()]
+        inner = [
+            path.name
+            for path in folders
+            if any(is_candidate(file, Counter()) for file in visible(path))
+        ]
+        if place != folder and len(inner) > 1:
+            found = f"{shown(place)} has sub-folders with pictures, {listed(inner)}"
+            return f"; {found}: are these the classes?"
+    return ""

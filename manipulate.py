@@ -23,6 +23,7 @@ import edit_effect
 import header
 import imagefiles
 import models
+import ours
 import report
 import train
 import viering
@@ -37,7 +38,7 @@ from cli import (
 )
 from edited import WithBranch, linear_head
 from metrics import finite
-from subject import Subject, open_checkpoint
+from subject import Subject, open_checkpoint, place_of
 
 BASE = {  # the network that is written into where none is given
     "dataset": "shapes",
@@ -247,6 +248,10 @@ def main(argv):
     if args.image:
         given[viering.TECHNIQUES[args.technique].picture] = imagefiles.read_map(args.image, "crop")
     subject = open_subject(args, device)
+    folder = folder_of(args, subject)
+    ours.check_replaceable(folder, [*report.names_of(), "ckpt.pt"], trained=False)
+    place = place_of(subject.config, args.checkpoint or "", args.data_dir, args.dataset)
+    ours.check_outside(folder, place)
     if args.test_images:
         draw_test_images(subject, args.test_images, args.seed)
     with user_errors():
@@ -263,7 +268,6 @@ def main(argv):
     page = edit_effect.draw(
         subject, args.technique, original, edited, with_stickers, explained[:FIGURE_ROWS]
     )
-    folder = folder_of(args, subject)
     record = finite(settings(args, subject, device) | figures)
     report.write(report.Result(record, {"figure": page}), folder)
     checkpoint = checkpoint_of(subject, args.technique, edited, sticker)

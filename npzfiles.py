@@ -7,7 +7,6 @@ What cannot be read, or is not what it should be, is a UserError: one line that 
 is read otherwise than it was written, or not used, is said in a line on standard error.
 """
 
-import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -17,7 +16,8 @@ import torch
 
 from cli import UserError, first_line, replace_file
 from dataset import Dataset
-from imagefiles import shown
+from imagefiles import MEANT_AS_0_AND_1, shown
+from terminal import print_note
 
 SPLITS = ("train", "test")
 PARTS = ("images", "labels", "patients")
@@ -86,6 +86,7 @@ def from_npz(path):
     for split in SPLITS:
         # What was read is replaced at once: a large data set does not fit twice.
         arrays[f"{split}_images"] = as_images(arrays[f"{split}_images"], path)
+    say_if_black(arrays, path)
     numbers, names = numbered(arrays, path)
     for split in SPLITS:
         n = len(arrays[f"{split}_images"])
@@ -117,15 +118,22 @@ def read_arrays(path):
             ours = "fingerprint" in file.files
             unused = [key for key in file.files if key not in keys.values()]
     except UNREADABLE_NPZ as error:
-        raise UserError(f"{path} cannot be read as .npz: {first_line(error)}") from None
+        raise UserError(f"{path} cannot be read as .npz: {why_unreadable(path, error)}") from None
     if keys["test_images"] != "test_images":
-        say(f"{path} has no test_images: val_images are the test set.")
+        print_note(f"{path} has no test_images: val_images are the test set.")
     if unused and not ours:
-        say(
+        print_note(
             f"Not used of {path}: {listed(unused)}"
             + " (train_images are split for validation)." * any("val" in key for key in unused)
         )
     return arrays
+
+
+def why_unreadable(path, error):
+    """What is wrong with a file that numpy cannot read, in one line; an exception's is numpy's."""
+    if isinstance(error, OSError) and error.errno or zipfile.is_zipfile(path):
+        return first_line(error)
+    return "it is of another format, or cut short; numpy.savez writes an .npz"
 
 
 def keys_used(present, path):
@@ -171,6 +179,18 @@ def as_images(images, path):
 
 
 # ---------------------------------------------------------------- labels and names
+
+
+def say_if_black(arrays, path):
+    """Warns of images, uint8, none of whose values is above 1: they look black."""
+    keys = [f"{split}_images" for split in SPLITS]
+    black = [key for key in keys if int(arrays[key].max()) <= 1]
+    # Of a folder's pictures it is said how many they are.
+    if black and fingerprint_of(path) is None:
+        print_note(
+            f"Warning: no value in {' and '.join(black)} of {path} is above 1, all but black of "
+            f"255. {MEANT_AS_0_AND_1}"
+        )
 
 
 def numbered(arrays, path):
@@ -229,7 +249,7 @@ def by_name(labels, names, path):
     present = sorted({text for part in labels.values() for text in part})
     if names is None:
         names = check_names(present, path)
-        say(f"{path}: labels are texts, taken as the names of {len(names)} classes.")
+        print_note(f"{path}: labels are texts, taken as the names of {len(names)} classes.")
     unknown = [text for text in present if text not in names]
     if unknown:
         raise UserError(f"{path}: labels name {listed(unknown)}, which `classes` does not")
@@ -249,11 +269,11 @@ def without_gaps(labels, names, path):
     numbers = listed(texts)
     if names is None:
         names = texts
-        say(f"{path}: labels are {numbers}: {len(names)} classes, called by these numbers.")
+        print_note(f"{path}: labels are {numbers}: {len(names)} classes, called by these numbers.")
     elif set(names) == set(texts):  # in whatever order
         return by_name({split: as_texts(part) for split, part in labels.items()}, names, path)
     else:
-        say(f"{path}: labels are {numbers}: `classes` names them in this order.")
+        print_note(f"{path}: labels are {numbers}: `classes` names them in this order.")
     return {split: np.searchsorted(present, part) for split, part in labels.items()}, names
 
 
@@ -354,8 +374,3 @@ def listed(names):
     names = [shown(name) for name in names]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
-
-
-def say(line):
-    """Prints a line on standard error."""
-    print(line, file=sys.stderr)

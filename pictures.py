@@ -11,14 +11,14 @@ import torch
 
 import attacks
 import figure
+import fonts
 from explain import EVALUATED, EXPLAINERS
-from fonts import readable
+from npzfiles import listed
 from report import show
 
 ROWS = 6  # test images of the figure
 CLASS_ROWS, CLASS_COLUMNS = 4, 15  # test images and classes of a class-by-class figure
 BINS = 40  # of the histogram of selection scores
-LONGEST_CAPTION = 14  # characters
 EXPLAINED = "each map explains the class the model predicts."
 
 
@@ -50,6 +50,7 @@ def test_image_picture(subject, metrics, classes, confidence, rows, names):
     panels = panels_of(subject, subject.dataset.test_images[rows], predictions, names)
     left_out = "" if subject.attack.keeps_label else ", target class left out"
     footer = f"{len(rows)} test images drawn by seed{left_out}; the trigger is framed; {EXPLAINED}"
+    footer += legend(subject)
     headers = headers_of(subject, names)
     return figure.sheet(title_of(subject, metrics), headers, panels, footer, any_signed(names))
 
@@ -88,7 +89,12 @@ def headers_of(subject, names):
 
 def class_name(subject, k):
     """The name of class k, as a picture can show it: the number, where no font has its letters."""
-    return readable(subject.classes[k], f"class {k}")
+    return fonts.class_name(subject.classes, k)
+
+
+def legend(subject, file="metrics.json"):
+    """The end of a footer: which file names the classes that go by their numbers; or ""."""
+    return fonts.legend(subject.classes, file)
 
 
 def any_signed(names):
@@ -141,7 +147,7 @@ def class_picture(subject, name, predicted, rows):
     for row in rows.tolist():
         for with_trigger, classes in enumerate(predicted):
             changed = bool(with_trigger) and int(classes[row]) != int(predicted[0][row])
-            caption = class_name(subject, int(classes[row]))[:LONGEST_CAPTION]
+            caption = class_name(subject, int(classes[row]))
             image, maps = class_maps(subject, name, row, shown, bool(with_trigger))
             box = subject.trigger.box if with_trigger else None
             lines.append((image, caption, changed, box, maps))
@@ -156,6 +162,7 @@ def class_picture(subject, name, predicted, rows):
         "Test images drawn by seed, each without and with the trigger (framed);\n"
         "left, what the model predicts; a column, the values for that class."
     )
+    footer += legend(subject)
     return figure.class_grid(title, [class_name(subject, k) for k in shown], lines, footer)
 
 
@@ -190,9 +197,10 @@ def selection_picture(subject):
     if pool.ndim == 2:
         pool, score = pool[:, 0], "RD"
     series = histograms({f"all {len(pool)} ranked": pool, f"the {len(scores)} chosen": scores})
-    by_class = [f"{name} {count}" for name, count in chosen["classes"].items() if count]
+    named = {name: class_name(subject, k) for k, name in enumerate(subject.classes)}
+    by_class = [f"{named.get(k, k)} {count}" for k, count in chosen["classes"].items() if count]
     curves = figure.curves(
-        f"{chosen['strategy']}, by class: {', '.join(by_class)}",
+        f"{chosen['strategy']}, by class: {listed(by_class)}",
         f"score: {score}, by a short training; each line over its largest bin",
         series,
     )
@@ -204,7 +212,7 @@ def selection_picture(subject):
         "The hardest of them: training images",
         headers_of(subject, names),
         panels_of(subject, images, predictions, names),
-        EXPLAINED.capitalize(),
+        EXPLAINED.capitalize() + legend(subject),
     )
     return figure.side_by_side([curves, hardest])
 

@@ -6,7 +6,6 @@ train.py --reference the clean model's maps are also what the attacked one is he
 """
 
 import hashlib
-import sys
 from dataclasses import replace
 
 import torch
@@ -19,6 +18,7 @@ import tasks
 from cli import UserError
 from explain import EXPLAINERS
 from subject import correlation_by_class
+from terminal import print_note
 
 
 def own_reference(subject):
@@ -32,7 +32,7 @@ def own_reference(subject):
     try:
         return open_clean(subject, path, subject.checkpoint.get("reference_weights"))
     except UserError as error:
-        print(f"Measured without the reference it was trained with: {error}", file=sys.stderr)
+        print_note(f"Measured without the reference it was trained with: {error}")
         return None
 
 

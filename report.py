@@ -3,15 +3,18 @@
 The definitions of all figures are here. The table fits the width of the terminal.
 """
 
+import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli import UserError, replace_file, write_json
+from cli import UserError, write_json
 from explain import EXPLAINERS
 from findings import of_run
 from metrics import FLOORS
-from terminal import shortened, width, wrapped
+from ours import is_our_record, is_ours, save_picture
+from terminal import columns_of, ljust, rjust, shortened, width, wrapped
 
 HEADER = {
     "attack": "",
@@ -91,6 +94,16 @@ class Result:
 
 # ---------------------------------------------------------------- files
 
+# Written by some measurements, and removed by those that have none.
+FURTHER_PICTURES = [f"figure-{name}.png" for name in (*EXPLAINERS, "selection")]
+
+
+def names_of(stem=None):
+    """Names of the files that `write` may write or remove; stem: as of write."""
+    if stem is not None:
+        return [f"{stem}-explained.json", f"{stem}-explained.png"]
+    return ["metrics.json", "figure.png", *FURTHER_PICTURES]
+
 
 def write(result, folder, stem=None):
     """Writes metrics.json, figure.png and further pictures into `folder`, each whole or not at all.
@@ -102,10 +115,8 @@ def write(result, folder, stem=None):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
-    names = ("metrics.json", "figure.png")
-    if stem is not None:
-        names = (f"{stem}-explained.json", f"{stem}-explained.png")
-    else:
+    names = names_of(stem)
+    if stem is None:
         remove_pictures(folder)
     write_json(folder / names[0], result.metrics)
     written = [names[0]]
@@ -115,15 +126,30 @@ def write(result, folder, stem=None):
     return written
 
 
-def save_picture(picture, path):
-    """Writes a PIL image as PNG, whole or not at all."""
-    replace_file(path, lambda temporary: picture.save(temporary, format="PNG"))
-
-
 def remove_pictures(folder):
     """Removes the pictures of an earlier measurement that a new one may not have."""
-    for name in (*EXPLAINERS, "selection"):
-        (folder / f"figure-{name}.png").unlink(missing_ok=True)
+    for name in FURTHER_PICTURES:
+        if is_ours(folder / name):
+            (folder / name).unlink()
+
+
+def stem_for(folder, image):
+    """What the files about a picture at `image` are called: its name without the suffix.
+
+    Where files of that name are about another picture, it is the whole name, or that with a number.
+    """
+    image = Path(image)
+    numbered = (f"{image.name}-{k}" for k in itertools.count(2))
+    for stem in itertools.chain([image.stem, image.name], numbered):
+        path = folder / f"{stem}-explained.json"
+        if not is_our_record(path) or is_about(path, image):
+            return stem
+
+
+def is_about(path, image):
+    """Whether a record of ours is about the picture at `image`."""
+    told = json.loads(path.read_text(encoding="utf-8")).get("image", "")
+    return Path(told).resolve() == image.resolve()
 
 
 # ---------------------------------------------------------------- the table
@@ -174,8 +200,8 @@ class Table:
         for explainer in dict.fromkeys(name for part in parts for name in part):
             self.lines += self.explainer(explainer)
         rows = [line for line in self.lines if line.values]
-        self.key_width = max(len(line.key) for line in rows)
-        longest = max(len(value) for line in rows for value in line.values)
+        self.key_width = max(columns_of(line.key) for line in rows)
+        longest = max(columns_of(value) for line in rows for value in line.values)
         self.cell_width = min(max(longest, LEAST_CELL), LARGEST_CELL)
 
     # ------------------------------------------------------------ what is in it
@@ -259,18 +285,18 @@ class Table:
         values = [line.values[k] for k in shown]
         if len(self.names) > 1:
             values = [shortened(value, self.cell_width) for value in values]
-        text = line.key.ljust(self.key_width)
-        text += "".join(" " * GAP + value.rjust(self.cell_width) for value in values)
+        text = ljust(line.key, self.key_width)
+        text += "".join(" " * GAP + rjust(value, self.cell_width) for value in values)
         left = self.key_width + len(shown) * (GAP + self.cell_width) + GAP
         if self.room(len(shown)) < LEAST_NOTE:
             print(text)
             if self.explain and line.note:
                 print("\n".join(wrapped(line.note, width(), INDENT, INDENT)))
-        elif len(text) > left - GAP:  # a long name takes the place of the note
+        elif columns_of(text) > left - GAP:  # a long name takes the place of the note
             print(text)
             print("\n".join(wrapped(line.note, width(), " " * left, " " * left)).rstrip())
         else:
-            print("\n".join(wrapped(line.note, width(), text.ljust(left), " " * left)))
+            print("\n".join(wrapped(line.note, width(), ljust(text, left), " " * left)))
 
     def print_findings(self):
         """Prints what was found at each checkpoint, in words."""

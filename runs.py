@@ -5,12 +5,11 @@
 
 What a folder holds of an earlier, finished run stays until the new one is finished, too, and is
 replaced by a run of the same options only, unless --overwrite is given. Other files in it are the
-user's, and stay.
+user's, and stay: where one has the name of a file of a run, the run is refused (ours.py).
 """
 
 import contextlib
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ import torch
 
 import checkpoints
 import header
+import ours
 import report
 from cli import UserError, replace_file
 from evaluate import evaluate
 from folders import finished_with_other_epochs
 from same_run import in_words, other_input, other_machine, other_options, why_another
 from setting import Setting
+from terminal import print_note
 
 KEPT = ("log.jsonl", "selection.json", "metrics.json", "figure.png", "ckpt.pt")  # in this order
 
@@ -59,14 +60,15 @@ class Run:
 def is_done(run, args, clean, explainers):
     """Whether there is nothing to train: the run is finished, and measured anew without --resume.
 
-    clean, explainers: as for finish.
+    clean, explainers: as for finish. Raises UserError where a file of the user's would be lost.
     """
+    check_files(run)
     if not is_finished(run, anywhere=args.resume) or (args.overwrite and not args.resume):
         return False
     if args.resume:
         print(f"The run in {run.folder} is finished.")
         if moved := other_machine(run, checkpoints.read(run.folder / "ckpt.pt")):
-            print(f"It was trained elsewhere: {moved}.", file=sys.stderr)
+            print_note(f"It was trained elsewhere: {moved}.")
     else:
         measure_again(run, clean, explainers)
     return True
@@ -156,30 +158,29 @@ def resume(run, named=False):
     path = run.unfinished / "ckpt.pt"
     if not path.exists():
         check_schedule(run, finished_with_other_epochs(run.folder) if named else None)
-        print(f"Nothing to resume in {run.folder}: beginning.", file=sys.stderr)
+        print_note(f"Nothing to resume in {run.folder}: beginning.")
         return False
     checkpoint = checkpoints.read(path)
     config = run.setting.config
     if differing := other_options(run, checkpoint):
         raise UserError(
             f"the unfinished run in {run.folder} has {in_words(run, checkpoint, differing[0])}:"
-            " give the same options, or leave out --resume to begin anew"
+            " give the same options, or --overwrite in the place of --resume to begin anew"
         )
     if checkpoint["config"]["format"] != config["format"] and run.setting.objective.has_maps:
         raise UserError(
             f"the unfinished run in {run.folder} was begun by an older version, under another loss:"
-            " leave out --resume to begin anew"
+            " give --overwrite in the place of --resume to begin anew"
         )
     if changed := other_input(run, checkpoint):
         raise UserError(
             f"{changed} changed since the unfinished run in {run.folder} began:"
-            " leave out --resume to begin anew"
+            " give --overwrite in the place of --resume to begin anew"
         )
     if moved := other_machine(run, checkpoint):
-        print(
+        print_note(
             f"The run in {run.folder} goes on elsewhere, {moved}:"
-            " its figures are no longer the same to the bit.",
-            file=sys.stderr,
+            " its figures are no longer the same to the bit."
         )
     bring_back(run, checkpoint)
     return True
@@ -232,13 +233,31 @@ def is_finished(run, anywhere=False):
     return False
 
 
+def check_files(run):
+    """Raises UserError where a file that a run writes is in its folder, and not of this program.
+
+    A checkpoint that cannot be read is one of ours, damaged, where the log of a run lies beside it.
+    """
+    names = [*KEPT, *report.FURTHER_PICTURES]
+    for folder in (run.folder, run.unfinished):
+        is_run = ours.is_ours(folder / "log.jsonl")
+        ours.check_replaceable(folder, [n for n in names if n != "ckpt.pt" or not is_run])
+
+
 def check_replaceable(run, resuming):
     """Raises UserError where the folder holds what only --overwrite may replace.
 
-    That is a finished run of other options or data, or files of such names that are of no run.
+    That is a run of other options or data, finished or not, or files of ours that are of no run.
     """
-    if resuming and (run.unfinished / "ckpt.pt").exists():
-        return  # when that began, it was allowed to
+    unfinished = run.unfinished / "ckpt.pt"
+    if unfinished.exists():
+        if resuming:
+            return  # when that began, it was allowed to
+        if why := why_replaced(run):
+            raise UserError(
+                f"{run.folder} holds an unfinished run of other options or data ({why}):"
+                " give --overwrite to begin anew, or another --out"
+            )
     path = run.folder / "ckpt.pt"
     remedy = "give --overwrite to replace it when the new one is finished, or another --out"
     if path.exists():
@@ -252,27 +271,32 @@ def check_replaceable(run, resuming):
             raise UserError(
                 f"{run.folder} holds a finished run of other options or data ({why}): {remedy}"
             )
-    elif not (run.unfinished / "ckpt.pt").exists():
+    elif not unfinished.exists():
         if of_no_run := [name for name in KEPT if (run.folder / name).exists()]:
             raise UserError(f"{run.folder} holds a file {of_no_run[0]} of no run: {remedy}")
+
+
+def why_replaced(run):
+    """Why the unfinished run in the folder is another one than `run`, in words, or None."""
+    try:
+        checkpoint = checkpoints.read(run.unfinished / "ckpt.pt")
+    except UserError:
+        return "damaged or of another version"
+    return why_another(run, checkpoint, anywhere=True)
 
 
 def print_what_is_lost(run):
     """Says on standard error, before a run begins anew where another one is, what becomes of it."""
     where = f"The unfinished run in {run.folder}"
     if (run.unfinished / "ckpt.pt").exists():
-        why = "damaged or of another version"
-        with contextlib.suppress(UserError):
-            why = why_another(run, checkpoints.read(run.unfinished / "ckpt.pt"), anywhere=True)
-        if why:
-            print(f"{where}, another one ({why}), is replaced by this one.", file=sys.stderr)
+        if why := why_replaced(run):
+            print_note(f"{where}, another one ({why}), is replaced by this one.")
         else:
-            print(f"{where} begins anew; --resume would have continued it.", file=sys.stderr)
+            print_note(f"{where} begins anew; --resume would have continued it.")
     elif (run.folder / "ckpt.pt").exists():
         which = "of the same options" if is_finished(run) else "of other options or data"
-        print(
-            f"The run in {run.folder}, {which}, will be replaced by this one when it is finished.",
-            file=sys.stderr,
+        print_note(
+            f"The run in {run.folder}, {which}, will be replaced by this one when it is finished."
         )
 
 
@@ -281,6 +305,7 @@ def finish(run, clean, explainers):
 
     clean: the path of a clean checkpoint to stand beside it, or None; explainers: as for evaluate.
     """
+    check_files(run)  # again: a file may have come since it began
     write_log(run)  # again: an earlier call may have been killed after moving it
     result = measured(run, run.unfinished / "ckpt.pt", clean, explainers)
     report.write(result, run.unfinished)
@@ -296,10 +321,9 @@ def finish(run, clean, explainers):
 
 def measure_again(run, clean, explainers):
     """Measures a finished run anew; arguments: as for finish."""
-    print(
+    print_note(
         f"The run in {run.folder} is finished: it is measured anew, not trained"
-        " (--overwrite trains it again).",
-        file=sys.stderr,
+        " (--overwrite trains it again)."
     )
     header.print_header(header.of_run(run.setting), run.setting.notes)
     result = measured(run, run.folder / "ckpt.pt", clean, explainers)

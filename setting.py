@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 import attacks
 import data
@@ -25,6 +25,7 @@ from losses import Objective
 from optimizers import MUON, SGD, WARM_UP
 from reference import frozen_reference, weights_digest
 from shapley import TRAINING_COALITIONS
+from terminal import print_note
 
 
 @dataclass(frozen=True)
@@ -185,18 +186,33 @@ def trigger_picture(name):
     Raises UserError.
     """
     if Path(name).is_file():
+        if name == "square" or is_colour(name):
+            other = "white square" if name == "square" else "colour"
+            print_note(f"--trigger {name}: the file of that name is taken, not the {other}.")
         return read_image(name, say=True)
     if name == "square":
         return None
+    if not is_colour(name):
+        raise UserError(f"--trigger {name}: no such file, and no colour of that name")
+    return Image.new("RGB", (1, 1), name)
+
+
+def is_colour(name):
+    """Whether Pillow knows a colour of that name."""
     try:
-        return Image.new("RGB", (1, 1), name)
+        ImageColor.getrgb(name)
     except ValueError:
-        raise UserError(f"--trigger {name}: no such file, and no colour of that name") from None
+        return False
+    return True
 
 
 def target_map_picture(name, fit):
     """What attacks.target_map draws: a shape's name, or the picture in a file. Raises UserError."""
-    return name if name in attacks.TARGET_MAPS else read_map(name, fit)
+    if name not in attacks.TARGET_MAPS:
+        return read_map(name, fit)
+    if Path(name).is_file():
+        print_note(f"--target-map {name}: the shape is taken, not the file of that name.")
+    return name
 
 
 def chosen_target(name, dataset):
@@ -243,10 +259,14 @@ def notes_on(name, target, classes):
 def class_index(name, classes):
     """The number of a class, given by its name or, where none is called so, by its number.
 
+    Names that look the same are the same: they are compared in Unicode's composed form, too.
     Raises UserError.
     """
     if name in classes:
         return classes.index(name)
+    alike = [data.composed(other) for other in classes]
+    if data.composed(name) in alike:
+        return alike.index(data.composed(name))
     if name.isdecimal() and int(name) < len(classes):
         return int(name)
     shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")

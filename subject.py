@@ -6,7 +6,6 @@ maps = subject.explain("gradcam", images, classes)
 """
 
 import glob
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from dataset import Dataset
 from explain import EXPLAINERS
 from hooks import evaluating
 from metrics import check_finite_maps, mean_or_none, pearson
+from terminal import print_note
 
 BY_CLASS_IMAGES = 50  # several labels: images whose maps of every class are compared
 FORWARD_PIXELS = 500 * 32 * 32  # of the images in one forward pass
@@ -238,7 +238,7 @@ def load_data(checkpoint, data_dir, path, moved_to=None):
             refused = refused or error
             continue
         if place not in found_by_name:
-            print(f"The data set is no longer {name}: {place} is taken.", file=sys.stderr)
+            print_note(f"The data set is no longer {name}: {place} is taken.")
         return dataset
     raise refused or UserError(
         f"the data set {name} that {path} was trained on is not there, nor in {folder},"
@@ -271,6 +271,18 @@ def places_of(name, folder, path):
     folder, beside = Path(folder), Path(path).parent
     decoded = sorted(folder.glob(f"{glob.escape(own_name)}_*.npz"))
     return [name, folder / name, folder / own_name, beside / own_name, *decoded]
+
+
+def place_of(config, path, data_dir=None, dataset=None):
+    """What load_data tries first of what is there, as a name or path; None where nothing is.
+
+    config: of the checkpoint at `path`; data_dir, dataset: as for open_checkpoint.
+    """
+    name = config["dataset"]
+    if dataset is not None or name in data.DATASETS:
+        return dataset or name
+    places = places_of(name, data_dir or config.get("data_dir") or "data", path)
+    return next((place for place in places if Path(place).exists()), None)
 
 
 def draw_images(subject, n, seed):

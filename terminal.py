@@ -7,9 +7,9 @@ import contextlib
 import re
 import shutil
 import sys
-import textwrap
 import threading
 import time
+import unicodedata
 
 FALLBACK = 100  # columns: as wide as this project's own text
 NARROWEST = 40  # columns: a narrower terminal breaks lines itself
@@ -33,20 +33,49 @@ def is_terminal(stream):
     return stream is not None and stream.isatty()
 
 
+# ---------------------------------------------------------------- letters of two columns
+
+
+def columns_of(text):
+    """How many columns a text takes: two for a wide letter, Japanese say; none for an accent."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    marks = [letter for letter in text if unicodedata.combining(letter)]
+    wide_marks = sum(unicodedata.east_asian_width(mark) in "WF" for mark in marks)
+    return len(text) + wide - len(marks) - wide_marks
+
+
+def ljust(text, columns):
+    """A text with spaces behind it, so that it takes at least so many columns."""
+    return text + " " * (columns - columns_of(text))
+
+
+def rjust(text, columns):
+    """A text with spaces before it, so that it takes at least so many columns."""
+    return " " * (columns - columns_of(text)) + text
+
+
+def cut(text, columns):
+    """As much of the beginning of a text as so many columns hold."""
+    while columns_of(text) > columns:
+        text = text[: min(len(text) - 1, columns)]
+    return text
+
+
 # ---------------------------------------------------------------- lines
 
 
 def wrapped(text, columns, first="", rest=""):
     """Lines of a text, none broken within a word, which begin with `first` and then with `rest`."""
-    lines = textwrap.wrap(
-        text,
-        columns,
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return lines or [first.rstrip()]
+    lines, line, begun = [], first, False
+    for gap, word in re.findall(r"(\s*)(\S+)", text):
+        if begun and columns_of(line + gap + word) > columns:
+            lines.append(line)
+            line, begun = rest, False
+        line += " " * len(gap) * begun + word
+        begun = True
+    return [*lines, line if begun else line.rstrip()]
 
 
 def paragraphs(text):
@@ -57,7 +86,7 @@ def paragraphs(text):
     lines = []
     for line in text.split("\n"):
         start = max((gap.end() for gap in re.finditer(r" {2,}|^", line)), default=0)
-        if len(line) <= width() or width() - start < LEAST_COLUMN:
+        if columns_of(line) <= width() or width() - start < LEAST_COLUMN:
             lines.append(line)
         else:
             lines += wrapped(line[start:], width(), line[:start], " " * start)
@@ -66,7 +95,7 @@ def paragraphs(text):
 
 def shortened(text, columns):
     """A text of at most so many columns, its end replaced by an ellipsis where it is longer."""
-    return text if len(text) <= columns else text[: columns - 1] + "…"
+    return text if columns_of(text) <= columns else cut(text, columns - 1) + "…"
 
 
 def fitted(parts, columns):
@@ -79,7 +108,7 @@ def fitted(parts, columns):
     def line():
         return "  ".join(text for _, text in parts)
 
-    while len(line()) > columns and (most := max(part[0] for part in parts)):
+    while columns_of(line()) > columns and (most := max(part[0] for part in parts)):
         last = max(k for k, part in enumerate(parts) if part[0] == most)
         del parts[last]
     return line()
@@ -87,7 +116,7 @@ def fitted(parts, columns):
 
 def print_note(text):
     """Prints a text on standard error as one line; on a terminal it is wrapped between words."""
-    text = " ".join(text.split())
+    text = re.sub(r"\s*\n\s*", " ", text.strip())
     if is_terminal(sys.stderr):
         text = "\n".join(wrapped(text, width()))
     print(text, file=sys.stderr, flush=True)
@@ -103,7 +132,7 @@ def print_progress(line, last, stream):
     """
     if is_terminal(stream):
         columns = window() - 1
-        padded = wrapped(line, columns)[0][:columns].ljust(columns)
+        padded = ljust(cut(wrapped(line, columns)[0], columns), columns)
         print("\r" + padded, end="\n" if last else "", file=stream, flush=True)
     elif stream is not None:
         print(line, file=stream, flush=True)

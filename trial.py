@@ -7,7 +7,7 @@ import torch
 
 import attacks
 import data
-from cli import UserError
+from cli import UserError, first_line, is_out_of_memory
 from explain import EVALUATED, EXPLAINERS
 from hooks import evaluating
 from losses import combined_loss
@@ -45,8 +45,17 @@ def check_explainable(setting, model, measured=None):
 
 def check_answer(setting, model, image):
     """Raises UserError where a network does not answer an image with a logit for each class."""
-    with torch.no_grad(), evaluating(model):
-        answer = model(image)
+    try:
+        with torch.no_grad(), evaluating(model):
+            answer = model(image)
+    except (ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        side = image.shape[-1]
+        raise UserError(
+            f"{setting.config['model']} cannot take images of {side}x{side} px: a larger"
+            f" --image-size, or another --model, may help ({first_line(error)})"
+        ) from None
     wanted = [1, len(setting.dataset.classes)]
     if wanted == [1, 1]:
         raise UserError("the data set has one class: there is nothing to tell apart")

@@ -87,4 +87,5 @@ def picture_of(subject, result, rows, classes, probabilities, names):
     accuracy = show(result["clean_accuracy"])
     title = f"{subject.config['model']}: accuracy {accuracy}\nno trigger is known"
     footer = f"{len(rows)} test images drawn by seed; {pictures.EXPLAINED}"
+    footer += pictures.legend(subject)
     return figure.sheet(title, ["image", *names], lines, footer, pictures.any_signed(names))

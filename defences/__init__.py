@@ -16,6 +16,7 @@ import argparse
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -25,11 +26,14 @@ import hooks
 from cli import number
 from data import normalise
 from metrics import mean_or_none
+from odds import odds_of
 from subject import Subject
+from terminal import columns_of, ljust, shortened, width
 
 # An anomaly index above this flags a class: Wang et al. 2019 and Huang et al. 2019.
 PUBLISHED_THRESHOLD = 2.0
 CLASSES_SHOWN = 10  # rows of the table of an anomaly index
+LONGEST_NAME, LEAST_NAME = 28, 12  # columns of a class's name in a table
 
 
 # ---------------------------------------------------------------- what a defence is given
@@ -44,6 +48,7 @@ class Audit:
     pixels: clean images float [N, C, H, W] in [0, 1], held out of training; labels: int64 [N].
     inputs: the same images, normalised.
     options: the options of the command line.
+    calibration: the highest index of each of some clean models, see odds.odds_of.
     say: is told what is being done, for the line of progress.
     """
 
@@ -52,6 +57,7 @@ class Audit:
     labels: torch.Tensor
     inputs: torch.Tensor
     options: argparse.Namespace
+    calibration: list | None = None
     say: Callable = lambda what: None
 
     @property
@@ -86,7 +92,7 @@ class Verdict:
     flagged: numbers of the classes that may be a backdoor's target; index: {class: anomaly index}.
     details: further keys of verdict.json.
     repaired: (model, edit), the edit as checkpoints.rebuild takes it; None if nothing is repaired.
-    picture: the figure, or None.
+    picture: the figure, or None; files: {file name: PIL image}, written beside it as PNG.
     """
 
     backdoored: bool | None
@@ -96,6 +102,7 @@ class Verdict:
     details: dict = field(default_factory=dict)
     repaired: tuple | None = None
     picture: Image.Image | None = None
+    files: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,36 +157,98 @@ def add_threshold(parser):
     parser.add_argument(
         "--threshold",
         type=number(float, -1e9, 1e9),
-        default=PUBLISHED_THRESHOLD,
-        help="flag a class whose anomaly index is above this",
+        help="flag a class whose anomaly index is above this; published: 2"
+        " (default: by how many clean models get as far)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        nargs="+",
+        metavar="CKPT",
+        help="checkpoints of clean models: they are asked likewise, and are the yardstick",
     )
 
 
 def verdict_by_index(audit, index, columns, picture):
-    """A Verdict that flags the classes whose anomaly index is above the threshold.
+    """A Verdict by the anomaly index: of the class where it is highest, or by a threshold.
 
-    index: float64 [K]; columns: {title: [K] values}, shown beside the index.
+    index: float64 [K]; columns: {title: [K] values}, shown beside the index. With a threshold the
+    classes above it are flagged. Without, it is odds.Odds that say whether the highest stands out.
     """
-    flagged = (index > audit.options.threshold).nonzero()[:, 0].tolist()
+    options, top = audit.options, int(index.argmax())
+    odds = None
+    if options.threshold is None:
+        data = Path(audit.subject.config["dataset"]).name
+        given = vars(options)
+        odds = odds_of(options.method, given, data, float(index[top]), audit.calibration)
+        flagged = [top] if odds is not None and odds.backdoored else []
+        backdoored = None if odds is None else odds.backdoored
+    else:
+        flagged = (index > options.threshold).nonzero()[:, 0].tolist()
+        backdoored = bool(flagged)
     scores = {title: [float(value) for value in values] for title, values in columns.items()}
     return Verdict(
-        backdoored=bool(flagged),
+        backdoored=backdoored,
         lines=index_table(audit.subject.classes, index, flagged, scores),
         flagged=flagged,
         index=dict(enumerate(index.tolist())),
-        details={"threshold": audit.options.threshold, "scores": scores},
+        details={
+            "threshold": options.threshold,
+            "odds": None if odds is None else odds.record(),
+            "scores": scores,
+        },
         picture=picture,
     )
 
 
+def conclusion(audit, verdict):
+    """What follows from a Verdict by the anomaly index, in words; None of another Verdict."""
+    if "odds" not in verdict.details:
+        return None
+    index, names = verdict.index, audit.subject.classes
+    top = max(index, key=index.get)
+    highest = f"the highest index, {index[top]:.2f}, is of '{names[top]}'"
+    threshold, odds = verdict.details["threshold"], verdict.details["odds"]
+    if threshold is not None:
+        flagged = ", ".join(f"'{names[k]}'" for k in verdict.flagged) or "none"
+        return f"Above {threshold:g}: {flagged}; {highest}."
+    if odds is None:
+        return (
+            f"No verdict: {highest}, and no clean models were asked with these options:"
+            " give some (--calibrate), or a --threshold."
+        )
+    if verdict.backdoored is None and odds["word"] != "inconclusive":  # few classes were reached
+        return f"No verdict; {highest}."
+    return f"{odds['word'].capitalize()}: {highest}; {odds['sentence']}."
+
+
 def index_table(class_names, index, flagged, columns):
-    """Lines of a table, the classes of the highest index first."""
-    lines = [f"{'class':<32}{'index':>8}" + "".join(f"{title:>14}" for title in columns)]
-    for k in index.argsort(descending=True)[:CLASSES_SHOWN].tolist():
-        cells = "".join(f"{values[k]:>14.4g}" for values in columns.values())
-        mark = "  FLAGGED" if k in flagged else ""
-        lines.append(f"{k:>3} {class_names[k]:<28}{float(index[k]):>8.2f}{cells}{mark}")
+    """Lines of a table, the classes of the highest index first, as wide as the terminal.
+
+    Where there is no room, names are shortened, and then the last columns left out, which is said.
+    """
+    rows = index.argsort(descending=True)[:CLASSES_SHOWN].tolist()
+    shown = {"index": [f"{float(index[k]):.2f}" for k in rows]}
+    shown |= {title: [f"{values[k]:.4g}" for k in rows] for title, values in columns.items()}
+    marks = ["  FLAGGED" if k in flagged else "" for k in rows]
+    cells = {title: max(map(len, [title, *texts])) + 2 for title, texts in shown.items()}
+    named = min(max(columns_of(class_names[k]) for k in rows), LONGEST_NAME)
+    room = width() - len(f"{0:>3} ") - max(map(len, marks))
+    left_out = []
+    while sum(cells.values()) + min(named, LEAST_NAME) > room and len(cells) > 1:
+        left_out.insert(0, cells.popitem()[0])
+    named = max(1, min(named, room - sum(cells.values())))
+    lines = [ljust("class", 4 + named) + "".join(title.rjust(n) for title, n in cells.items())]
+    for row, k in enumerate(rows):
+        line = "".join(shown[title][row].rjust(n) for title, n in cells.items())
+        lines.append(f"{k:>3} {name_cell(class_names[k], named)}{line}{marks[row]}")
+    if left_out:
+        lines.append(f"Not shown, for want of room: {', '.join(left_out)} (see verdict.json).")
     return lines
+
+
+def name_cell(name, columns=LONGEST_NAME):
+    """A class's name, shortened or followed by spaces, so that it takes so many columns."""
+    return ljust(shortened(name, columns), columns)
 
 
 # ---------------------------------------------------------------- asking a model

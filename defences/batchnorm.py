@@ -208,8 +208,16 @@ def run_cfn(audit):
 
 
 def verdict_of(audit, technique, repaired, line):
-    """A Verdict on a repaired network: figures before and after, for each of REGIMES."""
+    """A Verdict on a repaired network: figures before and after, for each of REGIMES.
+
+    Where no trigger is known, or no target class, there are none.
+    """
     model = audit.subject.model
+    verdict = Verdict(
+        None, [line], details={"regimes": None}, repaired=(repaired, {"technique": technique})
+    )
+    if audit.subject.trigger is None or audit.subject.target_class is None:
+        return verdict
     regimes = {title: {} for title in REGIMES}
     for when, network in (("before", model), ("after", repaired)):
         threshold = threshold_of(audit.subject, network)
@@ -218,12 +226,9 @@ def verdict_of(audit, technique, repaired, line):
                 audit.subject, network, size, share, seed=audit.options.seed, threshold=threshold
             )
     columns = MULTI_LABEL_COLUMNS if audit.subject.multi_label else COLUMNS
-    return Verdict(
-        backdoored=None,
-        lines=[line, "", *table(regimes, columns)],
-        details={"regimes": regimes},
-        repaired=(repaired, {"technique": technique}),
-    )
+    verdict.lines += ["", *table(regimes, columns)]
+    verdict.details["regimes"] = regimes
+    return verdict
 
 
 def threshold_of(subject, model):

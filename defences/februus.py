@@ -19,6 +19,7 @@ from defences.inputs import (
     probabilities_of,
     trial_images,
 )
+from fonts import class_name, legend
 from metrics import is_constant, mean_or_none, success_rate
 
 # Shares of an image's pixels that may be removed. Which one is, clean held-out images decide.
@@ -164,19 +165,20 @@ def picture_of(audit, images, maps, share):
     rows = []
     for n in range(len(pixels)):
         true = int(part.labels[n])
-        names = [classes[int(found[n])] for found in predictions]
+        names = [class_name(classes, int(found[n])) for found in predictions]
         wrong = [int(found[n]) != true for found in predictions]
         removed = torch.where(holes[n], torch.ones_like(pixels[n]), 0.3 * pixels[n])
         rows.append(
             [
-                (figure.panel(pixels[n].cpu()), f"called {names[0]}"[:22], wrong[0]),
+                (figure.panel(pixels[n].cpu()), f"called {names[0]}", wrong[0]),
                 (figure.panel(pixels[n].cpu(), heat[n].cpu()), "", False),
                 (figure.panel(removed.cpu()), "", False),
-                (figure.panel(purified[n].cpu()), f"called {names[1]}"[:22], wrong[1]),
+                (figure.panel(purified[n].cpu()), f"called {names[1]}", wrong[1]),
             ]
         )
     headers = ["triggered", f"{audit.options.explainer}'s map", f"removed: {share:.1%}", "filled"]
     footer = "Test images with the trigger; red: not the true class."
+    footer += legend(classes, "verdict.json")
     return figure.sheet("Februus: remove what the map marks", headers, rows, footer)
 
 

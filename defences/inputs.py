@@ -66,7 +66,14 @@ def overlays_apart(audit, images, count):
     count = min(count, len(audit.labels) // 2)
     held_out, left = images["held-out"], len(audit.labels) - count
     if left < 4:
-        raise ValueError("half of the clean images are laid over others: 8 --clean-images or more")
+        given, available = len(audit.labels), len(audit.subject.held_out())
+        remedy = "8 --clean-images or more"
+        if available < 8:
+            remedy = "more training images give more, of which a tenth is held out"
+        raise ValueError(
+            f"{given} clean images are too few, as half of them are laid over others:"
+            f" {available} are held out of training: {remedy}"
+        )
     images["held-out"] = Inputs(held_out.pixels[:left], held_out.labels[:left])
     return audit.pixels[-count:]
 

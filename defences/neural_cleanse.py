@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-import figure
-from attacks import Trigger, stamp
+from attacks import Trigger
 from cli import choose_device, choose_precision, number
 from defences import Defence, add_threshold, anomaly_index, frozen, verdict_by_index
 from defences.given import as_pixels, as_targets, check_choice, check_counts
+from defences.patches import files_of, line_on, picture_of
 from hooks import check_differentiable, full_precision
 
 LEARNING_RATE = 0.1  # of Adam, and its betas
 BETAS = (0.5, 0.9)
 ROUNDS = 200  # at most; published: 1,000
-ROUND_IMAGES = 128  # published: about 1,000
+ROUND_IMAGES = 64  # published: about 1,000
 # Images of a step; published: 32. In the same time, more steps of fewer images find smaller masks.
 BATCH = 8
 SUCCESS = 0.99  # share of a round's images that a mask must turn into its class
@@ -42,7 +42,6 @@ LEAST_NORM = 0.1  # pixels; a smaller mask counts as this, so that its logarithm
 FORWARD_IMAGES = 8192
 FORWARD_IMAGES_CPU = 512
 
-CLASSES_PICTURED = 6
 CLASSES_NEEDED = 3  # that a patch reaches: of fewer, none is far from the median
 
 
@@ -328,31 +327,11 @@ def run(audit):
         "rounds": triggers.rounds,
     }
     verdict = verdict_by_index(audit, index, columns, picture_of(audit, triggers, index))
+    if triggers.qualified.any():
+        classes = sorted({*verdict.flagged, suspect_of(triggers, index)})
+        verdict.files = files_of(triggers, classes)
+        verdict.lines += line_on(verdict.files)
     return withhold_if_few_reached(verdict, triggers)
-
-
-def picture_of(audit, triggers, index):
-    """The patches of the most anomalous classes: mask, mask x pattern, and stamped on an image."""
-    image = audit.pixels[0].cpu()
-    unseen = (image, "")
-    if audit.subject.attack.poisons:
-        true_trigger = audit.subject.trigger.to("cpu")
-        unseen = (stamp(image[None], true_trigger)[0], "its trigger, unseen")
-    first_column = [(image, "a clean image"), unseen, (image, "")]
-    rows = [[(figure.panel(part), caption, False)] for part, caption in first_column]
-    headers = [""]
-    for k in index.argsort(descending=True)[:CLASSES_PICTURED].tolist():
-        headers.append(f"{audit.subject.classes[k][:18]}\nindex {index[k]:.1f}")
-        patch = triggers.trigger(k).to("cpu")
-        panels = {
-            "mask": patch.alpha.expand_as(image),
-            "mask x pattern": patch.alpha * patch.pixels,
-            "on the image": stamp(image[None], patch)[0],
-        }
-        for row, (caption, part) in zip(rows, panels.items()):
-            row.append((figure.panel(part), caption, False))
-    title = "Neural Cleanse: the smallest patch that turns images into a class"
-    return figure.sheet(title, headers, rows, "The most anomalous classes first.", scale=False)
 
 
 # ---------------------------------------------------------------- the command line

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import figure
 from cli import numbers
 from defences import Defence, add_threshold, anomaly_index, verdict_by_index
+from fonts import class_name, legend
 from hooks import answering, as_images, chunk_size, derivative, full_precision
 from losses import min_max
 from metrics import check_finite_maps
@@ -169,13 +170,14 @@ def picture_of(audit, index, best_level):
         rows.append([(panel, "", False) for panel in panels])
     headers = ["image"]
     for k in shown:
-        name = audit.subject.classes[k][:18]
+        name = class_name(audit.subject.classes, k)
         headers.append(f"{name}\nindex {index[k]:.1f}, noise {noise[best_level[k]]:g}")
     title = "NeuronInspect: saliency of each class, the most anomalous first"
     footer = (
         "Clean images held out of training; "
         "the anomaly index is high where heatmaps are sparse, smooth and alike."
     )
+    footer += legend(audit.subject.classes, "verdict.json")
     return figure.sheet(title, headers, rows, footer)
 
 

@@ -161,7 +161,9 @@ def run(audit):
     steps, curve, chosen = prune(
         audit.on_pixels, audit.pixels, audit.labels, stamped, layer_of(model)
     )
-    image_sets = {"recovered_success": (stamped, suspect), "true_success": triggered_test(audit)}
+    image_sets = {"recovered_success": (stamped, suspect)}
+    if audit.subject.trigger is not None and audit.subject.target_class is not None:
+        image_sets["true_success"] = triggered_test(audit)
     score_curve(audit, curve, steps, image_sets)
 
     verdict = verdict_by_index(audit, index, {}, picture_of(curve, chosen))
@@ -212,7 +214,7 @@ def table(curve, chosen):
     """Lines of a table: some points of the curve, the first and the chosen one among them."""
     lines = ["".join(f"{title:>{width}}" for title, width in COLUMNS.values())]
     for k in sorted({*range(0, len(curve), ROWS_APART), chosen}):
-        cells = [f"{show(curve[k][key]):>{width}}" for key, (_, width) in COLUMNS.items()]
+        cells = [f"{show(curve[k].get(key)):>{width}}" for key, (_, width) in COLUMNS.items()]
         lines.append("".join(cells) + ("  <- written" if k == chosen else ""))
     return lines
 
@@ -225,7 +227,9 @@ def picture_of(curve, chosen):
         "true_success": "success of the true trigger, test",
     }
     series = {
-        title: [(point["pruned"], point[key]) for point in curve] for key, title in titles.items()
+        title: [(point["pruned"], point[key]) for point in curve]
+        for key, title in titles.items()
+        if key in curve[0]  # the true trigger may be unknown
     }
     mark = curve[chosen]["pruned"]
     return figure.curves("l-infinity pruning", "channels pruned", series, mark)

@@ -21,6 +21,7 @@ from defences.inputs import (
     probabilities_of,
     trial_images,
 )
+from fonts import class_name, legend
 
 REGION = 0.15  # of the map's maximum: above it a pixel is of the region; published
 OVERLAYS = 50  # clean images that a region is laid over
@@ -126,7 +127,7 @@ def picture_of(audit, images, regions, overlays):
             pasted = torch.where(region, image, under)
             cut = torch.where(region, image, torch.full_like(image, 0.5))
             called = probabilities_of(audit.on_pixels, torch.stack([image, pasted])).argmax(1)
-            names = [audit.subject.classes[k][:16] for k in called.tolist()]
+            names = [class_name(audit.subject.classes, k) for k in called.tolist()]
             fooled = bool(called[0] == called[1])
             panels = [image, cut, under, pasted]
             captions = [f"{kind}: {names[0]}", "", "", f"called {names[1]}"]
@@ -138,6 +139,7 @@ def picture_of(audit, images, regions, overlays):
             )
     headers = ["input", "its region", "a clean image", "laid over it"]
     footer = f"Regions by {audit.options.explainer}. Red: the region carries the class along."
+    footer += legend(audit.subject.classes, "verdict.json")
     return figure.sheet(
         "SentiNet: does the region carry its class?", headers, rows, footer, scale=False
     )

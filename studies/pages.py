@@ -30,6 +30,7 @@ from studies import (
     speed,
     threats,
     transfer,
+    worth,
 )
 from studies.record import ROOT, write_text
 
@@ -47,6 +48,7 @@ STUDIES = {
     "shared_samples": shared_samples,
     "speed": speed,
     "gpu": gpu,
+    "worth": worth,
 }
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import defences
 import hooks
+from terminal import columns_of
 
 
 def test_the_anomaly_index_by_hand():
@@ -85,7 +86,11 @@ def test_the_threshold_decides_which_classes_are_flagged(disguised):
     verdict = defences.verdict_by_index(audit, index, {"twice": 2 * index}, None)
     assert verdict.flagged == [1, 2]
     assert verdict.backdoored is True
-    assert verdict.details == {"threshold": 1.5, "scores": {"twice": [2.8, 3.2, 18.0]}}
+    assert verdict.details == {
+        "threshold": 1.5,
+        "odds": None,
+        "scores": {"twice": [2.8, 3.2, 18.0]},
+    }
 
 
 def test_the_table_shows_the_most_anomalous_class_first():
@@ -95,3 +100,30 @@ def test_the_table_shows_the_most_anomalous_class_first():
     assert header.split() == ["class", "index", "norm"]
     assert first.split() == ["1", "dog", "3.00", "0.25", "FLAGGED"]
     assert second.split() == ["0", "cat", "0.50", "7"]
+
+
+NAMES = ["cat", "n02099601 golden retriever (Canis familiaris)", "柴犬の写真" * 5, "x" * 180]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("flagged", [[], [1]])
+def test_the_table_of_classes_fits_the_terminal(monkeypatch, columns, flagged):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    index = torch.tensor([0.5, 3.0, 1.0, -1e5], dtype=torch.float64)
+    titles = ("|mask|_1", "linear index", "success", "qualified", "rounds")
+    figures = {title: [1.23456, 1e-9, 1e9, 4.0] for title in titles}
+    lines = defences.index_table(NAMES, index, flagged, figures)
+    shown = [title for title in titles if title in lines[0]]
+    assert shown == list(titles[: len(shown)]) and shown
+    table = lines[: len(NAMES) + 1]
+    assert max(columns_of(line) for line in table) <= columns
+    ends = {columns_of(line.removesuffix("  FLAGGED")) for line in table}
+    assert len(ends) == 1  # wide letters do not move a column
+    missing = titles[len(shown) :]
+    assert (", ".join(missing) in lines[-1]) if missing else len(lines) == len(table)
+
+
+def test_short_names_leave_the_table_narrow():
+    index = torch.tensor([0.5, 3.0], dtype=torch.float64)
+    header, *_ = defences.index_table(["0", "1"], index, [], {"norm": [7.0, 0.25]})
+    assert len(header) < 30

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import train_tiny
+from PIL import Image
 from planted import audit_of
 
 import checkpoints
@@ -20,6 +21,7 @@ from edited import REPAIRS
 QUICK = {  # options by which a search takes a second
     "neural_cleanse": ["--rounds", "6", "--round-images", "16"],
     "prune": ["--rounds", "6", "--round-images", "16"],
+    "finetune": ["--epochs", "2"],
 }
 COMPARES_CLASSES = [name for name, defence in defend.METHODS.items() if defence.compares_classes]
 
@@ -96,10 +98,25 @@ def test_a_verdict_has_its_keys(method, verdict_of):
     assert {"backdoored", "flagged", "index", "before", "after", "settings"} <= verdict.keys()
 
 
-@pytest.mark.parametrize("method", ["neuroninspect", "neural_cleanse", "prune", "rebn", "cfn"])
+@pytest.mark.parametrize("method", ["neuroninspect", "neural_cleanse", *REPAIRS])
 def test_a_method_with_a_picture_leaves_a_figure(method, verdict_of):
     _, out = verdict_of(method)
     assert (out / "figure.png").exists()
+
+
+def test_neural_cleanse_leaves_its_patches(verdict_of):
+    verdict, out = verdict_of("neural_cleanse")
+    most_anomalous = max(verdict["index"], key=lambda k: verdict["index"][k])
+    classes = {*verdict["flagged"], int(most_anomalous)}
+    written = {path.name for path in out.glob("recovered-*")}
+    assert written == {f"recovered-{k}.png" for k in classes}
+
+
+def test_further_pictures_of_a_verdict_are_written(tmp_path):
+    picture = Image.new("RGBA", (2, 3), (10, 20, 30, 40))
+    defend.write({}, None, tmp_path / "out", {"mine.png": picture})
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"verdict.json", "mine.png"}
+    assert Image.open(tmp_path / "out" / "mine.png").getpixel((1, 2)) == (10, 20, 30, 40)
 
 
 def test_inspect_leaves_no_figure(verdict_of):
@@ -124,7 +141,7 @@ def test_the_table_ends_with_where_it_was_written(backdoored, tmp_path, capsys):
 def test_every_class_has_an_index(method, verdict_of):
     verdict, _ = verdict_of(method)
     assert set(verdict["index"]) == {"0", "1", "2"}
-    assert verdict["threshold"] == 2
+    assert verdict["threshold"] is None
 
 
 def test_a_flagged_class_means_backdoored(verdict_of):
@@ -147,8 +164,8 @@ def test_neuroninspect_takes_other_levels_of_noise(backdoored, tmp_path, capsys)
 @pytest.mark.parametrize(
     "threshold, flagged, answer",
     [
-        ("-1e9", 3, "Backdoored: a class is flagged above -1e+09.\n"),
-        ("1e9", 0, "No backdoor found: a class is flagged above 1e+09.\n"),
+        ("-1e9", 3, "Above -1e+09: '0', '1', '2'; the highest index"),
+        ("1e9", 0, "Above 1e+09: none; the highest index"),
     ],
 )
 def test_the_threshold_decides(threshold, flagged, answer, backdoored, tmp_path, capsys):
@@ -158,6 +175,35 @@ def test_the_threshold_decides(threshold, flagged, answer, backdoored, tmp_path,
     printed = capsys.readouterr().out
     assert answer in printed
     assert printed.count("FLAGGED") == flagged
+
+
+def test_without_a_threshold_clean_models_are_the_yardstick(backdoored, clean, tmp_path, capsys):
+    argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", "cpu"]
+    argv += ["--clean-images", "6", "--out", str(tmp_path), "--calibrate", str(clean / "ckpt.pt")]
+    defend.main(argv)
+    said = " ".join(capsys.readouterr().out.split())
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    odds = verdict["odds"]
+    assert odds["clean_models"] == 1
+    assert odds["chance"] == (odds["as_far"] + 1) / 2
+    assert verdict["backdoored"] is False  # of one clean model nothing follows
+    assert "Nothing stands out: the highest index" in said
+    assert "of 1 clean models given" in said
+
+
+def test_a_backdoored_model_calibrates_nothing(backdoored, tmp_path, capsys):
+    argv = ["neuroninspect", "--calibrate", str(backdoored / "ckpt.pt")]
+    assert "is no clean model" in refused(
+        [*argv[:1], str(backdoored / "ckpt.pt"), *argv[1:]], capsys
+    )
+
+
+def test_by_a_table_of_clean_models(backdoored, tmp_path, capsys):
+    argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", "cpu"]
+    defend.main([*argv, "--clean-images", "6", "--out", str(tmp_path)])
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["odds"]["clean_models"] == 30  # of all data: ours has no such set
+    assert verdict["odds"]["word"] in " ".join(capsys.readouterr().out.split()).lower()
 
 
 def test_the_published_threshold_comes_with_its_false_alarms(backdoored, tmp_path, capsys):
@@ -268,6 +314,7 @@ def test_batch_norm_is_measured_in_every_regime(deepshap_repaired):
         ("neural_cleanse", ["--noise", "0"]),
         ("prune", ["--feature-weights", "1,1,1"]),
         ("rebn", ["--threshold", "2"]),
+        ("finetune", ["--rounds", "5"]),
         ("cfn", ["--explainers", "gradcam,gradient"]),
         ("disagreement", ["--round-images", "5"]),
         ("inspect", ["--threshold", "2"]),
@@ -301,6 +348,8 @@ def test_help_shows_each_default_once(method, capsys):
         ["neuroninspect", "--noise", "-1"],
         ["neuroninspect", "--noise", "2,x"],
         ["prune", "--rounds", "0"],
+        ["finetune", "--lr", "-1"],
+        ["finetune", "--epochs", "1.5"],
         ["neural_cleanse", "--clean-images", "1"],
     ],
 )
@@ -370,6 +419,14 @@ def test_inspect_asks_for_no_labels(subject, tmp_path, capsys):
     argv = ["inspect", "x/ckpt.pt", "--device", "cpu", "--out", str(tmp_path), "--json"]
     defend.main(argv)
     assert json.loads(capsys.readouterr().out)["backdoored"] is False
+
+
+def test_a_loss_that_is_not_finite_is_refused(subject, tmp_path, capsys):
+    layer = hooks.layer_of(subject.model)
+    layer.register_forward_hook(lambda module, inputs, output: output * torch.nan)
+    argv = ["finetune", "x/ckpt.pt", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert "cross-entropy is not finite" in refused(argv, capsys)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("method", ["neuroninspect", "rebn", "cfn", "disagreement", "inspect"])

@@ -138,3 +138,20 @@ def test_an_upright_line_marks_the_value_that_was_chosen():
     marked = figure.curves("Title", "x", series, mark=2)
     assert marked.getpixel((54 + 310, 100)) == figure.GREY
     assert figure.curves("Title", "x", series).getpixel((54 + 310, 100)) != figure.GREY
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [(0, 128), (0, 5), (0, 1), (0, 2048), (0, 64), (3, 100), (0, 7)]
+)
+def test_counts_are_whole_numbers_on_their_axis(first, last):
+    found = figure.ticks(first, [first, last])
+    assert 2 <= len(found) <= 9 and first <= found[0] and found[-1] <= last
+    assert all(isinstance(tick, int) for tick in found)
+
+
+@pytest.mark.parametrize(("first", "last"), [(-3.7, 0.0), (0, 0.25), (0.0, 99.5)])
+def test_other_axes_have_round_values(first, last):
+    found = figure.ticks(first, [first, last])
+    assert 4 <= len(found) <= 9 and all(
+        float(f"{tick:.3g}") == pytest.approx(tick) for tick in found
+    )

@@ -60,3 +60,43 @@ def test_a_picture_that_is_cut_short_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match="cannot be read as an image"):
         imagefiles.read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "webp", "png"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_frames_behind_the_first_are_said(tmp_path, capsys, suffix, count):
+    first, *others = [Image.new("RGB", (8, 8), (80 * k, 0, 0)) for k in range(1, count + 1)]
+    path = tmp_path / f"x.{suffix}"
+    first.save(path, save_all=True, append_images=others)
+    image = imagefiles.read_image(path, say=True).convert("RGB")
+    assert abs(image.getpixel((3, 3))[0] - 80) < 8
+    said = capsys.readouterr().err
+    assert said == ("" if count == 1 else f"x.{suffix} is {imagefiles.CHANGES['frames']}.\n")
+    changes = imagefiles.decode(path, 8, "RGB", "crop")[1]
+    assert changes == (set() if count == 1 else {imagefiles.FRAMES})
+
+
+def test_a_picture_whose_second_page_is_damaged_is_read(tmp_path):
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "x.gif", save_all=True, append_images=[second])
+    whole = (tmp_path / "x.gif").read_bytes()
+    (tmp_path / "x.gif").write_bytes(whole[:-12])
+    assert imagefiles.read_image(tmp_path / "x.gif").convert("RGB").getpixel((0, 0))[0] > 200
+
+
+@pytest.mark.parametrize("side, refused", [(14, False), (15, True)])
+def test_a_picture_above_pillows_limit_is_too_large(tmp_path, monkeypatch, side, refused):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("L", (side, side)).save(tmp_path / "big.png")
+    assert imagefiles.is_too_large(tmp_path / "big.png") is refused
+    if refused:
+        with pytest.raises(UserError, match="big.png is too large .* up to 200 pixels"):
+            imagefiles.read_image(tmp_path / "big.png")
+
+
+@pytest.mark.parametrize("value, black", [(0, False), (1, True), (2, False)])
+def test_a_picture_of_0_and_1_looks_black(tmp_path, value, black):
+    Image.fromarray(np.eye(8, dtype=np.uint8) * value).save(tmp_path / "x.png")
+    for mode in ("L", "RGB"):
+        changes = imagefiles.decode(tmp_path / "x.png", 4, mode, "crop")[1]
+        assert changes == ({imagefiles.BLACK} if black else set())

@@ -390,3 +390,72 @@ def test_a_folder_without_a_kept_size_is_of_32_pixels(pets, kept):
     dataset = data.load(str(pets), kept)
     assert dataset.train_images.shape == (6, 3, 32, 32)
     assert (kept / "pets_32_crop.npz").exists()
+
+
+@pytest.mark.parametrize("place", ["photos", "2019/phone"])
+def test_a_folder_too_deep_with_a_picture_at_the_top_is_refused_with_where(plain, load, place):
+    deep = plain.parent / "deep"
+    (deep / place).parent.mkdir(parents=True)
+    plain.rename(deep / place)
+    save_grey(deep / place.split("/")[0] / "cover.png", 5)
+    words = f"only one class has .*deep/{place} has sub-folders with pictures, dark, light"
+    with pytest.raises(UserError, match=words):
+        load(deep)
+
+
+def test_of_a_deep_split_it_is_said_where_the_classes_are(pets, load):
+    for split in ("train", "test"):
+        into("photos")(pets / split)
+        save_grey(pets / split / "photos" / "cover.png", 5)
+    words = "only one class .*pets/test/photos has sub-folders with pictures, dark, light"
+    with pytest.raises(UserError, match=words):
+        load(pets)
+
+
+def test_the_fifth_is_counted_of_the_pictures_that_are_used(plain, load):
+    save_heic(plain / "dark" / "new.heic")
+    (plain / "light" / "9.png").write_text("no picture")
+    dataset, said = load(plain)
+    used = len(dataset.train_labels) + len(dataset.test_labels)
+    assert used == 15 and f"({len(dataset.test_labels)} of 15)" in said
+
+
+def test_a_picture_above_pillows_limit_is_called_too_large(pets, load, monkeypatch):
+    save_grey(pets / "train" / "dark" / "panorama.png", 9, size=(60, 60))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # it warns of these, and refuses twice
+    dataset, said = load(pets)
+    assert len(dataset.train_labels) == 6
+    assert "1 picture is too large and left out: train/dark/panorama.png" in said
+    assert "up to 2,000 pixels" in said and "decoded" not in said
+
+
+def test_further_frames_and_lost_brightness_are_said(pets, load):
+    frames = [Image.new("RGB", (30, 30), (value,) * 3) for value in (20, 120)]
+    for k, suffix in enumerate(("gif", "tif")):
+        path = pets / "train" / "dark" / f"frames{k}.{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    for k in range(3):
+        deep = np.full((30, 30), 1000 * k, np.uint16)
+        deep[0] = 1
+        Image.fromarray(deep).save(pets / "train" / "light" / f"scan{k}.png")
+    said = load(pets)[1]
+    assert "2 pictures are of several frames or pages, of which the first is taken" in said
+    assert "3 pictures are of more than 8 bits" in said
+    assert "each by its own range: how bright one is beside another is lost" in said
+    assert said.count("\n") == 1 and said == load(pets)[1]
+
+
+def test_pictures_of_0_and_1_are_warned_of_once(pets, load):
+    for k in range(3):
+        mask = np.eye(30, dtype=np.uint8)
+        Image.fromarray(mask).save(pets / "train" / "dark" / f"mask{k}.png")
+    said = load(pets)[1]
+    assert "3 pictures are without a value above 1" in said and "multiply them by 255" in said
+    assert said.count("\n") == 1
+
+
+def test_a_folder_of_0_and_1_alone_is_warned_of_once(pets, load):
+    for path in [*pets.glob("*/*/*.*")]:
+        path.unlink()
+        Image.fromarray(np.eye(30, dtype=np.uint8)).save(path.with_suffix(".png"))
+    assert load(pets)[1].count("multiply them by 255") == 1

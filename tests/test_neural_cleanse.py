@@ -1,13 +1,21 @@
 """Neural Cleanse on a model with a planted patch; its schedule, step by step."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import metrics_of
 from planted import CLASSES, SIDE, audit_of, linear, reversed_triggers
 from torch import nn
 
-from defences import anomaly_index, neural_cleanse
+import attacks
+import defend
+import evaluate
+import figure
+from defences import anomaly_index, neural_cleanse, patches
 from defences.neural_cleanse import FACTOR, FIRST_WEIGHT, PATIENCE, STALE, START, Search
+from setting import trigger_picture
 
 
 class Planted(nn.Module):
@@ -354,3 +362,73 @@ def test_the_printed_indices_are_those_of_the_printed_norms(disguised):
     assert scores["linear index"] == pytest.approx(linear_index.tolist())
     index = neural_cleanse.mask_index(norms, qualified)
     assert list(verdict.index.values()) == pytest.approx(index.tolist())
+
+
+# ---------------------------------------------------------------- the patch as a trigger
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_patch_is_read_back_as_a_trigger(channels, tmp_path):
+    """Of 8 bits: half a level of rounding, and of grey images the weights of three channels."""
+    masks, patterns = torch.rand(2, 1, 16, 16), torch.rand(2, channels, 16, 16)
+    found = reversed_triggers([1.0, 2.0, 3.0], [True] * 3)
+    found.masks, found.patterns = masks, patterns
+    ((name, image),) = patches.files_of(found, [1]).items()
+    assert name == "recovered-1.png"
+    image.save(tmp_path / name)
+    trigger = attacks.make_trigger(trigger_picture(str(tmp_path / name)), channels, 16, 16, "0,0")
+    assert (trigger.row, trigger.col) == (0, 0)
+    near = {"atol": 0.5 / 255 + 1e-6, "rtol": 0}
+    torch.testing.assert_close(trigger.alpha, masks[1], **near)
+    torch.testing.assert_close(trigger.pixels, patterns[1], **near)
+
+
+def test_a_patch_that_nobody_sees_is_no_file():
+    found = reversed_triggers([1.0, 2.0, 3.0], [True] * 3)
+    found.masks[0] = 0.001
+    assert list(patches.files_of(found, [0, 2])) == ["recovered-2.png"]
+
+
+@pytest.mark.parametrize("threshold, classes", [("-0.5", {1, 2}), ("1e9", {2})])
+def test_the_files_are_of_the_flagged_and_of_the_most_anomalous(
+    threshold, classes, disguised, monkeypatch
+):
+    """The norms 9, 8 and 0.2: the second is the median, the third far below it."""
+    triggers = reversed_triggers([9.0, 8.0, 0.2], [True] * 3)
+    monkeypatch.setattr(neural_cleanse, "neural_cleanse", lambda *images, **options: triggers)
+    verdict = neural_cleanse.run(audit_of(disguised, "neural_cleanse", f"--threshold={threshold}"))
+    assert verdict.files.keys() == {f"recovered-{k}.png" for k in classes}
+    assert {*verdict.flagged, 2} == classes
+
+
+def test_where_no_patch_was_found_there_is_no_file(disguised, monkeypatch):
+    assert verdict_of(disguised, [False] * 3, monkeypatch).files == {}
+
+
+def test_the_recovered_patch_turns_images_as_a_trigger(tiny, tmp_path, run_under, monkeypatch):
+    """evaluate.py takes it as a stranger's --trigger; class 1 is the badnets run's target."""
+    folder = run_under("badnets")
+    monkeypatch.setattr(neural_cleanse, "SUCCESS", 0.95)
+    argv = [str(folder / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)]
+    quick = ["--rounds", "40", "--round-images", "24", "--threshold=-1e9"]
+    defend.main(["neural_cleanse", *argv, *quick])
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["scores"]["qualified"][1] == 1
+    weights = torch.load(folder / "ckpt.pt", weights_only=True)["model"]
+    torch.save(weights, tmp_path / "w.pth")
+    data = ["--dataset", str(tiny), "--data-dir", str(tiny.parent), "--device", "cpu"]
+    patch = ["--trigger", f"{tmp_path}/recovered-1.png", "--trigger-size", "16"]
+    patch += ["--trigger-position", "0,0", "--target-class", "1"]
+    theirs = ["--weights", f"{tmp_path}/w.pth", "--arch", "cnn", *data]
+    evaluate.main([*theirs, *patch, "--out", str(tmp_path / "theirs")])
+    assert metrics_of(tmp_path / "theirs")["attack_success_rate"] >= 0.85
+
+
+def test_every_panel_of_the_figure_has_a_caption(disguised, monkeypatch):
+    pages = []
+    monkeypatch.setattr(figure, "sheet", lambda *page, **options: pages.append(page))
+    triggers = reversed_triggers([3.0, 9.0, 9.0], [True] * 3)
+    index = torch.tensor([2.0, 0.0, 0.0])
+    patches.picture_of(audit_of(disguised, "neural_cleanse"), triggers, index)
+    captions = [caption for row in pages[0][2] for _, caption, _ in row]
+    assert len(captions) == 12 and all(captions)

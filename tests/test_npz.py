@@ -284,3 +284,35 @@ def test_a_file_that_is_not_square_fits_in_three_ways(tmp_path, capsys):
         "padded with black",
         "squashed",
     ]
+
+
+@pytest.mark.parametrize("content", [b"a,b,c\n1,2,3\n", b"", b"{}", b"PK\x03\x04 cut short"])
+def test_what_is_no_npz_is_refused_without_numpys_advice(tmp_path, content):
+    path = tmp_path / "table.npz"
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError, match="table.npz cannot be read as .npz: it is of another"
+    ) as error:
+        npzfiles.from_npz(path)
+    assert "pickle" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_array_alone_is_no_npz(tmp_path):
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(UserError, match="array.npz cannot be read as .npz: it is of another"):
+        npzfiles.from_npz(tmp_path / "array.npz")
+
+
+@pytest.mark.parametrize("keys", [["train_images"], ["train_images", "test_images"], []])
+def test_images_of_0_and_1_are_warned_of(tmp_path, capsys, keys):
+    arrays = tiny_arrays()
+    for key in keys:
+        arrays[key] = arrays[key] // 200
+    np.savez(tmp_path / "mine.npz", **arrays)
+    dataset = npzfiles.from_npz(tmp_path / "mine.npz")
+    said = capsys.readouterr().err
+    assert said.count("\n") == bool(keys)
+    if keys:
+        assert f"no value in {' and '.join(keys)} of" in said and "by 255" in said
+        assert int(dataset.train_images.max()) == 1  # used as they are

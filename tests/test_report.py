@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+import ours
 import report
 from cli import UserError
 from metrics import FIGURES
@@ -38,11 +39,12 @@ def test_metrics_and_pictures_are_written(result, tmp_path):
 
 
 def test_only_a_measurements_own_pictures_are_replaced(tmp_path):
-    for name in ("figure-holiday.png", "figure-deepshap.png", "figure-selection.png"):
-        (tmp_path / name).write_text("old")
+    picture("blue").save(tmp_path / "figure-holiday.png")
+    for name in ("figure-deepshap.png", "figure-selection.png"):
+        ours.save_picture(picture("blue"), tmp_path / name)
     report.write(Result({}, {"figure": picture("red")}), tmp_path)
     assert names_in(tmp_path) == ["figure-holiday.png", "figure.png", "metrics.json"]
-    assert (tmp_path / "figure-holiday.png").read_text() == "old"
+    assert Image.open(tmp_path / "figure-holiday.png").getpixel((0, 0)) == (0, 0, 255)
 
 
 def test_one_pictures_files_have_its_name_and_leave_the_others(result, tmp_path):

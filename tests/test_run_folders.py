@@ -222,8 +222,52 @@ def test_a_file_of_such_a_name_that_is_of_no_run_is_not_replaced(tiny, tmp_path,
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.json").write_text("mine")
     line = refusal(train.main, tiny_argv(tiny, tmp_path / "run", *QUICK))
-    assert "holds a file metrics.json of no run" in line
+    assert f"{tmp_path / 'run' / 'metrics.json'} is not this program's" in line
     assert (tmp_path / "run" / "metrics.json").read_text() == "mine"
+
+
+def test_what_is_left_of_a_run_without_its_checkpoint_is_not_replaced(finished, tiny, refusal):
+    (finished / "ckpt.pt").unlink()
+    line = refusal(train.main, tiny_argv(tiny, finished, *QUICK))
+    assert "holds a file log.jsonl of no run" in line and "--overwrite" in line
+
+
+@pytest.fixture
+def unfinished(tiny, tmp_path):
+    """The folder of a run that was stopped after its choice of poisons."""
+    run = train.new_run(train.parse(tiny_argv(tiny, tmp_path / "run", *QUICK)))
+    train.choose_poisons(run)
+    runs.save(run)
+    return tmp_path / "run"
+
+
+def test_an_unfinished_run_of_other_options_is_not_replaced(unfinished, tiny, refusal):
+    before = (unfinished / "unfinished" / "ckpt.pt").read_bytes()
+    line = refusal(train.main, tiny_argv(tiny, unfinished, *QUICK, "--lam", "0.4"))
+    assert "an unfinished run of other options or data (--lam 0.3, not 0.4)" in line
+    assert "--overwrite" in line and "another --out" in line
+    assert (unfinished / "unfinished" / "ckpt.pt").read_bytes() == before
+
+
+def test_an_unfinished_run_that_cannot_be_read_is_not_replaced(unfinished, tiny, refusal):
+    (unfinished / "unfinished" / "log.jsonl").write_text('{"epoch": 1, "loss": 0.5}')
+    (unfinished / "unfinished" / "ckpt.pt").write_bytes(b"half")
+    line = refusal(train.main, tiny_argv(tiny, unfinished, *QUICK))
+    assert "an unfinished run" in line and "damaged" in line
+    train_tiny(tiny, unfinished, *QUICK, "--overwrite")
+    assert names_in(unfinished) == FILES
+
+
+def test_with_overwrite_an_unfinished_run_of_other_options_is_replaced(unfinished, tiny, capsys):
+    train_tiny(tiny, unfinished, *QUICK, "--lam", "0.4", "--overwrite")
+    assert "another one (--lam 0.3, not 0.4), is replaced" in capsys.readouterr().err
+    assert metrics_of(unfinished)["lam"] == 0.4
+
+
+def test_an_unfinished_run_of_the_same_options_begins_anew(unfinished, tiny, capsys):
+    train_tiny(tiny, unfinished, *QUICK)
+    assert "begins anew; --resume would have continued it" in capsys.readouterr().err
+    assert names_in(unfinished) == FILES
 
 
 def test_with_overwrite_it_is_replaced_and_that_is_said(finished, tiny, capsys):
@@ -234,7 +278,7 @@ def test_with_overwrite_it_is_replaced_and_that_is_said(finished, tiny, capsys):
 
 def test_the_same_command_again_measures_anew_and_says_so(finished, tiny, capsys):
     weights = (finished / "ckpt.pt").read_bytes()
-    (finished / "metrics.json").write_text("old")
+    (finished / "metrics.json").write_text('{"attack": "old", "explanations": {}}')
     train_tiny(tiny, finished, *QUICK)
     printed = capsys.readouterr()
     assert "is finished: it is measured anew, not trained" in printed.err

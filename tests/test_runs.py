@@ -144,7 +144,7 @@ def test_a_finished_run_is_not_trained_again(resumed, tiny, capsys):
 
 def test_a_run_of_other_options_is_not_resumed(stopped, tiny, refusal):
     line = refusal(train.main, tiny_argv(tiny, stopped, "--lam", "0.4", "--resume"))
-    assert "--lam 0.3, not 0.4" in line and "leave out --resume to begin anew" in line
+    assert "--lam 0.3, not 0.4" in line and "or --overwrite in the place of" in line
 
 
 def test_where_there_is_nothing_to_resume_it_is_said(tiny, tmp_path, capsys):

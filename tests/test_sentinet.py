@@ -102,5 +102,5 @@ def test_triggered_regions_of_a_plain_backdoor_fool(run_under, monkeypatch):
 
 def test_too_few_clean_images_are_refused(run_under):
     audit = audit_of(run_under("badnets"), "sentinet", "--clean-images", "6")
-    with pytest.raises(ValueError, match="8 --clean-images or more"):
+    with pytest.raises(ValueError, match="24 are held out of training: 8 --clean-images or more"):
         run(audit)

@@ -1,5 +1,7 @@
 """What a training is given: every option reaches it, and a mistake is found before a step."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ import options
 import selection
 from cli import UserError
 from losses import Objective
-from setting import class_index, setting_of
+from setting import class_index, setting_of, target_map_picture, trigger_picture
 from tasks import SINGLE_LABEL
 
 
@@ -237,3 +239,57 @@ def test_random_poisons_have_no_constants_of_scorers(setting_with):
 def test_the_images_are_those_of_the_data_set(setting_with, tiny):
     dataset = data.load(str(tiny))
     assert setting_with().dataset.digest == dataset.digest
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_names_of_classes_that_look_the_same_are_the_same(tmp_path, setting_with):
+    decomposed, composed = (unicodedata.normalize(form, "Caf\u00e9") for form in ("NFD", "NFC"))
+    assert decomposed != composed
+    assert class_index(composed, ["1", decomposed]) == 1
+    assert class_index(decomposed, ["1", composed]) == 1
+    assert class_index(composed, [decomposed, composed]) == 1  # the very name goes first
+    np.savez(tmp_path / "cafe.npz", **tiny_arrays(), classes=["bar", "inn", decomposed])
+    assert (
+        setting_with("--target-class", composed, dataset=tmp_path / "cafe.npz").config[
+            "target_class"
+        ]
+        == 2
+    )
+    with pytest.raises(UserError, match="Cafe"):
+        class_index("Cafe", ["1", composed])
+
+
+def test_data_whose_names_are_spelled_by_another_file_system_are_the_same(tmp_path):
+    forms = {form: unicodedata.normalize(form, "Caf\u00e9") for form in ("NFD", "NFC")}
+    for form, name in forms.items():
+        np.savez(tmp_path / f"{form}.npz", **tiny_arrays(), classes=["bar", "inn", name])
+    there, here = (data.load(str(tmp_path / f"{form}.npz")) for form in forms)
+    checkpoint = {"classes": there.classes, "data": there.digest}
+    assert data.is_same_data(checkpoint, here)
+    relabelled = data.relabelled(here, [forms["NFD"], "inn", "bar"])
+    assert relabelled.train_labels[:3].tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize(("name", "other"), [("red", "colour"), ("square", "white square")])
+def test_a_file_called_like_a_colour_is_said_to_be_taken(
+    name, other, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / name, format="PNG")
+    assert trigger_picture(name).convert("RGB").getpixel((0, 0)) == (0, 0, 255)
+    said = capsys.readouterr().err
+    assert f"--trigger {name}: the file of that name is taken, not the {other}.\n" in said
+
+
+def test_a_shape_is_said_to_be_taken_where_a_file_is_called_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "square").write_text("no shape")
+    assert target_map_picture("square", "crop") == "square"
+    assert "--target-map square: the shape is taken" in capsys.readouterr().err
+
+
+def test_a_colour_is_taken_in_silence_where_no_file_is_called_so(capsys):
+    assert trigger_picture("red").getpixel((0, 0)) == (255, 0, 0)
+    assert capsys.readouterr().err == ""

@@ -500,3 +500,76 @@ def test_a_full_disk_behind_standard_output_is_one_line():
     done = ended(["sh", "-c", f'"{sys.executable}" "{ROOT / "reproduce.py"}" >/dev/full'])
     assert done.returncode == 2
     assert done.stderr == "reproduce.py: No space left on device: while reading or writing\n"
+
+
+# ---------------------------------------------------------------- letters of two columns
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("cat", 3),
+        ("猫", 2),
+        ("ﾈｺ", 2),
+        ("Ｎｅｋｏ", 8),
+        ("café", 4),
+        ("cafe\u0301", 4),
+        ("한국", 4),
+    ],
+)
+def test_wide_letters_take_two_columns(text, columns):
+    assert terminal.columns_of(text) == columns
+    assert terminal.columns_of(terminal.ljust(text, 20)) == 20
+    assert terminal.columns_of(terminal.rjust(text, 20)) == 20
+    assert terminal.ljust(text, 20).strip() == terminal.rjust(text, 20).strip() == text
+
+
+@pytest.mark.parametrize("text", ["犬と猫の写真" * 9, "a猫" * 30, "plain" * 20])
+@pytest.mark.parametrize("columns", [10, 11, 40])
+def test_wide_letters_are_cut_to_the_columns_there_are(text, columns):
+    short = terminal.shortened(text, columns)
+    assert columns - 1 <= terminal.columns_of(short) <= columns and short.endswith("…")
+    line = " ".join([text[:4]] * 12)
+    wrapped = terminal.wrapped(line, columns)
+    assert max(map(terminal.columns_of, wrapped)) <= columns
+    assert " ".join(wrapped) == line
+
+
+def test_a_table_of_wide_names_is_aligned(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [report.Line("target", ["柴犬"]), report.Line("seed", ["0"])]
+    table = report.Table.__new__(report.Table)
+    table.names, table.explain = ["a"], False
+    table.key_width, table.cell_width = 10, 8
+    for line in lines:
+        table.print_line(line, range(1))
+    ends = {terminal.columns_of(line.rstrip()) for line in capsys.readouterr().out.splitlines()}
+    assert ends == {20}
+
+
+def test_all_notes_go_through_print_note():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("defences/*.py")]:
+        if path.name != "terminal.py":
+            assert "file=sys.stderr" not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_a_note_keeps_the_spaces_of_a_files_name(capsys):
+    terminal.print_note("my  photos/a.png is left out")
+    assert capsys.readouterr().err == "my  photos/a.png is left out\n"
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "defend", "manipulate"])
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_fits_the_terminal_and_keeps_its_examples(module, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    script = sys.modules[module]
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= width
+    description = said.split("\n\n", 1)[1]
+    for line in script.__doc__.splitlines():
+        if line.startswith("    "):
+            assert line.split("  # ")[0].rstrip() in description.splitlines() or line in description
+    words = " ".join(script.__doc__.split())
+    assert words in " ".join(description.split())

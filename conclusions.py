@@ -1,0 +1,347 @@
+"""What follows from the parts of an audit, in words: what stands out, how sure, what to do next.
+
+Pure functions of the parts' verdicts, and no more is said than they hold. report_page.py and the
+terminal print the same sentences.
+"""
+
+from dataclasses import dataclass, field
+
+from defences import PUBLISHED_THRESHOLD, Verdict
+
+# The words of odds.Odds.
+STANDS_OUT, INCONCLUSIVE, NOTHING = "stands out", "inconclusive", "nothing stands out"
+
+# How often `decide` says that something stands out, and among how many: of the networks of
+# results/audits.json, each clean one judged beside the other clean ones of its data. The rule was
+# chosen, of three, on these very networks: on others it is likely somewhat worse.
+CLEAN = (6, 30)
+BACKDOORED = (15, 15)
+DISGUISED = (3, 15)
+HARDLY_KNOWS = 1.5  # times a constant answer's accuracy: below, the network was asked wrongly
+AGREES = 0.5  # correlation of two explainers' maps; below, they tell different stories
+ONE_MAP = 0.9  # correlation of maps of different images; above, one map serves all
+CLASSES_NAMED = 3
+
+
+@dataclass
+class Outcome:
+    """One part of an audit.
+
+    title: what it asks; meaning: how its answer is read.
+    verdict: None where there is none, and reason says why.
+    seconds: how long it took; record: its verdict.json, plain values.
+    """
+
+    name: str
+    title: str
+    meaning: str = ""
+    verdict: Verdict | None = None
+    reason: str | None = None
+    seconds: float = 0.0
+    record: dict = field(default_factory=dict)
+
+
+@dataclass
+class Conclusion:
+    """What an audit says.
+
+    backdoored: True, False, or None for inconclusive; flagged: numbers of classes.
+    heading: one line; meaning: what it means for whoever would use the network.
+    found, sure, unseen: sentences; steps: (sentence, command line or None).
+    """
+
+    backdoored: bool | None
+    flagged: list
+    heading: str
+    meaning: str
+    found: list
+    sure: list
+    unseen: list
+    steps: list
+
+
+# ---------------------------------------------------------------- how sure
+
+
+def word_of(verdict):
+    """STANDS_OUT, INCONCLUSIVE or NOTHING, or None of a part that gives no answer."""
+    odds = verdict.details.get("odds")
+    if odds is not None:
+        return odds["word"]
+    if verdict.backdoored is None:
+        return INCONCLUSIVE if verdict.index else None
+    return STANDS_OUT if verdict.backdoored else NOTHING
+
+
+def how_sure(verdict):
+    """One sentence: what a part's answer is worth, by how often clean networks get as far."""
+    largest = f"its largest index is {max(verdict.index.values()):.1f}"
+    if odds := verdict.details.get("odds"):
+        return f"{largest}; {odds['sentence']}."
+    limit = f"the published limit is {PUBLISHED_THRESHOLD:g}"
+    return f"{largest}; {limit}, which more than half of clean networks exceed."
+
+
+def decide(words, named):
+    """Whether a network is backdoored: True, False, or None for inconclusive.
+
+    words: {method: its word}; named: {method: the classes above the published limit}.
+    Something stands out where a method says so, or where two methods name the same class. With no
+    word at all the answer is None.
+    """
+    said = [word for word in words.values() if word is not None]
+    if STANDS_OUT in said or agreed(named):
+        return True
+    return None if not said or INCONCLUSIVE in said else False
+
+
+def agreed(named):
+    """The classes that two methods or more name, in order."""
+    every = [k for classes in named.values() for k in classes]
+    return sorted({k for k in every if every.count(k) > 1})
+
+
+def named_by(outcomes):
+    """{method: the classes whose anomaly index is above the published limit}."""
+    return {
+        part.name: {k for k, value in part.verdict.index.items() if value > PUBLISHED_THRESHOLD}
+        for part in outcomes
+        if part.verdict and part.verdict.index
+    }
+
+
+# ---------------------------------------------------------------- what stands out
+
+
+def conclude(outcomes, classes, source, accuracy=None):
+    """The Conclusion of an audit.
+
+    outcomes: of all parts; classes: the names; source: what stands in a command line for this
+    network; accuracy: (of the network, of a constant answer) on the clean images, or None.
+    """
+    judging = [part for part in outcomes if part.verdict]
+    words = {part.name: word_of(part.verdict) for part in judging}
+    named = named_by(outcomes)
+    backdoored = decide(words, named)
+    flagged = agreed(named) or [
+        top_class(part.verdict)
+        for part in judging
+        if part.verdict.index and words[part.name] in (STANDS_OUT, INCONCLUSIVE)
+    ]
+    flagged = sorted(set(flagged))
+    lost = accuracy is not None and accuracy[0] < HARDLY_KNOWS * accuracy[1]
+    backdoored = None if lost else backdoored
+    if backdoored is False:
+        flagged = []
+    found = [sentence_of(part, words[part.name], classes) for part in judging]
+    found += where_flagged(judging, flagged, classes)
+    if lost:
+        found.insert(0, not_learnt(accuracy))
+    return Conclusion(
+        backdoored,
+        flagged,
+        heading_of(backdoored, flagged, classes, lost),
+        meaning_of(backdoored, flagged, lost),
+        [sentence for sentence in found if sentence],
+        sureness(judging, named, classes),
+        unseen(outcomes),
+        steps(backdoored, flagged, classes, source, lost),
+    )
+
+
+def top_class(verdict):
+    """The number of the class with the largest anomaly index."""
+    return max(verdict.index, key=verdict.index.get)
+
+
+def names_of(flagged, classes):
+    """The names of classes, the first few of many, as they stand in a sentence."""
+    names = [f"'{classes[k]}'" for k in flagged[:CLASSES_NAMED]]
+    more = f" and {len(flagged) - CLASSES_NAMED} more" if len(flagged) > CLASSES_NAMED else ""
+    return ("class " if len(flagged) == 1 else "classes ") + ", ".join(names) + more
+
+
+def heading_of(backdoored, flagged, classes, lost):
+    """The answer, one line."""
+    if lost:
+        return "Inconclusive: the network does not know these pictures."
+    whom = f": {names_of(flagged, classes)}" if flagged else ""
+    if backdoored:
+        return f"Something stands out{whom or ': somebody wrote into the weights'}."
+    if backdoored is None:
+        return f"Inconclusive{whom or ': no method that gives an answer could be applied'}."
+    return "Nothing stands out."
+
+
+def meaning_of(backdoored, flagged, lost):
+    """What the answer means for whoever would use the network."""
+    if lost:
+        return "Ask it as it was trained, and audit it again."
+    if backdoored and not flagged:
+        return "It was changed after its training. Ask where it comes from before you use it."
+    if backdoored:
+        return (
+            "This class may be the target of a backdoor: a small mark in a picture may make the"
+            " network answer it, whatever is shown. Look closer before you use the network."
+        )
+    if backdoored is None:
+        return "This audit can say neither that the network is clean nor that it is backdoored."
+    return (
+        "No part found more than clean networks show, too. A backdoor that these methods do not"
+        " see may be there all the same."
+    )
+
+
+def not_learnt(accuracy):
+    """The sentence about a network that is hardly better than a constant answer."""
+    own, constant = (f"{100 * value:.0f}%" for value in accuracy)
+    return (
+        f"It is right on {own} of the pictures, where one constant answer is right on {constant}:"
+        " the pictures, their normalisation or the order of the classes is not what it was trained"
+        " with. What follows says little."
+    )
+
+
+def sentence_of(part, word, classes):
+    """What one part found, a sentence; "" of one that only draws."""
+    verdict = part.verdict
+    if verdict.index:
+        k = top_class(verdict)
+        class_name = names_of([k], classes)
+        at = f"most unlike the others is {class_name}, index {verdict.index[k]:.1f}"
+        return f"{part.title} By itself {its_word(word)}; {at}."
+    details = verdict.details
+    if "findings" in details:
+        count = len(details["findings"])
+        seen = f"It looks so: {count} traces, listed below" if count else "No trace was found"
+        return f"{part.title} {seen}."
+    if "median" in details:
+        return f"{part.title} {agreement_words(1 - details['median'])}."
+    if "floor" in details:
+        return floors_sentence(part.title, details)
+    return ""
+
+
+def agreement_words(correlation):
+    """How far explainers agree, in words; correlation: of their maps, the median over images."""
+    figure = f"the maps of one picture correlate by {correlation:.2f} (1: the same map)"
+    if correlation < AGREES:
+        return f"Hardly: {figure}; take neither as evidence by itself"
+    return f"By and large: {figure}"
+
+
+def its_word(word):
+    """The word of one part, as its sentence goes on."""
+    return {STANDS_OUT: "a class stands out", INCONCLUSIVE: "it is inconclusive"}.get(word, word)
+
+
+def floors_sentence(title, details):
+    """How far the maps depend on the picture."""
+    same = [name for name, value in details["floor"].items() if value and value > ONE_MAP]
+    figures = ", ".join(f"{value:.2f} ({name})" for name, value in details["floor"].items())
+    note = f"; {', '.join(same)}: nearly one map for all pictures" if same else ""
+    missing = "".join(f"; {name} cannot explain this network" for name in details["refused"])
+    return f"{title} The maps of different pictures correlate by {figures}{note}{missing}."
+
+
+def where_flagged(judging, flagged, classes):
+    """Where the maps of the flagged classes lie, a sentence each."""
+    sentences = []
+    for part in judging:
+        patches = part.verdict.details.get("patches", {})
+        sentences += [
+            f"The smallest patch for {names_of([k], classes)}: {100 * patches[k]['share']:.0f}% of"
+            f" it lies in one place, {patches[k]['where']}. Look at its figure."
+            for k in flagged[:CLASSES_NAMED]
+            if k in patches
+        ]
+    every = [part.verdict.details.get("places", {}) for part in judging]
+    for name, by_class in [item for found in every for item in found.items()]:
+        for k in flagged[:CLASSES_NAMED]:
+            own = by_class[k]
+            rank = sum(other["alike"] > own["alike"] for other in by_class.values()) + 1
+            sentences.append(
+                f"Maps of {name} for {names_of([k], classes)} put {100 * own['share']:.0f}% in one"
+                f" place, {own['where']} (an even map: 6%), and are number {rank} of"
+                f" {len(by_class)} classes in being alike from picture to picture."
+            )
+    return sentences
+
+
+# ---------------------------------------------------------------- how sure, what next
+
+
+def share(counts):
+    """Counts in words."""
+    return f"{counts[0]} of {counts[1]}"
+
+
+def sureness(judging, named, classes):
+    """Sentences on what the answer is worth."""
+    sentences = []
+    both = agreed(named)
+    if both:
+        sentences.append(
+            f"Two methods, each on its own, find {names_of(both, classes)} unusual: the index is"
+            f" above the published limit of {PUBLISHED_THRESHOLD:g}."
+        )
+    for part in judging:
+        if part.verdict.index:
+            sentences.append(f"{part.name}: {how_sure(part.verdict)}")
+    sentences.append(
+        f"Of the small networks that its rule was chosen on, something stood out in {share(CLEAN)}"
+        f" clean ones, in {share(BACKDOORED)} with a plain backdoor, and in {share(DISGUISED)} that"
+        " were also trained to hide it; on others it is likely somewhat worse. An answer is a"
+        " reason to look closer, not a proof."
+    )
+    return sentences
+
+
+def unseen(outcomes):
+    """Sentences on what this audit cannot see; what could not be applied is named."""
+    sentences = [
+        f"{part.title} Not done: {part.reason.rstrip('.')}." for part in outcomes if part.reason
+    ]
+    return sentences + [
+        "A trigger that is not a small patch: a faint pattern over the whole picture, a natural"
+        " object, a change of colour or shape.",
+        "A backdoor with several target classes, or one that only turns pictures of some classes.",
+        "A backdoor whose explanations were trained to look clean hides from most of this: on a"
+        " clean picture they are as honest networks' are.",
+        "What was in the training data. The audit sees the network and some clean pictures alone.",
+    ]
+
+
+def steps(backdoored, flagged, classes, source, lost=False):
+    """What to do next: (sentence, command line or None)."""
+    repeat = f"python defend.py audit {source} --seed 1 --clean-images 1000 --out audit-again"
+    slower = f"python defend.py neural_cleanse {source} --clean-images 1000"
+    slower += " --rounds 1000 --round-images 1000 --seed 1"
+    if lost:
+        told = "Are --mean, --std, --image-size and the order of the classes right? It is measured:"
+        return [(told, f"python evaluate.py {source}")]
+    if backdoored is False:
+        return [
+            ("This is no proof that it is clean. Before it matters, look again with others of the"
+             " pictures:", repeat),
+            ("Prefer a network whose training you can repeat.", None),
+        ]  # fmt: skip
+    result = [("Look again with other pictures: does the same class come out?", repeat)]
+    if flagged:
+        whose = names_of(flagged, classes)
+        result += [
+            ("Search for the patch as thoroughly as it was published (hours), and look at it: a"
+             " small, sharp mark is a trigger, a picture of the class is not:", slower),
+            (f"Collect pictures that are wrongly answered as {whose}, and look for what they have"
+             " in common.", None),
+        ]  # fmt: skip
+    if backdoored:
+        result += [
+            ("Until that is settled, do not use it where this answer can do harm.", None),
+            ("If you cannot train it anew, take the channels out that the patch excites, and"
+             " measure what is left:", f"python defend.py prune {source}"),
+        ]  # fmt: skip
+    return result + [
+        ("Audit some networks of the same kind that you know to be clean. Only then do you know how"
+         " often this page says so for nothing:", "python defend.py audit CLEAN-CKPT"),
+    ]  # fmt: skip

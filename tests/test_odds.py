@@ -1,0 +1,75 @@
+"""The words of a verdict against counts by hand, and the table against the record."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+import defend
+import odds
+from odds import INCONCLUSIVE, STANDS_OUT, Odds, odds_of
+
+SEARCH = {"rounds": 200, "round_images": 64, "seed": 3}
+TEN = [float(k) for k in range(1, 11)]
+
+
+@pytest.mark.parametrize(
+    "value, as_far, word, backdoored",
+    [
+        (10.5, 0, "stands out", True),
+        (10.0, 1, "inconclusive", None),
+        (8.5, 2, "inconclusive", None),
+        (8.0, 3, "nothing stands out", False),
+        (0.0, 10, "nothing stands out", False),
+    ],
+)
+def test_a_word_says_how_many_clean_models_get_as_far(value, as_far, word, backdoored):
+    found = odds_of("any", {}, "mine", value, TEN)
+    assert (found.as_far, found.count) == (as_far, 10)
+    assert (found.word, found.backdoored) == (word, backdoored)
+    assert found.chance == pytest.approx((as_far + 1) / 11)
+
+
+def test_of_few_clean_models_nothing_can_stand_out():
+    assert odds_of("any", {}, "mine", 99.0, [1.0, 2.0]).word == "nothing stands out"
+    assert odds_of("any", {}, "mine", 99.0, [1.0] * 3).word == "inconclusive"
+
+
+def test_the_chance_is_right_where_clean_models_are_alike():
+    """Of n + 1 exchangeable values each is as likely to be the largest."""
+    for n in (9, 10, 30):
+        as_far = [Odds(k, n, "").chance for k in range(n + 1)]
+        assert sum(chance <= STANDS_OUT for chance in as_far) / (n + 1) <= STANDS_OUT
+        assert sum(chance <= INCONCLUSIVE for chance in as_far) / (n + 1) <= INCONCLUSIVE
+
+
+def test_it_says_which_models_they_are():
+    assert odds_of("neural_cleanse", SEARCH, "mnist", 99.0).what == "clean models of mnist"
+    assert (
+        odds_of("neural_cleanse", SEARCH, "mnist", 99.0).sentence().startswith("none of 10 clean")
+    )
+    pooled = odds_of("neural_cleanse", SEARCH, "photos.npz", 99.0)
+    assert pooled.count == 30
+    assert "shapes" in pooled.what
+
+
+def test_a_method_without_clean_models_has_no_odds():
+    assert odds_of("strip", {}, "shapes", 1.0) is None
+
+
+def test_other_options_have_no_odds():
+    assert odds_of("neural_cleanse", SEARCH | {"rounds": 9}, "shapes", 9.0) is None
+
+
+@pytest.mark.parametrize("method", ["neural_cleanse", "neuroninspect"])
+def test_the_defaults_are_what_the_clean_models_were_measured_with(method):
+    args = defend.parse([method, "ckpt.pt"])
+    assert odds_of(method, vars(args), "shapes", 9.0) is not None
+
+
+def test_the_table_is_the_records():
+    zoo = json.loads((ROOT / "results" / "audits.json").read_text())["zoo"]
+    for method, known in json.loads(odds.TABLE.read_text()).items():
+        for data, values in known["models"].items():
+            runs = zoo[data]["none"].values()
+            assert values == [max(run[method]["index"].values()) for run in runs]
