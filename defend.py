@@ -80,7 +80,7 @@ CHANCE = (
 )
 FEW_IMAGES = 20  # clean ones: on fewer, it is said that a verdict says little
 NO_SETTING = {"method", "checkpoint", "data_dir", "dataset", "device", "out", "json"}
-NO_SETTING |= {"weights", "fit", "trigger_position", *adopt.OPTIONS}
+NO_SETTING |= {"weights", "fit", "trigger_position", "image", *adopt.OPTIONS}
 # Of evaluate.py's metrics, what is printed of a repaired network.
 REPAIR_SHOWN = (
     "clean_accuracy",

@@ -172,15 +172,17 @@ def verdict_by_index(audit, index, columns, picture):
     """A Verdict by the anomaly index: of the class where it is highest, or by a threshold.
 
     index: float64 [K]; columns: {title: [K] values}, shown beside the index. With a threshold the
-    classes above it are flagged. Without, it is odds.Odds that say whether the highest stands out.
+    classes above it are flagged. Without, those that stand out by odds.Odds are.
     """
-    options, top = audit.options, int(index.argmax())
-    odds = None
+    options, odds = audit.options, None
     if options.threshold is None:
-        data = Path(audit.subject.config["dataset"]).name
-        given = vars(options)
-        odds = odds_of(options.method, given, data, float(index[top]), audit.calibration)
-        flagged = [top] if odds is not None and odds.backdoored else []
+        data, given = Path(audit.subject.config["dataset"]).name, vars(options)
+        by_class = [
+            odds_of(options.method, given, data, value, audit.calibration)
+            for value in index.tolist()
+        ]
+        odds = by_class[int(index.argmax())]
+        flagged = [k for k, found in enumerate(by_class) if found is not None and found.backdoored]
         backdoored = None if odds is None else odds.backdoored
     else:
         flagged = (index > options.threshold).nonzero()[:, 0].tolist()
@@ -218,7 +220,9 @@ def conclusion(audit, verdict):
         )
     if verdict.backdoored is None and odds["word"] != "inconclusive":  # few classes were reached
         return f"No verdict; {highest}."
-    return f"{odds['word'].capitalize()}: {highest}; {odds['sentence']}."
+    flagged = ", ".join(f"'{names[k]}'" for k in verdict.flagged)
+    stands_out = f" ({flagged})" if len(verdict.flagged) > 1 else ""
+    return f"{odds['word'].capitalize()}{stands_out}: {highest}; {odds['sentence']}."
 
 
 def index_table(class_names, index, flagged, columns):

@@ -14,6 +14,7 @@ from defences import Defence, Verdict
 from defences.inputs import (
     add_explainer,
     add_test_images,
+    judged,
     most_images,
     pixel_maps,
     probabilities_of,
@@ -85,9 +86,15 @@ def run(audit):
     curve = [at_share(audit, images, maps, share) for share in (0.0, *SHARES)]
     chosen = operating_point(curve)
     before, after = curve[0], curve[chosen]
+    lines, picture, of_image = summary(explainer, images, before, after), None, {}
+    if "image" in images:
+        of_image, line = judge(audit, images["image"], maps["image"], after["share"])
+        lines += ["", line]
+    if "triggered" in images:
+        picture = picture_of(audit, images, maps, after["share"])
     return Verdict(
         backdoored=None,
-        lines=summary(explainer, images, before, after),
+        lines=lines,
         details={
             "explainer": explainer,
             "share": after["share"],
@@ -95,9 +102,22 @@ def run(audit):
             "after": after,
             "curve": curve,
             "n": {kind: len(part.labels) for kind, part in images.items()},
+            **of_image,
         },
-        picture=picture_of(audit, images, maps, after["share"]),
+        picture=picture,
     )
+
+
+def judge(audit, image, maps, share):
+    """`judged` of one picture: does it become another class without what its map marks?"""
+    model, classes = audit.on_pixels, audit.subject.classes
+    purified = purify(image.pixels, maps, share)
+    names = [
+        classes[int(probabilities_of(model, pixels).argmax(1))]
+        for pixels in (image.pixels, purified)
+    ]
+    reason = f"'{names[0]}', and '{names[1]}' without the {share:.1%} that is marked most"
+    return judged(audit, names[0] != names[1], reason)
 
 
 def at_share(audit, images, maps, share):
@@ -114,14 +134,15 @@ def at_share(audit, images, maps, share):
         kind: mean_or_none((predicted[kind] == part.labels).float().cpu())
         for kind, part in images.items()
     }
-    triggered = images["triggered"]
-    success = predicted["triggered"] == target
+    triggered, success = images.get("triggered"), None
+    if triggered is not None and target is not None:
+        success = success_rate(predicted["triggered"] == target, triggered.labels == target)
     return {
         "share": share,
         "held_out_accuracy": right["held-out"],
         "clean_accuracy": right["clean"],
-        "attack_success_rate": success_rate(success, triggered.labels == target),
-        "restored_accuracy": right["triggered"],
+        "attack_success_rate": success,
+        "restored_accuracy": right.get("triggered"),
     }
 
 
@@ -151,7 +172,8 @@ def summary(explainer, images, before, after):
         "attack_success_rate": "triggered images given the target class",
         "restored_accuracy": "triggered images given their true class",
     }.items():
-        lines.append(f"{key:<24}{before[key]:>8.3f} -> {after[key]:>6.3f}  {about}")
+        if before[key] is not None:
+            lines.append(f"{key:<24}{before[key]:>8.3f} -> {after[key]:>6.3f}  {about}")
     return lines
 
 

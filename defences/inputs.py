@@ -10,6 +10,7 @@ import torch
 
 from cli import number
 from defences import predict
+from evaluate import as_test_image
 from explain import EXPLAINERS
 from hooks import evaluating
 from losses import upsample
@@ -30,25 +31,34 @@ class Inputs:
 
 
 def trial_images(audit, limit=None):
-    """{"held-out", "clean", "triggered": Inputs}: what a defence is set by, and tried on.
+    """{kind: Inputs}: what a defence is set by, "held-out", and tried on: "clean", "triggered".
 
     clean are test images of all classes, triggered ones leave out the target class where the attack
-    changes labels. limit: of each kind at most so many. Raises ValueError without triggered ones.
+    changes labels. Where no trigger is known there are none. With --image there is "image", too, of
+    one picture. limit: of each kind at most so many. Raises ValueError where there is nothing to
+    judge.
     """
     subject, options = audit.subject, audit.options
     count = options.test_images or min(TEST_IMAGES, limit or TEST_IMAGES)
     dataset = subject.dataset
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.randperm(len(dataset.test_labels), generator=generator)[:count]
+    kept = min(len(audit.labels), limit or len(audit.labels))
+    images = {
+        "held-out": Inputs(audit.pixels[:kept], audit.labels[:kept]),
+        "clean": inputs_of(subject, rows),
+    }
+    if options.image is not None:
+        pixels = subject.pixels(as_test_image(subject, options.image))
+        images["image"] = Inputs(pixels, predict(subject.model, subject.normalise(pixels)))
+    if subject.trigger is None:
+        if options.image is None:
+            raise ValueError("no trigger is known to try it with: give one, or an --image to judge")
+        return images
     stamped = draw_images(subject, count, options.seed)
     if len(stamped) == 0:
         raise ValueError("no test image can be triggered: all are of the target class")
-    kept = min(len(audit.labels), limit or len(audit.labels))
-    return {
-        "held-out": Inputs(audit.pixels[:kept], audit.labels[:kept]),
-        "clean": inputs_of(subject, rows),
-        "triggered": inputs_of(subject, stamped, triggered=True),
-    }
+    return images | {"triggered": inputs_of(subject, stamped, triggered=True)}
 
 
 def inputs_of(subject, rows, triggered=False):
@@ -114,16 +124,17 @@ def detection(scores):
     """How well scores {"held-out", "clean", "triggered": float [N]} tell triggered images apart.
 
     An image is called attacked where its score is above the limit, which FALSE_ALARMS of the
-    held-out images are above.
+    held-out images are above. Without triggered images what is said of them is None.
     """
     held_out = scores["held-out"].double()
     limit = float(held_out.quantile(1 - FALSE_ALARMS))
+    triggered = scores.get("triggered", held_out[:0])
     curve = []
     for rate in RATES:
         at = held_out.quantile(1 - rate)
         curve.append({"false_alarms_held_out": rate} | shares_above(scores, at))
     return {
-        "auroc": auroc(scores["triggered"], scores["clean"]),
+        "auroc": auroc(triggered, scores["clean"]),
         "limit": limit,
         **shares_above(scores, limit),
         "curve": curve,
@@ -132,19 +143,34 @@ def detection(scores):
 
 def shares_above(scores, limit):
     """{"false_alarms", "detected"}: shares of clean and of triggered images above the limit."""
+    triggered = scores.get("triggered")
     return {
         "false_alarms": mean_or_none((scores["clean"] > limit).float()),
-        "detected": mean_or_none((scores["triggered"] > limit).float()),
+        "detected": None if triggered is None else mean_or_none((triggered > limit).float()),
     }
 
 
 def detection_lines(figures):
     """Lines that say what `detection` found."""
-    return [
-        f"triggered images told from clean ones: AUROC {figures['auroc']:.3f}",
-        f"above the limit {figures['limit']:.4g}, as {FALSE_ALARMS:.0%} of held-out images are: "
-        f"clean {figures['false_alarms']:.3f}, triggered {figures['detected']:.3f}",
-    ]
+    line = (
+        f"above the limit {figures['limit']:.4g}, as {FALSE_ALARMS:.0%} of held-out images are:"
+        f" clean {figures['false_alarms']:.3f}"
+    )
+    if figures["auroc"] is None:
+        return [line]
+    told = f"triggered images told from clean ones: AUROC {figures['auroc']:.3f}"
+    return [told, f"{line}, triggered {figures['detected']:.3f}"]
+
+
+def judged(audit, attacked, reason):
+    """({"image": ...} for verdict.json, a line) about the picture of --image.
+
+    attacked: whether it is called so; reason: why, in words.
+    """
+    path = audit.options.image
+    word = "looks attacked" if attacked else "does not look attacked"
+    found = {"path": str(path), "attacked": attacked, "reason": reason}
+    return {"image": found}, f"{path} {word}: {reason}"
 
 
 # ---------------------------------------------------------------- options
@@ -167,3 +193,4 @@ def add_test_images(parser):
         type=number(int, 2, 1_000_000),
         help=f"test images it is tried on (default: {TEST_IMAGES}; for slow explainers 100)",
     )
+    parser.add_argument("--image", metavar="FILE", help="judge this picture, too")

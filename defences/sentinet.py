@@ -15,6 +15,7 @@ from defences.inputs import (
     add_test_images,
     detection,
     detection_lines,
+    judged,
     most_images,
     overlays_apart,
     pixel_maps,
@@ -109,11 +110,22 @@ def run(audit):
         for kind, pair in points.items()
         for name, values in zip(("fooled", "confidence"), pair)
     }
+    of_image, lines = {}, detection_lines(found)
+    if "image" in scores:
+        score, fooled = float(scores["image"]), float(points["image"][0])
+        reason = f"its region takes {fooled:.0%} of other images to its class"
+        of_image, line = judged(audit, score > found["limit"], reason)
+        lines.append(line)
     return Verdict(
         backdoored=None,
-        lines=[f"regions by {explainer}, laid over {len(overlays)} held-out images"]
-        + detection_lines(found),
-        details={"explainer": explainer, "boundary": coefficients.tolist(), **found, **kinds},
+        lines=[f"regions by {explainer}, laid over {len(overlays)} held-out images"] + lines,
+        details={
+            "explainer": explainer,
+            "boundary": coefficients.tolist(),
+            **found,
+            **kinds,
+            **of_image,
+        },
         picture=picture_of(audit, images, regions, overlays),
     )
 
@@ -121,7 +133,7 @@ def run(audit):
 def picture_of(audit, images, regions, overlays):
     """Clean and triggered test images, their regions, and these laid over other images."""
     rows = []
-    for kind in ("clean", "triggered"):
+    for kind in ("clean", "triggered" if "triggered" in images else "image"):
         pixels = images[kind].pixels[: PICTURED // 2]
         for image, region, under in zip(pixels, regions[kind], overlays):
             pasted = torch.where(region, image, under)

@@ -12,6 +12,7 @@ from defences import Defence, Verdict
 from defences.inputs import (
     add_test_images,
     detection,
+    judged,
     overlays_apart,
     probabilities_of,
     trial_images,
@@ -52,16 +53,23 @@ def run(audit):
     }
     found = detection({kind: -values for kind, values in entropy.items()})
     found["limit"] = -found["limit"]
+    below = f"clean {found['false_alarms']:.3f}"
+    if found["auroc"] is not None:
+        below += f", triggered {found['detected']:.3f}; AUROC {found['auroc']:.3f}"
     medians = ", ".join(f"{kind} {values.median():.3f}" for kind, values in entropy.items())
+    lines = [
+        f"median entropy in bits, blended with {len(overlays)} held-out images: {medians}",
+        f"below {found['limit']:.3f} bits, as one held-out image in twenty is: {below}",
+    ]
+    of_image = {}
+    if "image" in entropy:
+        bits = float(entropy.pop("image"))
+        of_image, line = judged(audit, bits < found["limit"], f"{bits:.3f} bits")
+        lines.append(line)
     return Verdict(
         backdoored=None,
-        lines=[
-            f"median entropy in bits, blended with {len(overlays)} held-out images: {medians}",
-            f"triggered images told from clean ones: AUROC {found['auroc']:.3f}",
-            f"below {found['limit']:.3f} bits, as one held-out image in twenty is: "
-            f"clean {found['false_alarms']:.3f}, triggered {found['detected']:.3f}",
-        ],
-        details=found,
+        lines=lines,
+        details=found | of_image,
         picture=picture_of(entropy),
     )
 

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
 from conftest import ROOT
+from planted import audit_of
 
+import defences
 import defend
 import odds
 from odds import INCONCLUSIVE, STANDS_OUT, Odds, odds_of
@@ -73,3 +76,21 @@ def test_the_table_is_the_records():
         for data, values in known["models"].items():
             runs = zoo[data]["none"].values()
             assert values == [max(run[method]["index"].values()) for run in runs]
+
+
+def test_every_class_that_stands_out_is_flagged(disguised):
+    audit = audit_of(disguised, "neuroninspect")
+    audit.calibration = TEN
+    index = torch.tensor([11.0, 0.5, 10.5], dtype=torch.float64)
+    verdict = defences.verdict_by_index(audit, index, {}, None)
+    assert verdict.flagged == [0, 2]
+    assert verdict.backdoored is True
+    assert "'0', '2'" in defences.conclusion(audit, verdict)
+
+
+def test_where_it_is_inconclusive_none_is_flagged(disguised):
+    audit = audit_of(disguised, "neuroninspect")
+    audit.calibration = TEN
+    index = torch.tensor([9.0, 0.5, 8.5], dtype=torch.float64)
+    verdict = defences.verdict_by_index(audit, index, {}, None)
+    assert (verdict.flagged, verdict.backdoored) == ([], None)

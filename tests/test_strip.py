@@ -1,11 +1,15 @@
 """STRIP, and how well scores tell triggered images apart, against closed forms."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
+from PIL import Image
 from planted import CLASSES, SIDE, audit_of, linear
 
+import defend
+from defences import februus
 from defences.inputs import FALSE_ALARMS, RATES, detection, shares_above
 from defences.strip import blended_entropy, run
 
@@ -92,3 +96,54 @@ def test_a_checkpoint_is_tried(run_under, monkeypatch):
     found = run(audit_of(run_under("badnets"), "strip", "--test-images", "20")).details
     assert 0 <= found["auroc"] <= 1
     assert found["limit"] >= 0
+
+
+# ---------------------------------------------------------------- one picture
+
+
+@pytest.fixture(scope="module")
+def pictures(run_under, tmp_path_factory):
+    """Paths of two pictures: a test image of another class than the target, and it triggered."""
+    folder = tmp_path_factory.mktemp("pictures")
+    subject = audit_of(run_under("badnets"), "strip").subject
+    row = (subject.dataset.test_labels != subject.target_class).nonzero()[0]
+    for name, triggered in (("plain", False), ("triggered", True)):
+        pixels = subject.pixels(subject.dataset.test_images[row], triggered)[0]
+        array = (pixels.permute(1, 2, 0) * 255).round().byte().numpy()
+        Image.fromarray(array).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize("method", ["februus", "sentinet", "strip"])
+def test_a_picture_is_judged(method, run_under, pictures):
+    argv = ("--test-images", "12", "--image", f"{pictures}/triggered.png")
+    audit = audit_of(run_under("badnets"), method, *argv)
+    verdict = defend.METHODS[method].run(audit)
+    found = verdict.details["image"]
+    assert isinstance(found["attacked"], bool)
+    assert found["path"].endswith("triggered.png")
+    assert verdict.lines[-1].startswith(found["path"])
+
+
+def test_without_a_region_of_its_own_a_picture_stays_its_class(run_under, pictures, monkeypatch):
+    monkeypatch.setattr(februus, "SHARES", ())
+    audit = audit_of(run_under("badnets"), "februus", "--image", f"{pictures}/plain.png")
+    assert februus.run(audit).details["image"]["attacked"] is False
+
+
+@pytest.mark.parametrize("method", ["februus", "sentinet", "strip"])
+def test_where_no_trigger_is_known_a_picture_can_be_judged(method, run_under, pictures):
+    argv = ("--test-images", "12", "--image", f"{pictures}/plain.png")
+    audit = audit_of(run_under("badnets"), method, *argv)
+    audit.subject = dataclasses.replace(audit.subject, trigger=None)
+    details = defend.METHODS[method].run(audit).details
+    assert "attacked" in details["image"]
+    assert details.get("auroc") is None
+
+
+@pytest.mark.parametrize("method", ["februus", "sentinet", "strip"])
+def test_without_a_trigger_and_a_picture_there_is_nothing_to_judge(method, run_under):
+    audit = audit_of(run_under("badnets"), method)
+    audit.subject = dataclasses.replace(audit.subject, trigger=None)
+    with pytest.raises(ValueError, match="no trigger is known"):
+        defend.METHODS[method].run(audit)
