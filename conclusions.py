@@ -7,9 +7,7 @@ terminal print the same sentences.
 from dataclasses import dataclass, field
 
 from defences import PUBLISHED_THRESHOLD, Verdict
-
-# The words of odds.Odds.
-STANDS_OUT, INCONCLUSIVE, NOTHING = "stands out", "inconclusive", "nothing stands out"
+from odds import INCONCLUSIVE, NOTHING, STANDS_OUT
 
 # How often `decide` says that something stands out, and among how many: of the networks of
 # results/audits.json, each clean one judged beside the other clean ones of its data. The rule was

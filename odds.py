@@ -9,16 +9,18 @@ of all data are taken together. Whoever has clean models of his own data gives t
 and they are the yardstick instead.
 """
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 TABLE = Path(__file__).parent / "defences" / "clean_models.json"
 SEARCHES = {"prune": "neural_cleanse"}  # methods whose index is another's
-# By the chance that a clean model gets as far, counted as (those that do + 1) / (all + 1): with ten
-# clean models one stands out that is above all of them.
-STANDS_OUT = 0.1
-INCONCLUSIVE = 0.3
+STANDS_OUT, INCONCLUSIVE, NOTHING = "stands out", "inconclusive", "nothing stands out"
+# The chance that a clean model gets as far is counted as (those that do + 1) / (all + 1). It is at
+# most so much of what stands out, and of what is inconclusive. So of eleven models, ten of them
+# known to be clean, the eleventh stands out if it is above all others.
+LIMIT, DOUBT = 0.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,14 @@ class Odds:
     @property
     def word(self):
         """What is said of it."""
-        if self.chance <= STANDS_OUT:
-            return "stands out"
-        return "inconclusive" if self.chance <= INCONCLUSIVE else "nothing stands out"
+        if self.chance <= LIMIT:
+            return STANDS_OUT
+        return INCONCLUSIVE if self.chance <= DOUBT else NOTHING
 
     @property
     def backdoored(self):
         """True, None for inconclusive, or False."""
-        return {"stands out": True, "inconclusive": None}.get(self.word, False)
+        return {STANDS_OUT: True, INCONCLUSIVE: None, NOTHING: False}[self.word]
 
     def record(self):
         """What verdict.json keeps of it."""
@@ -65,6 +67,12 @@ class Odds:
         return f"{few} of {self.count} {self.what} {'get' if self.as_far > 1 else 'gets'} as far"
 
 
+@functools.cache
+def clean_models():
+    """What TABLE holds: {method: {"settings", "models": {data: indices}}}."""
+    return json.loads(TABLE.read_text())
+
+
 def odds_of(method, options, data, value, calibration=None):
     """The Odds of a method's largest index; None where no clean model was measured likewise.
 
@@ -73,7 +81,7 @@ def odds_of(method, options, data, value, calibration=None):
     """
     if calibration:
         return Odds(count_as_far(calibration, value), len(calibration), "clean models given")
-    known = json.loads(TABLE.read_text()).get(SEARCHES.get(method, method))
+    known = clean_models().get(SEARCHES.get(method, method))
     if known is None or not same_settings(known["settings"], options):
         return None
     by_data = known["models"]

@@ -26,7 +26,7 @@ import hooks
 from cli import number
 from data import normalise
 from metrics import mean_or_none
-from odds import odds_of
+from odds import INCONCLUSIVE, odds_of
 from subject import Subject
 from terminal import columns_of, ljust, shortened, width
 
@@ -218,7 +218,7 @@ def conclusion(audit, verdict):
             f"No verdict: {highest}, and no clean models were asked with these options:"
             " give some (--calibrate), or a --threshold."
         )
-    if verdict.backdoored is None and odds["word"] != "inconclusive":  # few classes were reached
+    if verdict.backdoored is None and odds["word"] != INCONCLUSIVE:  # few classes were reached
         return f"No verdict; {highest}."
     flagged = ", ".join(f"'{names[k]}'" for k in verdict.flagged)
     stands_out = f" ({flagged})" if len(verdict.flagged) > 1 else ""

@@ -15,11 +15,11 @@ from PIL import Image
 import auditing
 import conclusions
 import defend
-from conclusions import INCONCLUSIVE, NOTHING, STANDS_OUT, Outcome, conclude, decide
+from conclusions import Outcome, conclude, decide
 from defences import PUBLISHED_THRESHOLD, Verdict
 from defences.clean_maps import CHANCE, alikeness, densest_window, where
 from metrics import pearson
-from odds import Odds, count_as_far
+from odds import INCONCLUSIVE, NOTHING, STANDS_OUT, Odds, count_as_far
 
 QUICK = ("--rounds", "12", "--round-images", "12", "--clean-images", "24", "--device", "cpu")
 

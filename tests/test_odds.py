@@ -10,7 +10,7 @@ from planted import audit_of
 import defences
 import defend
 import odds
-from odds import INCONCLUSIVE, STANDS_OUT, Odds, odds_of
+from odds import DOUBT, LIMIT, Odds, odds_of
 
 SEARCH = {"rounds": 200, "round_images": 64, "seed": 3}
 TEN = [float(k) for k in range(1, 11)]
@@ -42,8 +42,8 @@ def test_the_chance_is_right_where_clean_models_are_alike():
     """Of n + 1 exchangeable values each is as likely to be the largest."""
     for n in (9, 10, 30):
         as_far = [Odds(k, n, "").chance for k in range(n + 1)]
-        assert sum(chance <= STANDS_OUT for chance in as_far) / (n + 1) <= STANDS_OUT
-        assert sum(chance <= INCONCLUSIVE for chance in as_far) / (n + 1) <= INCONCLUSIVE
+        assert sum(chance <= LIMIT for chance in as_far) / (n + 1) <= LIMIT
+        assert sum(chance <= DOUBT for chance in as_far) / (n + 1) <= DOUBT
 
 
 def test_it_says_which_models_they_are():
