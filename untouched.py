@@ -41,7 +41,7 @@ def measure_untouched(subject, names, n, seed, say):
         maps[name] = subject.explain(name, images[rows], classes[rows])
         result["explanations"][name] = untouched_figures(subject, maps[name], rows)
     result["agreement"] = agreements(maps)
-    page = picture_of(subject, result, order[: pictures.ROWS], classes, probabilities, names)
+    page = picture_of(subject, result, order[: pictures.ROWS], classes, probabilities, maps)
     return Result(metrics.finite(result), {"figure": page}, subject, answers)
 
 
@@ -69,10 +69,12 @@ def agreements(maps):
     return result
 
 
-def picture_of(subject, result, rows, classes, probabilities, names):
-    """The figure: a row a test image; the image with the prediction, and each explainer's map."""
+def picture_of(subject, result, rows, classes, probabilities, maps):
+    """The figure: a row a test image; the image with the prediction, and each explainer's map.
+
+    maps: {explainer: maps, those of test images `rows` first}.
+    """
     images = subject.dataset.test_images[rows]
-    maps = {name: subject.explain(name, images, classes[rows]) for name in names}
     lines = []
     for k, row in enumerate(rows.tolist()):
         label = int(classes[row])
@@ -80,12 +82,12 @@ def picture_of(subject, result, rows, classes, probabilities, names):
         caption = f"{called} {100 * float(probabilities[row, label]):.0f}%"
         plain = images[k].float() / 255
         panels = [(figure.panel(plain), caption, False)]
-        for name in names:
+        for name, own in maps.items():
             signed = EXPLAINERS[name].signed
-            panels.append((figure.panel(plain, maps[name][k], signed=signed), "", False))
+            panels.append((figure.panel(plain, own[k], signed=signed), "", False))
         lines.append(panels)
     accuracy = show(result["clean_accuracy"])
     title = f"{subject.config['model']}: accuracy {accuracy}\nno trigger is known"
     footer = f"{len(rows)} test images drawn by seed; {pictures.EXPLAINED}"
     footer += pictures.legend(subject)
-    return figure.sheet(title, ["image", *names], lines, footer, pictures.any_signed(names))
+    return figure.sheet(title, ["image", *maps], lines, footer, pictures.any_signed(maps))
