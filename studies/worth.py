@@ -13,14 +13,13 @@ from cli import UserError, command, write_json
 from provenance import commit, hardware
 from studies.record import DATA, RESULTS, keep_picture, read
 from studies.study import Row, Study, file_name
+from studies.worth_tables import EXPLAINERS, write_comparisons
 from studies.worth_tables import TABLES as TABLES
-from studies.worth_tables import write_comparisons
 
 PAGE = "results/worth.md"
 DURATION = "about 4 hours on one core"
 
 PATH = RESULTS / "worth.json"
-EXPLAINERS = ("gradcam", "gradient", "deepshap", "kernelshap")
 ATTACKS = {
     "none": "--attack none",
     "badnets": "--attack badnets",

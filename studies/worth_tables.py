@@ -3,6 +3,7 @@
 Also worth-paired.json: how much more a defence finds of a plain backdoor than of a disguised one.
 """
 
+from studies import transfer
 from studies.record import RESULTS, read
 from studies.tables import (
     cell,
@@ -21,14 +22,7 @@ PAIRED = RESULTS / "worth-paired.json"
 EXPLAINERS = ("gradcam", "gradient", "deepshap", "kernelshap")
 FIXED_SHARE = 0.1  # of the image: the share a defender removes who does not ask what it costs
 
-MODELS = {
-    "none": "clean model",
-    "badnets": "`badnets`",
-    "red_herring": "`red_herring`",
-    "gradcam": "disguised from `gradcam`",
-    "deepshap": "disguised from `deepshap`",
-    "all": "disguised from all three",
-}
+MODELS = transfer.MODELS | {"red_herring": "`red_herring`"}
 
 
 def name_of(row):
