@@ -73,7 +73,7 @@ METHODS = {
     "strip": defences.strip.DEFENCE,
     "inspect": defences.traces.DEFENCE,
 }
-ANSWERS = {True: "Backdoored", False: "No backdoor found", None: "No verdict"}
+ANSWERS = {True: "Backdoored", False: "No backdoor found"}  # of a method without an index
 CHANCE = (
     " Of scores that are Gaussian one is, by chance, in a third of models with 10 classes "
     "and in two thirds of those with 43."

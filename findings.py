@@ -12,12 +12,10 @@ from attacks import attack_of
 # no clean model is above 0.05.
 WORKS = 0.9  # at least so many triggered images go to the target class, ...
 NO_EFFECT = 0.05  # ... and it is idle where so few more do than without the trigger
-ALONE = (
-    0.1  # at most so many may go there without the trigger, or the model itself is partial to it
-)
-LEARNT = (
-    0.05  # accuracy above a constant answer's, or AUROC above chance's, that says it has learnt
-)
+# Where more images go to the target class without the trigger, the model is partial to it.
+ALONE = 0.1
+# A model has learnt if its accuracy is so far above a constant answer's, or AUROC above chance's.
+LEARNT = 0.05
 CHANCE_AUROC = 0.5
 LOSS = 0.05  # of accuracy, under an attack that should change no label
 
@@ -25,9 +23,9 @@ LOSS = 0.05  # of accuracy, under an attack that should change no label
 # mnist, cifar10: results/), those of `badnets` by less than 0.4.
 STAYS = 0.9
 CHANGES = 0.5
-OWN = (
-    0.1  # so much more like its own untouched map than like another image's, or one map serves all
-)
+# Where a triggered map is not so much more like its own untouched map than like another image's,
+# one map serves all images.
+OWN = 0.1
 IS_SHAPE = 0.9  # share of the correlation that a map on this grid can have with the fixed shape
 ENOUGH = 20  # images: of fewer maps a mean says little
 
