@@ -91,3 +91,15 @@ def middle(tensor):
 def generator(seed):
     """A generator on the CPU with this seed."""
     return torch.Generator().manual_seed(seed)
+
+
+class Wrapped(nn.Module):
+    """A network whose answer is wrapped by a function in something else than a tensor of logits."""
+
+    def __init__(self, net, wrap):
+        super().__init__()
+        self.net = net
+        self.wrap = wrap
+
+    def forward(self, images):
+        return self.wrap(self.net(images))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
-from small_models import finite_difference, generator, middle
+from small_models import Wrapped, finite_difference, generator, middle
 from torch import nn
 
 import explain
@@ -56,16 +56,9 @@ def images():
     return torch.randn(3, 3, 8, 8, generator=generator(1))
 
 
-class Wrapped(nn.Module):
-    """A network whose answer is wrapped in something else than a tensor of logits."""
-
-    def __init__(self, wrap, classes=3):
-        super().__init__()
-        self.net = small_net(classes)
-        self.wrap = wrap
-
-    def forward(self, images):
-        return self.wrap(self.net(images))
+def wrapped(wrap, classes=3):
+    """The network, its answer wrapped in something else than a tensor of logits."""
+    return Wrapped(small_net(classes), wrap)
 
 
 # ---------------------------------------------------------------- what a model returns
@@ -97,15 +90,15 @@ OUTPUTS = {
 @each_explainer
 @pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
 def test_logits_are_found_in(output, explainer, net, images):
-    found = explainer(Wrapped(output), images, CLASSES)
+    found = explainer(wrapped(output), images, CLASSES)
     assert torch.equal(found, explainer(net, images, CLASSES))
 
 
 @each_explainer
 @pytest.mark.parametrize("output", [lambda z: z, lambda z: z[:, 0]], ids=["[N, 1]", "[N]"])
 def test_one_logit_is_class_1s_of_two(output, explainer, images):
-    two = Wrapped(lambda z: torch.cat([-1 * z, z], 1), classes=1)
-    one, classes = Wrapped(output, classes=1), [1, 0, 1]
+    two = wrapped(lambda z: torch.cat([-1 * z, z], 1), classes=1)
+    one, classes = wrapped(output, classes=1), [1, 0, 1]
     assert torch.equal(explainer(one, images, classes), explainer(two, images, classes))
     with pytest.raises(ValueError, match="the model has 2 classes.*: there is no class 2"):
         explainer(one, images, [1, 0, 2])
@@ -128,7 +121,7 @@ NO_LOGITS = {
 @pytest.mark.parametrize("output", NO_LOGITS.values(), ids=NO_LOGITS)
 def test_an_output_without_logits_is_refused(output, explainer, images):
     with pytest.raises(ValueError, match=r"not logits \[\d+, K\]|DeepSHAP has no rule for argmax"):
-        explainer(Wrapped(output), images, CLASSES)
+        explainer(wrapped(output), images, CLASSES)
 
 
 @each_explainer
@@ -285,7 +278,7 @@ def test_a_model_that_takes_more_than_images_is_refused(explainer, images):
             return self.net(images) * time
 
     with pytest.raises(ValueError, match="does not take images .* missing 1 required"):
-        explainer(Conditional(None), images, CLASSES)
+        explainer(Conditional(small_net(), None), images, CLASSES)
 
 
 def test_an_error_of_an_explainers_own_is_no_refusal(net, images):
@@ -486,7 +479,7 @@ def test_deep_shap_refuses_a_backbone_that_no_gradient_reaches(images):
 def test_a_layer_beside_the_way_to_the_logits_is_refused(images):
     class Beside(Wrapped):
         def __init__(self):
-            super().__init__(None)
+            super().__init__(small_net(), None)
             self.aside = nn.Conv2d(3, 4, 3, padding=1)
 
         def forward(self, images):
@@ -627,7 +620,7 @@ def test_one_image_is_explained_alone(explainer, net, images):
 
 def test_one_logits_map_is_its_closed_form(images):
     """Grad-CAM of z = w mean(A) is w A / cells for class 1 and -w A / cells for class 0."""
-    net = Wrapped(lambda z: z[:, 0], classes=1)
+    net = wrapped(lambda z: z[:, 0], classes=1)
     feature, weight = net.net[:4](images), net.net[-1].weight[0]
     expected = torch.einsum("k,nkhw->nhw", weight, feature) / math.prod(feature.shape[2:])
     for label, sign in ((1, 1), (0, -1)):

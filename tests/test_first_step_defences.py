@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_models import generator
+from small_models import Wrapped, generator
 from torch import nn
 
 import defend
@@ -35,16 +35,9 @@ def small_net(classes=3):
     ).eval()
 
 
-class Wrapped(nn.Module):
-    """A network whose answer is wrapped in something else than a tensor of logits."""
-
-    def __init__(self, wrap, classes=3):
-        super().__init__()
-        self.net = small_net(classes)
-        self.wrap = wrap
-
-    def forward(self, images):
-        return self.wrap(self.net(images))
+def wrapped(wrap, classes=3):
+    """The network, its answer wrapped in something else than a tensor of logits."""
+    return Wrapped(small_net(classes), wrap)
 
 
 @pytest.fixture
@@ -94,14 +87,14 @@ OUTPUTS = {
 @each_defence
 @pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
 def test_logits_are_found_in(output, defence, net, images):
-    assert torch.equal(defence(Wrapped(output), images), defence(net, images))
+    assert torch.equal(defence(wrapped(output), images), defence(net, images))
 
 
 @pytest.mark.parametrize("defence", [searched, disagreement, pruned, findings, predict])
 @pytest.mark.parametrize("output", [lambda z: z, lambda z: z[:, 0]], ids=["[N, 1]", "[N]"])
 def test_one_logit_is_two_classes(output, defence, images):
-    two = Wrapped(lambda z: torch.cat([-1 * z, z], 1), classes=1)
-    assert torch.equal(defence(Wrapped(output, classes=1), images), defence(two, images))
+    two = wrapped(lambda z: torch.cat([-1 * z, z], 1), classes=1)
+    assert torch.equal(defence(wrapped(output, classes=1), images), defence(two, images))
 
 
 @each_with_rebn
@@ -120,7 +113,7 @@ def test_a_model_on_another_device_is_refused(defence, images):
 @each_defence
 def test_an_output_without_logits_is_refused(defence, images):
     with pytest.raises(ValueError, match=r"not logits \[\d+, K\]"):
-        defence(Wrapped(lambda z: (torch.cat([z, z], 1), z)), images)
+        defence(wrapped(lambda z: (torch.cat([z, z], 1), z)), images)
 
 
 # ---------------------------------------------------------------- images
@@ -244,7 +237,7 @@ class WithoutGradient(Wrapped):
 @pytest.mark.parametrize("name", ["neural_cleanse", "neuroninspect"])
 def test_a_backbone_that_no_gradient_reaches_is_refused(name, images):
     with pytest.raises(ValueError, match="no gradient flows back from the logits"):
-        CALLS[name](WithoutGradient(None), images)
+        CALLS[name](WithoutGradient(small_net(), None), images)
 
 
 def test_neural_cleanse_is_found_in_defend():
