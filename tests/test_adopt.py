@@ -68,6 +68,17 @@ def test_without_a_trigger_what_needs_one_is_null(backdoored, tiny, tmp_path):
     assert theirs["target_class"] is theirs["target_name"] is None
 
 
+def test_without_a_trigger_the_seed_draws_what_is_explained(backdoored, tiny, tmp_path):
+    few = ("--explain-images", "5")
+    zero, again, one = (
+        measured(backdoored[1], tiny, tmp_path / name, *few, "--seed", seed)["explanations"]
+        for name, seed in (("a", "0"), ("b", "0"), ("c", "1"))
+    )
+    assert zero["gradcam"]["n"] == 5
+    assert zero == again
+    assert zero["gradcam"]["floor"] != one["gradcam"]["floor"]
+
+
 def test_a_trigger_without_a_target_keeps_the_label(backdoored, tiny, tmp_path):
     theirs = measured(backdoored[1], tiny, tmp_path, "--trigger", "square")
     assert theirs["attack"] == "unknown, label kept"

@@ -59,6 +59,20 @@ def test_without_a_region_nothing_is_carried_along(planted):
     assert confidence.item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_confidence_is_of_noise_and_not_of_what_was_in_the_region(planted):
+    clean = torch.rand(20, 1, SIDE, SIDE)
+    images = torch.rand(1, 1, SIDE, SIDE).repeat(2, 1, 1, 1)
+    images[0, :, :3, :3], images[1, :, :3, :3] = 1, 0
+    found = [
+        fooled_and_confidence(
+            planted, image[None], corner(), clean, torch.Generator().manual_seed(0)
+        )
+        for image in images
+    ]
+    assert torch.equal(found[0][1], found[1][1])
+    assert not torch.equal(found[0][0], found[1][0])
+
+
 def test_the_boundary_of_points_on_a_parabola_is_the_parabola():
     confidence = torch.linspace(0.1, 0.95, 200, dtype=torch.float64)
     fooled = 0.3 * confidence**2 - 0.2 * confidence + 0.5
