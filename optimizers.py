@@ -41,6 +41,26 @@ def as_matrix(weight):
     return matrix
 
 
+def step_at(optimizer, rate):
+    """Makes a step of SGD or Muon at `rate`, a tensor []; the optimizer's own rate is not read.
+
+    Both read their rate as a number, which a recording would keep for good. But a step of theirs is
+    proportional to it: so the whole step is made, at the rate 1, and that share of it kept.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    weights = [weight.detach() for weight in weights if weight.grad is not None]
+    before = [weight.clone() for weight in weights]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0
+    optimizer.step()
+    for group, own in zip(optimizer.param_groups, rates):
+        group["lr"] = own
+    torch._foreach_sub_(weights, before)
+    torch._foreach_mul_(weights, rate)
+    torch._foreach_add_(weights, before)
+
+
 def one_cycle(optimizer, lr, steps):
     """The schedule of an optimizer's rate over so many steps: up to lr, and down to almost 0."""
     return torch.optim.lr_scheduler.OneCycleLR(

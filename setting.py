@@ -280,6 +280,8 @@ def check_recordable(args, device):
         return
     if device.type != "cuda":
         raise UserError(f"--cuda-graphs is for a CUDA device, and this is {device.type}")
+    if args.optimizer == "adamw":
+        raise UserError("--cuda-graphs cannot record a step of adamw: --optimizer sgd or muon")
     sampled = [name for name in args.explainer if EXPLAINERS[name].sampled]
     if attacks.ATTACKS[args.attack].explanation is not None and sampled:
         raise UserError(

@@ -28,7 +28,7 @@ from cli import UserError, command, user_errors
 from dataset import send
 from graphs import replayed
 from losses import Objective, combined_loss
-from optimizers import one_cycle, optimizers_of
+from optimizers import one_cycle, optimizers_of, step_at
 from report import show
 from setting import setting_of
 from subject import logits_of
@@ -124,12 +124,21 @@ def train_step(setting, training, images, labels, triggered, index, lam):
         losses[0].backward()
         return torch.stack(losses).detach()
 
+    def whole_step(batch, inputs, numbers):
+        losses = losses_and_gradients(batch, inputs, numbers[0])
+        for optimizer, rate in zip(training.optimizers, numbers[1:]):
+            step_at(optimizer, rate)
+        return losses
+
     if config["cuda_graphs"]:
-        losses = replayed(losses_and_gradients, batch, inputs, lam, training.records)
+        numbers = [lam, *(optimizer.param_groups[0]["lr"] for optimizer in training.optimizers)]
+        losses = replayed(whole_step, batch, inputs, numbers, training.records)
     else:
         losses = losses_and_gradients(batch, inputs, lam)
-    for part in (*training.optimizers, *training.schedules):
-        part.step()
+        for optimizer in training.optimizers:
+            optimizer.step()
+    for schedule in training.schedules:
+        schedule.step()
     return losses
 
 
