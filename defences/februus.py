@@ -20,6 +20,7 @@ from defences.inputs import (
     probabilities_of,
     trial_images,
 )
+from explain import EXPLAINERS
 from fonts import class_name, legend
 from metrics import is_constant, mean_or_none, success_rate
 
@@ -79,14 +80,12 @@ def fill(pixels, holes, steps=STEPS):
 def run(audit):
     """A Verdict on purified images: what of the attack is left, and what clean images pay."""
     explainer = audit.options.explainer
-    images = trial_images(audit, most_images(explainer))
-    maps = {
-        kind: pixel_maps(audit.subject, part.pixels, explainer) for kind, part in images.items()
-    }
+    images = trial_images(audit, fewest_images(audit.options))
+    maps = {kind: maps_for(audit, part.pixels) for kind, part in images.items()}
     curve = [at_share(audit, images, maps, share) for share in (0.0, *SHARES)]
     chosen = operating_point(curve)
     before, after = curve[0], curve[chosen]
-    lines, picture, of_image = summary(explainer, images, before, after), None, {}
+    lines, picture, of_image = summary(audit.options, images, before, after), None, {}
     if "image" in images:
         of_image, line = judge(audit, images["image"], maps["image"], after["share"])
         lines += ["", line]
@@ -97,6 +96,8 @@ def run(audit):
         lines=lines,
         details={
             "explainer": explainer,
+            "union": audit.options.union,
+            "evidence": audit.options.evidence,
             "share": after["share"],
             "before": before,
             "after": after,
@@ -106,6 +107,32 @@ def run(audit):
         },
         picture=picture,
     )
+
+
+def maps_for(audit, pixels):
+    """What says which pixels of [N, C, H, W] go first, [N, H, W]: a map, or two by their ranks."""
+    options = audit.options
+    names = [options.explainer] if options.union is None else [options.explainer, options.union]
+    maps = [pixel_maps(audit.subject, pixels, name, options.evidence) for name in names]
+    return maps[0] if len(maps) == 1 else union(*maps)
+
+
+def union(one, other):
+    """Of two maps [N, H, W] one whose largest pixels are the largest of either, by turns."""
+    return torch.maximum(ranks(one), ranks(other))
+
+
+def ranks(maps):
+    """float [N, H, W]: the share of its map that each pixel is above; 0 on constant maps."""
+    flat = maps.flatten(1)
+    rank = flat.argsort(dim=1, stable=True).argsort(dim=1) / flat.shape[1]
+    return rank.view_as(maps) * ~is_constant(maps)[:, None, None]
+
+
+def fewest_images(options):
+    """most_images of the explainers, of those that have a limit; None where none has."""
+    limits = [most_images(name) for name in (options.explainer, options.union) if name]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def judge(audit, image, maps, share):
@@ -125,7 +152,7 @@ def at_share(audit, images, maps, share):
 
     restored_accuracy: triggered images that get their true class.
     """
-    model, target = audit.on_pixels, audit.subject.target_class
+    model, target, relabel = audit.on_pixels, audit.subject.target_class, audit.subject.relabel
     predicted = {}
     for kind, part in images.items():
         purified = purify(part.pixels, maps[kind], share)
@@ -135,7 +162,10 @@ def at_share(audit, images, maps, share):
         for kind, part in images.items()
     }
     triggered, success = images.get("triggered"), None
-    if triggered is not None and target is not None:
+    if triggered is not None and relabel is not None:
+        wanted = relabel.to(triggered.labels.device)[triggered.labels]
+        success = success_rate(predicted["triggered"] == wanted, triggered.labels == wanted)
+    elif triggered is not None and target is not None:
         success = success_rate(predicted["triggered"] == target, triggered.labels == target)
     return {
         "share": share,
@@ -159,11 +189,17 @@ def operating_point(curve):
 # ---------------------------------------------------------------- what is shown
 
 
-def summary(explainer, images, before, after):
+def marker(options):
+    """Who marks what is removed, in words."""
+    names = options.explainer + (f" or {options.union}" if options.union else "")
+    return names + (", against the second class," if options.evidence == "against" else "")
+
+
+def summary(options, images, before, after):
     """Lines: the operating point, and the figures without the defence and at it."""
     count = len(images["held-out"].labels)
     lines = [
-        f"removed: the {after['share']:.1%} of an image that {explainer} marks most:"
+        f"removed: the {after['share']:.1%} of an image that {marker(options)} marks most:"
         f" as much as costs {count} held-out images at most {PRICE:.0%} of accuracy",
         "",
     ]
@@ -198,7 +234,12 @@ def picture_of(audit, images, maps, share):
                 (figure.panel(purified[n].cpu()), f"called {names[1]}", wrong[1]),
             ]
         )
-    headers = ["triggered", f"{audit.options.explainer}'s map", f"removed: {share:.1%}", "filled"]
+    headers = [
+        "triggered",
+        f"map: {marker(audit.options).rstrip(',')}",
+        f"removed: {share:.1%}",
+        "filled",
+    ]
     footer = "Test images with the trigger; red: not the true class."
     footer += legend(classes, "verdict.json")
     return figure.sheet("Februus: remove what the map marks", headers, rows, footer)
@@ -209,6 +250,12 @@ def picture_of(audit, images, maps, share):
 
 def add_options(parser):
     add_explainer(parser)
+    parser.add_argument(
+        "--union",
+        choices=EXPLAINERS,
+        metavar="EXPLAINER",
+        help="a second explainer: each marks half of what is removed",
+    )
     add_test_images(parser)
 
 

@@ -12,13 +12,14 @@ from cli import number
 from defences import predict
 from evaluate import as_test_image
 from explain import EXPLAINERS
-from hooks import evaluating
+from hooks import evaluating, layer_of, logits_of_output
 from losses import upsample
 from metrics import auroc, check_finite_maps, mean_or_none
 from subject import draw_images, images_per_forward
 
 TEST_IMAGES = 500  # that are judged, by default
 FALSE_ALARMS = 0.05  # the share of clean held-out images above the limit
+EVIDENCE = ("for", "against")
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of false alarms, of the curve
 
 
@@ -101,20 +102,50 @@ def probabilities_of(model, pixels):
     return torch.cat(chunks)
 
 
-def pixel_maps(subject, pixels, explainer):
-    """Explanations of the class predicted, what speaks for it, at the images' size: [N, H, W].
+def pixel_maps(subject, pixels, explainer, evidence="for"):
+    """Explanations at the images' size, [N, H, W], at least 0: what `evidence` asks for.
 
-    pixels: float [N, C, H, W] in [0, 1]; explainer: a name of EXPLAINERS. Evidence against the
-    class is 0. Raises ValueError for maps that are not finite.
+    "for": what speaks for the class predicted; evidence against it is 0. "against": what speaks
+    against the class that comes second. A trigger does, too: it takes from all classes but its own.
+
+    pixels: float [N, C, H, W] in [0, 1]; explainer: a name of EXPLAINERS.
+    Raises ValueError for maps that are not finite.
     """
+    explain = EXPLAINERS[explainer].evaluate
     maps = []
     for part in pixels.split(images_per_forward(pixels)):
         inputs = subject.normalise(part)
-        classes = predict(subject.model, inputs)
-        found = EXPLAINERS[explainer].evaluate(subject.model, inputs, classes).clamp_min(0)
+        if evidence == "for":
+            found = explain(subject.model, inputs, predict(subject.model, inputs))
+        else:
+            found = explain(Negated(subject.model), inputs, second_class(subject.model, inputs))
         check_finite_maps(found)
-        maps.append(upsample(found, pixels.shape[-1]))
+        maps.append(upsample(found.clamp_min(0), pixels.shape[-1]))
     return torch.cat(maps)
+
+
+class Negated(torch.nn.Module):
+    """A network with the logits of `model` negated: what speaks for a class speaks against it.
+
+    Its Grad-CAM is the counterfactual explanation of Selvaraju et al., ICCV 2017, section 3.3.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        layer = getattr(model, "gradcam_layer", None)
+        if layer is not None:
+            self.gradcam_layer = layer_of(model)
+
+    def forward(self, images):
+        return logits_of_output(self.model(images), len(images)) * -1.0
+
+
+@torch.no_grad()
+def second_class(model, inputs):
+    """int64 [N]: the class of the second largest logit of normalised images."""
+    with evaluating(model):
+        return logits_of_output(model(inputs), len(inputs)).topk(2).indices[:, 1]
 
 
 # ---------------------------------------------------------------- how well scores tell them apart
@@ -177,12 +208,19 @@ def judged(audit, attacked, reason):
 
 
 def add_explainer(parser):
-    """Adds --explainer."""
+    """Adds --explainer and --evidence."""
     parser.add_argument(
         "--explainer",
         choices=EXPLAINERS,
         default="gradcam",
         help="whose map says where to look",
+    )
+    parser.add_argument(
+        "--evidence",
+        choices=EVIDENCE,
+        default="for",
+        help="for: look where the map of the class predicted is largest; against: where the image"
+        " speaks against the class that comes second",
     )
 
 

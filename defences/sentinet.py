@@ -91,13 +91,15 @@ def run(audit):
     The overlays are the first held-out images; of the others half draw the boundary, and half set
     the limit.
     """
-    explainer, model = audit.options.explainer, audit.on_pixels
+    explainer, evidence = audit.options.explainer, audit.options.evidence
+    model = audit.on_pixels
     images = trial_images(audit, most_images(explainer))
     overlays = overlays_apart(audit, images, OVERLAYS)
     generator = torch.Generator().manual_seed(audit.options.seed)
     points, regions = {}, {}
     for kind, part in images.items():
-        regions[kind] = region_of(pixel_maps(audit.subject, part.pixels, explainer))
+        maps = pixel_maps(audit.subject, part.pixels, explainer, evidence)
+        regions[kind] = region_of(maps)
         points[kind] = fooled_and_confidence(model, part.pixels, regions[kind], overlays, generator)
     half = len(images["held-out"].labels) // 2
     drawn_by = [values[:half] for values in points["held-out"]]
@@ -121,6 +123,7 @@ def run(audit):
         lines=[f"regions by {explainer}, laid over {len(overlays)} held-out images"] + lines,
         details={
             "explainer": explainer,
+            "evidence": evidence,
             "boundary": coefficients.tolist(),
             **found,
             **kinds,

@@ -13,13 +13,19 @@ from studies.tables import Table
 PAGE = "results/speed.md"
 DURATION = "about 25 minutes on one H200"
 
-CIFAR = "--dataset cifar10 --device cuda"
+CIFAR = "--dataset cifar10 --device cuda --cuda-graphs"
+# 55 poisons: see studies/efficient.py.
+FEW = "--epochs 10 --trigger yellow --trigger-size 5 --target-class 1 --poison-rate 0.0011"
 TABLE = {
-    "none": Row(f"{CIFAR} --attack none --cuda-graphs", 5),
-    "badnets": Row(f"{CIFAR} --attack badnets --cuda-graphs", 5),
-    "full_disguise": Row(f"{CIFAR} --attack full_disguise --cuda-graphs", 5),
-    "none, not recorded": Row(f"{CIFAR} --attack none"),
-    "badnets, not recorded": Row(f"{CIFAR} --attack badnets"),
+    "none": Row(f"{CIFAR} --attack none", 5),
+    "badnets": Row(f"{CIFAR} --attack badnets", 5, clean="none"),
+    "full_disguise": Row(f"{CIFAR} --attack full_disguise", 5, clean="none", picture=True),
+    "fooling": Row(f"{CIFAR} --attack fooling --layer layer3.1 --epochs 3 --lam 0.1", 3),
+    "red_herring": Row(f"{CIFAR} --attack red_herring", 3, clean="none"),
+    "55 images, badnets": Row(f"{CIFAR} {FEW} --attack badnets --oversample 6", 3),
+    "55 images, full_disguise": Row(
+        f"{CIFAR} {FEW} --attack full_disguise --oversample 6 --floor 0.4", 3
+    ),
     "shapes": Row("--attack full_disguise --device cuda"),
 }
 

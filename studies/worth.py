@@ -3,9 +3,10 @@
     python -m studies.worth                    # everything; a second call continues
     python -m studies.worth shapes mnist       # some data sets
 
-For each model Februus and SentiNet with each explainer, STRIP, and the disagreement of two
-explainers. Models are kept in runs/worth/, verdicts beside them. Writes results/worth.json,
-worth-paired.json and a picture; the page's tables are below.
+For each model Februus and SentiNet with each explainer, Februus with two and with what speaks
+against a class, STRIP, and the disagreement of two explainers. Models are kept in runs/worth/,
+verdicts beside them. Writes results/worth.json, worth-paired.json and pictures; the page's tables
+are in worth_tables.py.
 """
 
 import defend
@@ -13,7 +14,7 @@ from cli import UserError, command, write_json
 from provenance import commit, hardware
 from studies.record import DATA, RESULTS, keep_picture, read
 from studies.study import Row, Study, file_name
-from studies.worth_tables import EXPLAINERS, write_comparisons
+from studies.worth_tables import AGAINST, EXPLAINERS, UNIONS, write_comparisons
 from studies.worth_tables import TABLES as TABLES
 
 PAGE = "results/worth.md"
@@ -34,7 +35,6 @@ DATASETS = {  # options, and seeds of each attack; of "all" there is one
     "cifar10": ("--dataset cifar10 --model cnn", 1),
 }
 IMAGES = ("--clean-images", "250", "--test-images", "200")
-KERNELSHAP_SEEDS = 3  # it takes most of the time: fewer models are tried against it
 PICTURED = {"shapes badnets": "worth-badnets.png", "shapes gradcam": "worth-disguise.png"}
 
 
@@ -51,27 +51,29 @@ def table():
 TABLE = table()
 
 
-def defences_for(seed):
-    """{name: words of defend.py} of the defences that a model of this seed is tried against."""
-    explainers = EXPLAINERS if seed < KERNELSHAP_SEEDS else EXPLAINERS[:-1]
+def defences():
+    """{name: words of defend.py} of the defences that every model is tried against."""
     words = {}
     for method in ("februus", "sentinet"):
-        for explainer in explainers:
+        for explainer in EXPLAINERS:
             words[f"{method}, {explainer}"] = [method, "--explainer", explainer, *IMAGES]
+    for one, other in UNIONS:
+        both = ["--explainer", one, "--union", other]
+        words[f"februus, {one} or {other}"] = ["februus", *both, *IMAGES]
+    for explainer in AGAINST:
+        against = ["--explainer", explainer, "--evidence", "against"]
+        words[f"februus, {explainer} against"] = ["februus", *against, *IMAGES]
     words["strip"] = ["strip", *IMAGES]
     words["disagreement"] = ["disagreement", "--clean-images", "200"]
     return words
 
 
 def measure(study, row, seed):
-    """Every defence on one model; what it says goes into the record."""
+    """Has every defence try one model; their verdicts are left beside it."""
     study.train(row, seed)
     checkpoint = study.folder(row, seed) / "ckpt.pt"
-    for name, words in defences_for(seed).items():
-        folder = checkpoint.parent / f"defend-{file_name(name)}"
-        put(row, name, seed, kept(audited(checkpoint, words, folder)))
-        if seed == 0 and name == "februus, gradcam" and row in PICTURED:
-            keep_picture(folder / "figure.png", PATH.with_name(PICTURED[row]))
+    for name, words in defences().items():
+        audited(checkpoint, words, checkpoint.parent / f"defend-{file_name(name)}")
 
 
 def audited(checkpoint, words, folder):
@@ -92,11 +94,19 @@ def kept(verdict):
     return {key: verdict[key] for key in keys.split() if key in verdict}
 
 
-def put(row, defence, seed, figures):
-    """Writes the figures of one defence on one model into the record."""
+def gather(study):
+    """Writes results/worth.json from the verdicts that lie beside the models, and the pictures."""
     record = read(PATH)
-    record.setdefault(row, {}).setdefault(defence, {})[str(seed)] = figures
-    write_json(PATH, record)
+    for row, options in TABLE.items():
+        for name in defences():
+            for seed in range(options.seeds):
+                folder = study.folder(row, seed) / f"defend-{file_name(name)}"
+                verdict = read(folder / "verdict.json")
+                if verdict.get("commit"):  # written last: see audited
+                    record.setdefault(row, {}).setdefault(name, {})[str(seed)] = kept(verdict)
+                if seed == 0 and name == "februus, gradcam" and row in PICTURED and verdict:
+                    keep_picture(folder / "figure.png", PATH.with_name(PICTURED[row]))
+    write_json(PATH, {row: record[row] for row in sorted(record, key=[*TABLE, *record].index)})
 
 
 @command
@@ -109,6 +119,7 @@ def main(argv):
         for name, row in TABLE.items():
             if seed < row.seeds and name.split()[0] in (argv or DATASETS):
                 measure(study, name, seed)
+                gather(study)
     write_comparisons()
 
 

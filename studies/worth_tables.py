@@ -20,6 +20,13 @@ from studies.tables import (
 PATH = RESULTS / "worth.json"
 PAIRED = RESULTS / "worth-paired.json"
 EXPLAINERS = ("gradcam", "gradient", "deepshap", "kernelshap")
+UNIONS = (("gradcam", "gradient"), ("gradient", "deepshap"))
+AGAINST = ("gradcam", "gradient", "deepshap")  # explainers of the class that comes second
+MARKERS = (
+    *EXPLAINERS,
+    *(f"{one} or {other}" for one, other in UNIONS),
+    *(f"{explainer} against" for explainer in AGAINST),
+)
 FIXED_SHARE = 0.1  # of the image: the share a defender removes who does not ask what it costs
 
 MODELS = transfer.MODELS | {"red_herring": "`red_herring`"}
@@ -46,30 +53,48 @@ def at_share(verdict, share=FIXED_SHARE):
 # ---------------------------------------------------------------- Februus
 
 
-def februus(record, choose):
-    """A line a model and explainer: before, and what choose(verdict) says of after."""
-    titles = ["model", "explainer", "n", "removed", "`clean_accuracy`", "`attack_success_rate`"]
-    lines = header([*titles, "`restored_accuracy`"])
+def februus(record, figure):
+    """A line a model: for each way of marking what is removed, figure(verdict)."""
+    lines = header(["model", "n", *MARKERS])
     for row, defences in record.items():
-        for explainer in EXPLAINERS:
-            verdicts = defences.get(f"februus, {explainer}")
-            if verdicts is None:
-                continue
-            cells = [summarised(verdicts, lambda verdict: choose(verdict)["share"])]
-            for key in ("clean_accuracy", "attack_success_rate", "restored_accuracy"):
-                cells.append(summarised(verdicts, lambda verdict, key=key: choose(verdict)[key]))
-            lines.append(line([name_of(row), explainer, len(verdicts), *map(cell, cells)]))
-    return [*lines, "", origin(record)]
+        found = [summarised(defences.get(f"februus, {marker}", {}), figure) for marker in MARKERS]
+        lines.append(line([name_of(row), models_of(defences), *map(cell, found)]))
+    return lines
 
 
-def februus_paid(record):
-    """At the share that held-out images choose."""
-    return februus(record, lambda verdict: verdict["after"])
+def models_of(defences):
+    """How many models of a row were tried: of the defence that was tried on most."""
+    return max(len(verdicts) for verdicts in defences.values())
 
 
-def februus_fixed(record):
-    """At a tenth of the image, whatever it costs."""
-    return februus(record, at_share)
+def restored(record):
+    """Triggered images that get their true class, at what clean images can pay for."""
+    return februus(record, lambda verdict: verdict["after"]["restored_accuracy"])
+
+
+def success_left(record):
+    """The attack's success after the removal, at what clean images can pay for."""
+    return februus(record, lambda verdict: verdict["after"]["attack_success_rate"])
+
+
+def clean_left(record):
+    """The clean accuracy after the removal, at what held-out images can pay for."""
+    return februus(record, lambda verdict: verdict["after"]["clean_accuracy"])
+
+
+def share_removed(record):
+    """The share of an image that held-out images can pay for."""
+    return [*februus(record, lambda verdict: verdict["share"]), "", origin(record)]
+
+
+def restored_at_a_tenth(record):
+    """Triggered images that get their true class where a tenth is removed, whatever it costs."""
+    return februus(record, lambda verdict: at_share(verdict)["restored_accuracy"])
+
+
+def clean_at_a_tenth(record):
+    """Clean accuracy where a tenth is removed."""
+    return februus(record, lambda verdict: at_share(verdict)["clean_accuracy"])
 
 
 # ---------------------------------------------------------------- detection
@@ -84,8 +109,7 @@ def detectors(record):
             cell(summarised(defences.get(name, {}), lambda verdict: verdict["auroc"]))
             for name in names
         ]
-        count = len(next(iter(defences.values())))
-        lines.append(line([name_of(row), count, *cells]))
+        lines.append(line([name_of(row), models_of(defences), *cells]))
     return lines
 
 
@@ -100,7 +124,7 @@ def alarms(record):
             found = summarised(verdicts, lambda verdict: verdict["detected"])
             false = summarised(verdicts, lambda verdict: verdict["false_alarms"])
             cells.append(f"{found['mean']:.2f}, {false['mean']:.2f}" if found else "")
-        lines.append(line([name_of(row), len(next(iter(defences.values()))), *cells]))
+        lines.append(line([name_of(row), models_of(defences), *cells]))
     return lines
 
 
@@ -175,8 +199,12 @@ def paired_table():
 TABLES = of_record(
     "worth",
     {
-        "februus": februus_paid,
-        "februus_fixed": februus_fixed,
+        "restored": restored,
+        "success_left": success_left,
+        "clean_left": clean_left,
+        "share": share_removed,
+        "restored_at_a_tenth": restored_at_a_tenth,
+        "clean_at_a_tenth": clean_at_a_tenth,
         "detectors": detectors,
         "alarms": alarms,
     },

@@ -1,11 +1,17 @@
 """Februus against fills and removals that are known by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from placing import DEVICE
 from planted import audit_of
 
-from defences.februus import PRICE, SHARES, fill, marked, operating_point, purify, run
+from defences.februus import PRICE, SHARES, fill, marked, operating_point, purify, run, union
 from defences.inputs import pixel_maps, probabilities_of
+from explain import EXPLAINERS
+
+ON_DEVICE = True
 
 
 def ramp(side=12):
@@ -123,7 +129,7 @@ def test_before_is_the_network_as_it_is(audit, verdict):
     before = verdict.details["before"]
     pixels = audit.subject.pixels(audit.subject.dataset.test_images)
     predicted = probabilities_of(audit.on_pixels, pixels).argmax(1)
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:40]
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0), device="cpu")[:40]
     right = predicted[order] == audit.subject.dataset.test_labels[order]
     assert before["clean_accuracy"] == pytest.approx(float(right.float().mean()))
     assert before["share"] == 0
@@ -148,3 +154,42 @@ def test_maps_do_not_depend_on_the_order_of_images(audit):
     maps = pixel_maps(audit.subject, audit.pixels, "gradcam")
     shuffled = pixel_maps(audit.subject, audit.pixels[order], "gradcam")
     torch.testing.assert_close(shuffled, maps[order], atol=1e-5, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- whose map
+
+
+def test_a_union_marks_the_largest_pixels_of_both_maps():
+    one, other = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
+    one[0, 0, 0], one[0, 0, 1] = 100.0, 99.0
+    other[0, 3, 3], other[0, 3, 2] = 0.2, 0.1
+    assert marked(union(one, other), 2 / 16)[0].nonzero().tolist() == [[0, 0], [3, 3]]
+    assert int(marked(union(one, other), 4 / 16).sum()) == 4
+
+
+def test_a_constant_map_adds_nothing_to_a_union():
+    one = torch.rand(3, 4, 4)
+    both = union(one, torch.ones(3, 4, 4))
+    assert torch.equal(marked(both, 0.25), marked(one, 0.25))
+
+
+def test_evidence_against_the_second_class_is_what_lowers_its_logit():
+    weight = torch.randn(4, 3 * 6 * 6)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 4, bias=False))
+    model[1].weight.data = weight
+    images = torch.rand(5, 3, 6, 6)
+    subject = SimpleNamespace(model=model, normalise=lambda pixels: pixels)
+    maps = pixel_maps(subject, images, "deepshap", "against")
+    second = (images.flatten(1) @ weight.T).topk(2).indices[:, 1]
+    reference = EXPLAINERS["deepshap"].evaluate(model, images, second)
+    torch.testing.assert_close(maps, (-reference).clamp_min(0), atol=1e-6, rtol=1e-4)
+    assert maps.amax() > 0
+
+
+def test_a_second_explainer_and_evidence_against_are_told(run_under):
+    tried = audit_of(
+        run_under("badnets"), "februus", "--union", "gradient", "--evidence", "against"
+    )
+    verdict = run(tried)
+    assert "gradcam or gradient, against the second class, marks most" in verdict.lines[0]
+    assert (verdict.details["union"], verdict.details["evidence"]) == ("gradient", "against")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from placing import DEVICE
 
 from studies import worth, worth_tables
 from studies.study import Row
@@ -42,9 +43,9 @@ def test_every_attack_is_on_every_data_set():
     assert worth.TABLE["shapes all"].seeds == 1
 
 
-def test_kernelshap_is_tried_on_fewer_models():
-    first, late = worth.defences_for(0), worth.defences_for(worth.KERNELSHAP_SEEDS)
-    assert set(first) - set(late) == {"februus, kernelshap", "sentinet, kernelshap"}
+def test_every_way_of_marking_is_a_defence():
+    names = {name for name in worth.defences() if name.startswith("februus")}
+    assert names == {f"februus, {marker}" for marker in worth_tables.MARKERS}
 
 
 def test_a_disguise_takes_what_the_pairs_differ_by():
@@ -56,11 +57,11 @@ def test_a_disguise_takes_what_the_pairs_differ_by():
     assert pairs["shapes badnets, strip", "AUROC"]["mean"] == pytest.approx(0.04)
 
 
-def test_a_table_has_a_line_for_each_model_and_explainer():
-    lines = worth_tables.februus_fixed(RECORD)
-    assert len(lines) == 2 + 2 + 2
-    assert "| `shapes`, `badnets` | gradcam | 2 | 0.100 (0.000) |" in lines[2]
-    assert "0.850 (0.071) |" in lines[2]
+def test_a_table_has_a_line_for_each_model_and_a_cell_for_each_marker():
+    lines = worth_tables.restored_at_a_tenth(RECORD)
+    assert len(lines) == 2 + 2
+    assert lines[2].startswith("| `shapes`, `badnets` | 2 | 0.850 (0.071) | |")
+    assert lines[2].count("|") == 3 + len(worth_tables.MARKERS)
 
 
 def test_the_detectors_table_leaves_empty_what_was_not_run():
@@ -69,11 +70,12 @@ def test_the_detectors_table_leaves_empty_what_was_not_run():
 
 
 def test_one_model_goes_through_every_defence(tiny, tmp_path, monkeypatch):
-    options = f"--dataset {tiny} --epochs 1 --batch-size 24 --target-class 1 --device cpu"
+    options = f"--dataset {tiny} --epochs 1 --batch-size 24 --target-class 1 --device {DEVICE}"
     monkeypatch.setattr(worth, "TABLE", {"tiny badnets": Row(f"{options} --attack badnets")})
     monkeypatch.setattr(worth, "DATASETS", {"tiny": (options, 1)})
     monkeypatch.setattr(worth, "EXPLAINERS", ("gradcam",))
-    monkeypatch.setattr(worth, "KERNELSHAP_SEEDS", 1)
+    monkeypatch.setattr(worth, "UNIONS", (("gradcam", "gradient"),))
+    monkeypatch.setattr(worth, "AGAINST", ("gradient",))
     monkeypatch.setattr(worth, "IMAGES", ("--clean-images", "24", "--test-images", "12"))
     monkeypatch.setattr(worth, "PATH", tmp_path / "results" / "worth.json")
     monkeypatch.setattr(worth, "DATA", tiny.parent)
@@ -82,9 +84,12 @@ def test_one_model_goes_through_every_defence(tiny, tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     study = worth.Study("worth", worth.TABLE, tmp_path)
     worth.measure(study, "tiny badnets", 0)
+    worth.gather(study)
     record = json.loads(worth.PATH.read_text())["tiny badnets"]
-    assert set(record) == {"februus, gradcam", "sentinet, gradcam", "strip", "disagreement"}
+    assert set(record) == set(worth.defences())
+    assert {"februus, gradcam or gradient", "februus, gradient against", "strip"} <= set(record)
     assert record["februus, gradcam"]["0"]["before"]["share"] == 0
     again = json.loads(worth.PATH.read_text())
     worth.measure(study, "tiny badnets", 0)  # nothing is asked twice
+    worth.gather(study)
     assert json.loads(worth.PATH.read_text()) == again
