@@ -1,17 +1,22 @@
-"""Runs on a GPU: CIFAR-10 with ResNet-18 under three attacks, a step recorded or not.
+"""Runs on a GPU: CIFAR-10 with ResNet-18, each training step recorded once and replayed.
 
     python -m studies.gpu                  # needs CUDA; a second call continues
     python -m studies.gpu "none"           # some rows
 
-Writes results/gpu.json, the table is below: see studies/study.py.
+Writes results/gpu.json, the tables are below: see studies/study.py. results/gpu-speed.json is what
+
+    python bench.py --device cuda --precision bf16 --out results/gpu-speed.json
+
+writes.
 """
 
 from cli import command
+from studies.speed import rates
 from studies.study import Row, Study
-from studies.tables import Table
+from studies.tables import Table, header, line, of_record
 
 PAGE = "results/speed.md"
-DURATION = "about 25 minutes on one H200"
+DURATION = "about half an hour on one H100"
 
 CIFAR = "--dataset cifar10 --device cuda --cuda-graphs"
 # 55 poisons: see studies/efficient.py.
@@ -33,20 +38,44 @@ COLUMNS = {
     "`clean_accuracy`": "clean_accuracy",
     "`attack_success_rate`": "attack_success_rate",
     "Grad-CAM's `pearson_all`": "gradcam.pearson_all",
+    "`floor`": "gradcam.floor.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
-    "`trigger_area`": "gradcam.trigger_area",
     "`gradient`: `pearson_all`": "gradient.pearson_all",
 }
 ROWS = {
-    "`none`, recorded": "none",
-    "`none`": "none, not recorded",
-    "`badnets`, recorded": "badnets",
-    "`badnets`": "badnets, not recorded",
-    "`full_disguise`, recorded": "full_disguise",
-    "`full_disguise` on `shapes`": "shapes",
+    "`none`": "none",
+    "`badnets`": "badnets",
+    "`full_disguise`": "full_disguise",
+    "`full_disguise` on `shapes`, not recorded": "shapes",
+}
+# Runs beside which nothing else ran on the machine: by row the seed.
+ALONE = {
+    "none": 0,
+    "none, not recorded": 0,
+    "badnets": 0,
+    "badnets, not recorded": 0,
+    "full_disguise": 0,
+    "shapes": 0,
 }
 
-TABLES = {"runs": Table("gpu", ROWS, COLUMNS, "attack", origin=True)}
+
+def seconds(record):
+    """Lines: how long training took of the runs that had the machine to themselves."""
+    lines = header(["run", "seconds of training", "images a second", "hardware"])
+    for row, seed in ALONE.items():
+        run = next((run for run in record[row]["runs"] if run["seed"] == seed), None)
+        if run:
+            speed = f"{run['images_per_second']:,.0f}"
+            name = f"`{record[row]['options']}`"
+            lines.append(line([name, f"{run['train_seconds']:.0f}", speed, run["hardware"]]))
+    return lines
+
+
+TABLES = {
+    "runs": Table("gpu", ROWS, COLUMNS, "attack", origin=True),
+    **of_record("gpu", {"seconds": seconds}),
+    **of_record("gpu-speed", {"rates": rates}),
+}
 
 
 @command
