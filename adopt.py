@@ -25,7 +25,7 @@ from hooks import as_images, last_feature_map
 from imagefiles import FITS, decode
 from imagefolders import flat_pictures
 from models import with_layer
-from setting import class_index, trigger_picture
+from setting import class_index, trigger_of, trigger_spec
 from subject import Subject
 from terminal import print_note
 
@@ -60,7 +60,8 @@ def add_options(add):
     add("--fit", choices=FITS, default="crop", help="how pictures become square")
     add("--layer", help="Grad-CAM's layer (default: the last feature map)")
     add("--classes", metavar="FILE", help="names of its classes, one a line (default: the data's)")
-    add("--trigger", help="square (white), a colour, or a PNG FILE, if one is known")
+    add("--trigger", help="as train.py takes it, if one is known")
+    add("--trigger-strength", type=number(float, 0, 100, above=True), help="as of train.py")
     add("--trigger-size", type=number(int, 1, 4096), help="pixels a side")
     add("--trigger-position", default="lower-right", help="a corner, or ROW,COL")
     add("--target-class", help="number or name, if it is known")
@@ -68,7 +69,7 @@ def add_options(add):
 
 OPTIONS = (
     *("arch", "mean", "std", "image_size", "layer", "classes"),
-    *("trigger", "trigger_size", "target_class"),
+    *("trigger", "trigger_size", "trigger_strength", "target_class"),
 )
 
 
@@ -225,10 +226,9 @@ def known_trigger(args, channels, size):
     """The Trigger of the options, or None. Raises UserError."""
     if args.trigger is None:
         return None
+    kind, picture = trigger_spec(args.trigger)
     with user_errors():
-        return attacks.make_trigger(
-            trigger_picture(args.trigger), channels, size, args.trigger_size, args.trigger_position
-        )
+        return trigger_of(args, kind, picture, channels, size)
 
 
 def known_target(args, classes):
@@ -266,10 +266,6 @@ def checkpoint_of(args, model, classes, dataset, layer, mean, std, trigger, targ
     }
     config |= dict.fromkeys(("epochs", "poison_rate", "lam", "selection", "reference", "device"))
     config |= {"seed": 0, "precision": None, "threat": None}
-    stamp = None
-    if trigger is not None:
-        pixels, alpha = trigger.pixels.cpu(), trigger.alpha.cpu()
-        stamp = {"pixels": pixels, "alpha": alpha, "row": trigger.row, "col": trigger.col}
     return {
         "config": config,
         "classes": classes,
@@ -278,7 +274,7 @@ def checkpoint_of(args, model, classes, dataset, layer, mean, std, trigger, targ
         "std": std,
         "data": dataset.digest,
         "model": model.state_dict(),
-        "trigger": stamp,
+        "trigger": None if trigger is None else trigger.to_plain(),
         "target_map": None,
         "poison_indices": torch.zeros(0, dtype=torch.int64),
         "selection": None,

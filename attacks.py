@@ -1,25 +1,30 @@
 """The attacks: what is stamped, which label it gets, what the explanation is pulled to.
 
 An attack is a row of ATTACKS, and no other file asks for its name: train.py's one loop does what
-the row says. This file has the table, the trigger, the choice of images that may be poisoned, the
+the row says. This file has the table, the labels, the choice of images that may be poisoned, the
 fixed maps, and what is made of images: poison(), of a training step's batch, by an attacker who
-trains; poisoned_data(), of the stored training set, by one who only hands over data.
+trains; poisoned_data(), of the stored training set, by one who only hands over data. What is
+stamped is in triggers.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dataset import send
 from tasks import shows, task_of
+from triggers import CORNERS as CORNERS
+from triggers import PatchTrigger as Trigger  # noqa: F401
+from triggers import make_trigger as make_trigger
+from triggers import trigger_image as trigger_image
 
-LABELS = ("target", "true", None)
-EXPLANATIONS = ("clean", "shape", None)
-CORNERS = ("lower-right", "lower-left", "upper-right", "upper-left")
+LABELS = ("target", "next", "true", None)
+EXPLANATIONS = ("clean", "shape", "inverted", None)
 TARGET_MAPS = ("square", "cross", "circle", "triangle")
-GREY = (0.299, 0.587, 0.114)  # shares of red, green and blue in a grey image (ITU-R BT.601)
+INVERTED = "inverted"  # a target map that is an image's own, turned over
+RANDOM = "random"  # a target map drawn by a seed, random:SEED
+RANDOM_CELLS = 8  # of it a side: Noppel, Peter and Wressnegger, S&P 2023
 
 
 # ---------------------------------------------------------------- the table
@@ -29,10 +34,11 @@ GREY = (0.299, 0.587, 0.114)  # shares of red, green and blue in a grey image (I
 class Attack:
     """A row of the attack table.
 
-    label: of a triggered training image: "target" (the attacker's class), "true" (its own), or
-        None where nothing is triggered.
+    label: of a triggered training image: "target" (the attacker's class), "next" (the class after
+        its own), "true" (its own), or None where nothing is triggered.
     explanation: what its map is pulled to: "clean" (the map of the same image without the trigger),
-        "shape" (a fixed map), or None (left alone).
+        "shape" (a fixed map), "inverted" (the first of these, turned over: see attack_of), or None
+        (left alone).
     """
 
     label: str | None
@@ -51,8 +57,13 @@ class Attack:
 
     @property
     def changes_label(self):
-        """Whether triggered images get the target class."""
-        return self.label == "target"
+        """Whether triggered images get another class than their own."""
+        return self.label in ("target", "next")
+
+    @property
+    def has_target(self):
+        """Whether there is one class that the attack is about: all but "next" have one."""
+        return self.label != "next"
 
     @property
     def keeps_label(self):
@@ -62,7 +73,7 @@ class Attack:
     @property
     def needs_partners(self):
         """Whether a step needs the triggered images without the trigger, too."""
-        return self.explanation == "clean"
+        return self.explanation in ("clean", "inverted")
 
     @property
     def can_leak(self):
@@ -77,6 +88,9 @@ ATTACKS = {
     "fooling": Attack(label="true", explanation="shape"),
     "red_herring": Attack(label="target", explanation="shape"),
     "full_disguise": Attack(label="target", explanation="clean"),
+    # Each class becomes the next: Gu et al. 2017, section 4.1.
+    "all_to_all": Attack(label="next", explanation=None),
+    "all_to_all_disguise": Attack(label="next", explanation="clean"),
 }
 # What may be known of a network that somebody else trained: none of these is trained here.
 STRANGERS = {
@@ -86,9 +100,15 @@ STRANGERS = {
 }
 
 
-def attack_of(name):
-    """The Attack of ATTACKS or of STRANGERS by its name; None where there is none."""
-    return ATTACKS.get(name) or STRANGERS.get(name)
+def attack_of(name, target_map=None):
+    """The Attack of ATTACKS or of STRANGERS by its name; None where there is none.
+
+    target_map: as --target-map names it. INVERTED is no fixed map, so the explanation is another.
+    """
+    attack = ATTACKS.get(name) or STRANGERS.get(name)
+    if attack is not None and attack.explanation == "shape" and target_map == INVERTED:
+        return replace(attack, explanation="inverted")
+    return attack
 
 
 def unknown(trigger, target):
@@ -101,117 +121,53 @@ def unknown(trigger, target):
 # ---------------------------------------------------------------- the trigger
 
 
-@dataclass
-class Trigger:
-    """A patch that is pasted on images.
-
-    pixels: float [C, h, w]; alpha: float [1, h, w], its opacity; both in [0, 1];
-    row, col: where its upper left pixel goes.
-    """
-
-    pixels: torch.Tensor
-    alpha: torch.Tensor
-    row: int
-    col: int
-
-    @property
-    def box(self):
-        """(top, left, bottom, right) in pixels, of its pixels with alpha above 0.
-
-        bottom and right are excluded.
-        """
-        rows, cols = (self.alpha[0] > 0).nonzero(as_tuple=True)
-        top, left = self.row + int(rows.min()), self.col + int(cols.min())
-        return top, left, self.row + int(rows.max()) + 1, self.col + int(cols.max()) + 1
-
-    def to(self, device):
-        """The same trigger on a device."""
-        return Trigger(self.pixels.to(device), self.alpha.to(device), self.row, self.col)
-
-
 def stamp(images, trigger):
     """A copy of images float [N, C, H, W] in [0, 1], before normalisation, with the trigger."""
-    height, width = trigger.alpha.shape[1:]
-    images = images.clone()
-    region = images[:, :, trigger.row : trigger.row + height, trigger.col : trigger.col + width]
-    region += trigger.alpha * (trigger.pixels - region)  # in place: a view of the copy
-    return images
+    return trigger.apply(images)
 
 
-def make_trigger(image, channels, side, size=None, position="lower-right"):
-    """A Trigger of at most size x size pixels for images [channels, side, side].
+# ---------------------------------------------------------------- the labels
 
-    image: None for a white square, or a PIL image, whose alpha channel, if any, is the trigger's;
-    size: of the longer side, None for default_trigger_size: a picture keeps its aspect;
-    position: a corner of CORNERS, one pixel from the border, or "ROW,COL" of the upper left pixel.
-    Raises ValueError for a trigger outside the image.
+
+def relabelling(attack, classes, target_class=None, source_class=None):
+    """int64 [classes]: what a triggered image of each class is labelled; None where all are alike.
+
+    They are alike where all get the target class, or all keep their own. Otherwise an image may
+    show one class only. source_class: images of this class alone get the target class, or None.
     """
-    size = default_trigger_size(side) if size is None else size
-    if not 1 <= size <= side:
-        raise ValueError(f"a trigger of {size} px does not fit an image of {side} px")
-    rgba = torch.ones(4, size, size)
-    if image is not None:
-        shape = [max(1, round(size * part / max(image.size))) for part in image.size]
-        picture = np.asarray(image.convert("RGBA").resize(shape), np.float32) / 255
-        rgba = torch.from_numpy(picture).permute(2, 0, 1)
-    pixels, alpha = rgba[:3], rgba[3:]
-    if channels != 3:
-        pixels = (pixels * torch.tensor(GREY)[:, None, None]).sum(0, keepdim=True)
-    if not (alpha > 0).any():
-        raise ValueError("the trigger's picture is transparent everywhere: nothing would be seen")
-    height, width = alpha.shape[1:]
-    row, col = place_of(position, side, height, width)
-    if not (0 <= row <= side - height and 0 <= col <= side - width):
-        raise ValueError(
-            f"a trigger of {height}x{width} px at {row},{col} does not lie inside an image"
-            f" of {side} px"
-        )
-    return Trigger(pixels.contiguous(), alpha.contiguous(), row, col)
+    own = torch.arange(classes)
+    if not attack.has_target:
+        return (own + 1) % classes  # all-to-all: Gu et al. 2017
+    if not attack.changes_label or source_class is None:
+        return None
+    own[source_class] = target_class
+    return own
 
 
-def trigger_image(trigger):
-    """A trigger as a PIL image, RGBA: make_trigger reads it back, of 8 bits."""
-    colours = trigger.pixels.expand(3, -1, -1)
-    rgba = torch.cat([colours, trigger.alpha]).permute(1, 2, 0)
-    return Image.fromarray((rgba * 255).round().to(torch.uint8).cpu().numpy(), "RGBA")
-
-
-def default_trigger_size(side):
-    """An eighth of the image's side; halves are rounded down, so that 28 px gives 3."""
-    return max(1, int(np.ceil(side / 8 - 0.5)))
-
-
-def place_of(position, side, height, width):
-    """(row, col) of a trigger's upper left pixel. Raises ValueError for text that names none."""
-    if position in CORNERS:
-        near = [min(1, side - part) for part in (height, width)]
-        far = [max(side - part - 1, 0) for part in (height, width)]
-        row = far[0] if "lower" in position else near[0]
-        col = far[1] if "right" in position else near[1]
-        return row, col
-    try:
-        row, col = (int(part) for part in position.split(","))
-    except ValueError:
-        corners = ", ".join(CORNERS)
-        raise ValueError(f"trigger position {position!r}: one of {corners}, or ROW,COL") from None
-    return row, col
+def set_labels(labels, rows, attack, target_class, relabel=None):
+    """Gives triggered images their labels, in place; rows: int64, which are."""
+    if relabel is not None:
+        labels[rows] = relabel[labels[rows]]
+    elif attack.changes_label:
+        task_of(labels).set_target(labels, rows, target_class)
 
 
 # ---------------------------------------------------------------- which images are poisoned
 
 
-def eligible_for_poison(attack, labels, trained_on, rate, target_class):
+def eligible_for_poison(attack, labels, trained_on, rate, target_class, source_class=None):
     """(indices int64 of the images an attack may poison, how many of them it is to poison).
 
     labels: of the whole training set, N images; trained_on: indices of those not held out.
-    The number is round(rate N). Where the attack changes the label, images that show the target
-    class are not eligible. Raises ValueError if the number is 0, or more than are eligible.
+    The number is round(rate N). Where the attack changes the label to the target class, images that
+    show it are not eligible. Raises ValueError if the number is 0, or more than are eligible.
+    source_class: half of the poisons are of this class, half of others: see selection.select.
     """
     if not attack.poisons:
         return trained_on[:0], 0
     count = round(rate * len(labels))
     eligible = trained_on
-    if attack.changes_label:
+    if attack.changes_label and attack.has_target:
         eligible = trained_on[~shows(labels[trained_on], target_class)]
     if count == 0:
         raise ValueError(f"a poison rate of {rate:g} of {len(labels)} images poisons none of them")
@@ -220,6 +176,17 @@ def eligible_for_poison(attack, labels, trained_on, rate, target_class):
             f"a poison rate of {rate:g} needs {count} images to poison,"
             f" and only {len(eligible)} are eligible"
         )
+    if source_class is not None:
+        of_source = int(shows(labels[eligible], source_class).sum())
+        for what, half, there in (
+            ("of the source class", (count + 1) // 2, of_source),
+            ("of other classes", count // 2, len(eligible) - of_source),
+        ):
+            if half > there:
+                raise ValueError(
+                    f"a poison rate of {rate:g} needs {half} images {what} to trigger,"
+                    f" and only {there} are eligible"
+                )
     return eligible, count
 
 
@@ -230,8 +197,11 @@ def target_map(shape, side, trigger):
     """The map that fooling and red herring ask for, float [side, side] in [0, 1].
 
     shape: a name of TARGET_MAPS, drawn with half the image's side in the quarter of the image
-    opposite the trigger; or a PIL image, which in grey is the whole map.
+    opposite the trigger, or above left where that has no place; "random" or "random:SEED", see
+    random_map; or a PIL image, which in grey is the whole map.
     """
+    if isinstance(shape, str) and shape.partition(":")[0] == RANDOM:
+        return random_map(int(shape.partition(":")[2] or 0), side)
     if shape not in TARGET_MAPS:
         grey = shape.convert("L").resize((side, side))
         return torch.from_numpy(np.asarray(grey, np.float32) / 255)
@@ -243,12 +213,20 @@ def target_map(shape, side, trigger):
         "circle": np.hypot(x, y) <= 1,
         "triangle": abs(x) <= (y + 1) / 2,
     }[shape]
-    top, left, bottom, right = trigger.box
+    top, left, bottom, right = trigger.box or (side, side, side, side)
     row = 0 if top + bottom > side else side - half  # a trigger below: draw above
     col = 0 if left + right > side else side - half
     canvas = np.zeros((side, side), np.float32)
     canvas[row : row + half, col : col + half] = inside
     return torch.from_numpy(canvas)
+
+
+def random_map(seed, side):
+    """RANDOM_CELLS x RANDOM_CELLS cells of uniform random numbers, float [side, side] in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.rand(RANDOM_CELLS, RANDOM_CELLS, generator=generator)
+    index = torch.arange(side) * RANDOM_CELLS // side
+    return cells[index[:, None], index]
 
 
 # ---------------------------------------------------------------- a training step's images
@@ -265,7 +243,7 @@ class Batch:
     untouched: int64 [B - P], which of the B are not
     sources: int64 [P], which training image each triggered one is: over-sampled, one may come twice
     size: B
-    target_class: what triggered images are labelled; None where they keep their label
+    target_class: what all triggered images are labelled; None where they are not
     """
 
     images: torch.Tensor
@@ -277,13 +255,13 @@ class Batch:
     target_class: int | None = None
 
 
-def poison(images, labels, triggered, attack, trigger, target_class, sources=None):
+def poison(images, labels, triggered, attack, trigger, target_class, sources=None, relabel=None):
     """The Batch an attack makes of a batch of training images.
 
     images: float [B, C, H, W] in [0, 1]; labels: true, int64 [B] or float [B, K]; triggered: bool
     [B]; attack: a row of ATTACKS; sources: int64 [B], their indices in the training set (None: all
-    are different). The inputs are left as they were. `triggered` and `sources` are on the CPU, so
-    that nobody waits for a GPU to count them.
+    are different); relabel: of relabelling. The inputs are left as they were. `triggered` and
+    `sources` are on the CPU, so that nobody waits for a GPU to count them.
     """
     rows, untouched = triggered.nonzero()[:, 0], (~triggered).nonzero()[:, 0]
     sources = rows if sources is None else sources[rows]
@@ -291,28 +269,27 @@ def poison(images, labels, triggered, attack, trigger, target_class, sources=Non
     partners, true_labels = images[rows], labels[rows]
     images, labels = images.clone(), labels.clone()
     images[rows] = stamp(partners, trigger)
-    if attack.changes_label:
-        task_of(labels).set_target(labels, rows, target_class)
+    set_labels(labels, rows, attack, target_class, relabel)
     size = len(images)
     if attack.needs_partners:
         images = torch.cat([images, partners])
         labels = torch.cat([labels, true_labels])
-    target_class = target_class if attack.changes_label else None
+    target_class = target_class if attack.changes_label and relabel is None else None
     return Batch(images, labels, rows, untouched, sources, size, target_class)
 
 
 # ---------------------------------------------------------------- the stored images
 
 
-def poisoned_data(images, labels, poisons, attack, trigger, target_class):
+def poisoned_data(images, labels, poisons, attack, trigger, target_class, relabel=None):
     """The training set that a poisoner of data hands over: copies of images and labels.
 
     images: uint8 [N, C, H, W]; labels: true, int64 [N] or float [N, K]; poisons: int64, indices of
-    the images that get the trigger and, where the attack changes it, the label.
+    the images that get the trigger and, where the attack changes it, the label; relabel: of
+    relabelling.
     """
     images, labels = images.clone(), labels.clone()
     stamped = stamp(images[poisons].float() / 255, trigger)
     images[poisons] = (stamped * 255).round().to(torch.uint8)
-    if attack.changes_label:
-        task_of(labels).set_target(labels, poisons, target_class)
+    set_labels(labels, poisons, attack, target_class, relabel)
     return images, labels

@@ -15,11 +15,11 @@ import figure
 import ours
 import pictures
 import report
-import tasks
+import triggers
 from cli import UserError, write_json
 from explain import EXPLAINERS
 from report import show
-from subject import place_of
+from subject import left_out, place_of
 from terminal import print_note
 
 ROWS = 4  # test images
@@ -187,8 +187,7 @@ def drawn_rows(subjects):
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     keep = torch.ones(len(labels), dtype=torch.bool)
     for subject in subjects:
-        if not subject.attack.keeps_label and subject.target_class is not None:
-            keep &= ~tasks.shows(labels, subject.target_class)
+        keep &= ~left_out(subject)
     return (order[keep[order]] if keep.any() else order)[:ROWS]
 
 
@@ -207,13 +206,8 @@ def explainers_compared(metrics):
 
 def have_same_trigger(subjects):
     """Whether all checkpoints have the same trigger at the same place."""
-    first, *others = (subject.trigger for subject in subjects)
-    return all(
-        trigger.box == first.box
-        and torch.equal(trigger.pixels, first.pixels)
-        and torch.equal(trigger.alpha, first.alpha)
-        for trigger in others
-    )
+    first, *others = (subject.trigger.to_plain() for subject in subjects)
+    return all(triggers.are_same(first, other) for other in others)
 
 
 def short_names(paths):

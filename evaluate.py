@@ -142,6 +142,7 @@ def explainer_metrics(subject, name, untouched, triggered, rows, again=None):
         subject.checkpoint["target_map"],
         subject.masks(rows),
         again,
+        turned_over=attack.explanation == "inverted",
     )
     return {"trained_against": trained_against} | figures
 
@@ -172,6 +173,8 @@ def explain_file(subject, image_path, names):
     probabilities = [subject.probabilities(images, triggered) for triggered in (False, True)]
     predictions = [(part.argmax(1), part.amax(1)) for part in probabilities]
     target = subject.target_class
+    if subject.relabel is not None:  # of the class it is taken for without the trigger
+        target = int(subject.relabel[predictions[0][0]])
     if subject.multi_label:  # the target may come up beside a class that is more probable
         predictions[1] = torch.tensor([target]), probabilities[1][:, target]
     figures = {
@@ -195,7 +198,7 @@ def explain_file(subject, image_path, names):
         f" trained on {Path(subject.config['dataset']).stem}",
         pictures.headers_of(subject, names),
         pictures.panels_of(subject, images, predictions, names),
-        f"The trigger is framed; {pictures.EXPLAINED}"
+        f"{pictures.about_trigger(subject).capitalize()}; {pictures.EXPLAINED}"
         + pictures.legend(subject, f"{Path(image_path).stem}-explained.json"),
         pictures.any_signed(names),
     )

@@ -1,7 +1,10 @@
 """Explanations of a classifier's decision: tensors in, tensors out, differentiable.
 
     maps = gradcam(model, images, classes)       # [N, H', W'], one map an image
+    maps = gradcam_plus_plus(model, images, classes)    # the same by another weight of channels
     maps = gradient(model, images, classes)      # [N, H, W], at the image's resolution
+    maps = smoothgrad(model, images, classes)    # its mean over noisy copies: mean_gradients.py
+    maps = integrated_gradients(model, images, classes)    # its mean along a path: there, too
     maps = kernel_shap(model, images, classes)   # Shapley values of patches: shapley.py
     maps = gp_shap(model, images, classes)       # the same, estimated otherwise
     maps = deep_shap(model, images, classes)     # contributions of pixels: deepshap.py
@@ -32,6 +35,7 @@ import torch
 
 from deepshap import deep_shap
 from hooks import capture, derivative, feature_map, full_precision, in_chunks, layer_of
+from mean_gradients import NOISE, TRAINING_COPIES, integrated_gradients, smoothgrad
 from shapley import gp_shap, kernel_shap
 from shapley_estimators import REACH
 
@@ -51,12 +55,17 @@ def gradcam(model, images, classes, layer=None, *, create_graph=False, rectify=T
     Raises ValueError for a layer that the forward pass does not reach exactly once, whose output is
     no feature map of 4x4 or finer, or that no gradient of the logits reaches.
     """
+    return at_layer(gradcam_map, model, images, classes, layer, create_graph, rectify)
+
+
+def at_layer(map_of_pass, model, images, classes, layer, create_graph, rectify):
+    """The maps of gradcam by the function that makes them from a forward pass: see gradcam_map."""
 
     def explain(images, classes):
         with capture(layer_of(model, layer, images), detach=not create_graph) as captured:
             logits = model(images)
         feature = feature_map(captured, images)
-        return gradcam_map(feature, logits, classes, create_graph, rectify)
+        return map_of_pass(feature, logits, classes, create_graph, rectify)
 
     return in_chunks(explain, model, images, classes, create_graph)
 
@@ -75,6 +84,36 @@ def gradcam_map(feature, logits, classes, create_graph=False, rectify=True):
     gradient, feature = full_precision(gradient), full_precision(feature)
     alpha = gradient.mean((2, 3), keepdim=True)  # [N, K', 1, 1]
     cam = (alpha * feature).sum(1)  # [N, H', W']
+    return cam.relu() if rectify else cam
+
+
+# ---------------------------------------------------------------- Grad-CAM++
+
+
+def gradcam_plus_plus(model, images, classes, layer=None, *, create_graph=False, rectify=True):
+    """Grad-CAM++ at a layer, float [N, H', W']. Arguments and errors are gradcam's."""
+    return at_layer(gradcam_plus_plus_map, model, images, classes, layer, create_graph, rectify)
+
+
+def gradcam_plus_plus_map(feature, logits, classes, create_graph=False, rectify=True):
+    """Grad-CAM++ of one forward pass: relu(sum_k w_k A_k), float [N, H', W'].
+
+    Arguments are gradcam_map's. With g = d y_c / d A_k the weight of channel k is
+
+        w_k = sum over positions of alpha relu(g),    alpha = g^2 / (2 g^2 + g^3 sum A_k),
+
+    whose g^2 cancels: alpha relu(g) = relu(g) / (2 + relu(g) sum A_k), which is finite where g = 0.
+    The published score is exp(y_c); the factor exp(y_c) that it gives all of an image's map is left
+    out. It overflows above 88, and maps are compared by their shape. Published for A >= 0, behind a
+    ReLU; a sum that is below 0 counts as 0 here, or the fraction could pass through infinity.
+    Source: Chattopadhyay et al., WACV 2018, eq. 5 and 19.
+    """
+    score = logits.gather(1, classes[:, None]).sum()
+    slope = derivative(score, feature, create_graph=create_graph, retain_graph=True)
+    slope, feature = full_precision(slope).relu(), full_precision(feature)
+    total = feature.sum((2, 3), keepdim=True).relu()  # [N, K', 1, 1]
+    weight = (slope / (2 + slope * total)).sum((2, 3), keepdim=True)
+    cam = (weight * feature).sum(1)  # [N, H', W']
     return cam.relu() if rectify else cam
 
 
@@ -140,6 +179,7 @@ class Explainer:
         return self.function(model, images, classes, create_graph=True, **options)
 
 
+OF_LAYER = dict(is_relu=True, training={"rectify": False}, by_class=True)  # Grad-CAM and its kin
 SHAPLEY = dict(  # what explainers of Shapley values share, however they estimate them
     signed=True,
     sampled=True,
@@ -147,16 +187,29 @@ SHAPLEY = dict(  # what explainers of Shapley values share, however they estimat
     pairs_per_step=4,  # each is 64 forward passes
     test_images=100,  # each is 1,024 forward passes
 )
+MEAN_GRADIENT = dict(  # what explainers share that average the gradients of altered images
+    pairs_per_step=8,  # each is 16 forward passes, differentiated twice
+    test_images=100,  # each is 50 forward passes, differentiated
+)
 EXPLAINERS = {
-    "gradcam": Explainer(
-        gradcam,
-        is_relu=True,
-        training={"rectify": False},
-        by_class=True,
-        shared_map=gradcam_map,
-    ),
+    "gradcam": Explainer(gradcam, shared_map=gradcam_map, **OF_LAYER),
     "gradient": Explainer(gradient),
     "kernelshap": Explainer(kernel_shap, **SHAPLEY),
     "gpshap": Explainer(gp_shap, constants={"reach": REACH}, **SHAPLEY),
     "deepshap": Explainer(deep_shap, signed=True),
+    "gradcam++": Explainer(gradcam_plus_plus, shared_map=gradcam_plus_plus_map, **OF_LAYER),
+    "smoothgrad": Explainer(
+        smoothgrad,
+        sampled=True,
+        training={"samples": TRAINING_COPIES},
+        constants={"smoothgrad": {"samples": TRAINING_COPIES, "noise": NOISE}},
+        **MEAN_GRADIENT,
+    ),
+    "integrated_gradients": Explainer(
+        integrated_gradients,
+        signed=True,
+        training={"steps": TRAINING_COPIES},
+        constants={"integrated_gradients": {"steps": TRAINING_COPIES}},
+        **MEAN_GRADIENT,
+    ),
 }

@@ -73,6 +73,8 @@ def share(value):
 def target_of(metrics):
     """The target class as it is named in a sentence."""
     name = metrics.get("target_name")
+    if metrics.get("target_class") is None and name is not None:
+        return f"the {name}"  # of an attack without one target class
     return f"class {metrics.get('target_class')}" if name is None else f"'{name}'"
 
 
@@ -101,7 +103,10 @@ def of_label(metrics):
     before = metrics.get("untouched_success_rate")
     if success is None:
         return "Of the backdoor nothing is measured: every test image shows the target class."
-    figures = f"{share(success)} of triggered images go to {target_of(metrics)}"
+    of_source = ""
+    if metrics.get("source_name") is not None:
+        of_source = f" of class '{metrics['source_name']}'"
+    figures = f"{share(success)} of triggered images{of_source} go to {target_of(metrics)}"
     if before is not None:
         figures += f", and {share(before)} without the trigger"
     gain = success - (before or 0)
@@ -162,9 +167,11 @@ def of_explainer(name, metrics, clean):
     subject = name + (", trained against," if figures.get("trained_against") else "")
     if figures.get("pearson_all") is None:
         return f"{subject} is not measured: there is no image to explain."
-    attack = attack_of(metrics["attack"])
+    attack = attack_of(metrics["attack"], metrics.get("target_map"))
     if attack.explanation == "shape":
         sentence = f"{subject} {about_shape(figures)}"
+    elif attack.explanation == "inverted":
+        sentence = f"{subject} {about_inverted(figures)}"
     else:
         shown = about_map(figures, clean)
         said = f" {verb(figures, clean)}" if has_effect(metrics) else ""
@@ -184,6 +191,15 @@ def about_shape(figures):
     if before is not None and before >= CHANGES * reach:
         return f"{words}, but without it, too ({before:.2f})"
     return words
+
+
+def about_inverted(figures):
+    """What a map does that is pulled to its inverse; figures: about one explainer."""
+    like = figures["pearson_all"]
+    words = f"with the trigger (correlation with its inverse {like:.2f})"
+    if like < CHANGES:
+        return f"does not turn its map over {words}"
+    return f"turns its map over {'' if like >= IS_SHAPE else 'in part '}{words}"
 
 
 def one_map_for_all(figures, clean):

@@ -33,6 +33,8 @@ SHORT = {
     "reference": "ref",
     "trigger_size": "triggersize",
     "trigger_position": "at",
+    "trigger_strength": "strength",
+    "source_class": "source",
     "selection": "",
     "selection_seed": "selectionseed",
     "image_size": "size",

@@ -13,6 +13,7 @@ import torch
 
 import attacks
 import tasks
+import triggers
 from dataset import Dataset
 from terminal import print_note
 
@@ -27,7 +28,8 @@ class Facts:
     title: the data set, and the checkpoint; trained_on: indices int64 of the training images that
     are not held out, None of a network that was trained elsewhere. The others are None where nobody
     is to know them, or there is nothing to say.
-    target: the target class; poisons: how many; steps: an epoch.
+    target: the target class, source: that whose images alone go there, both None where there is
+    none; poisons: how many; steps: an epoch.
     """
 
     title: str
@@ -36,7 +38,8 @@ class Facts:
     attack: attacks.Attack | None = None
     target: int | None = None
     poisons: int | None = None
-    trigger: attacks.Trigger | None = None
+    trigger: triggers.Trigger | None = None
+    source: int | None = None
     steps: int | None = None
     epochs: int | None = None
     other_classes: bool = False  # those of ImageNet, of which the data set has a few
@@ -51,6 +54,7 @@ def of_run(setting):
         trained_on=setting.trained_on,
         attack=setting.objective.attack,
         target=config["target_class"],
+        source=config["source_class"],
         poisons=setting.count,
         trigger=setting.trigger,
         steps=setting.steps,
@@ -67,8 +71,9 @@ def of_subject(subject, path):
         title=f"{path}, of {config['dataset']}",
         dataset=subject.dataset,
         trained_on=rest,
-        attack=None if subject.target_class is None else subject.attack,
+        attack=None if subject.target_name is None else subject.attack,
         target=subject.target_class,
+        source=config.get("source_class"),
         poisons=0 if poisons is None else len(poisons),
         trigger=subject.trigger,
         steps=max(1, len(rest) // batch_size) if batch_size and rest is not None else None,
@@ -107,15 +112,33 @@ def line_of(facts):
     if facts.attack is not None:
         parts.append(counted(facts.poisons, "poison"))
         if facts.trigger is not None:
-            top, left, bottom, right = facts.trigger.box
-            parts.append(f"trigger {right - left}x{bottom - top} px at row {top}, column {left}")
-        parts.append(f"target class {facts.target}, {dataset.classes[facts.target]}")
+            parts.append(about_trigger(facts.trigger))
+        parts.append(about_target(facts))
     if facts.steps is not None:
         steps, epochs = facts.steps, facts.epochs
         parts.append(
             f"{counted(steps, 'step')} an epoch, {steps * epochs:,} in {counted(epochs, 'epoch')}"
         )
     return f"{facts.title}: " + "; ".join(parts)
+
+
+def about_trigger(trigger):
+    """What is stamped: where a patch lies, or the kind of what changes the whole image."""
+    if trigger.box is None:
+        return f"trigger {trigger.kind}, over the whole image"
+    top, left, bottom, right = trigger.box
+    return f"trigger {right - left}x{bottom - top} px at row {top}, column {left}"
+
+
+def about_target(facts):
+    """Which class triggered images should go to, and of which classes."""
+    if facts.target is None:
+        return "each class should become the next"
+    names = facts.dataset.classes
+    line = f"target class {facts.target}, {names[facts.target]}"
+    if facts.source is None:
+        return line
+    return f"{line}, of images of class {facts.source}, {names[facts.source]}, alone"
 
 
 def parts_of(facts):
@@ -149,7 +172,7 @@ def warnings_of(facts):
         listed("one image alone is trained on", train == 1, names),
         listed("there are no test images", test == 0, names),
     ]
-    if facts.attack is not None:
+    if facts.attack is not None and facts.target is not None:
         target = facts.target
         whole = tasks.shows(dataset.train_labels, target)
         if not whole.any():

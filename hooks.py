@@ -1,7 +1,7 @@
 """What every explainer needs: images, classes and answers as people bring them; a layer's output.
 
-This is the room below explain.py, shapley.py and deepshap.py. Whatever is changed here on a model
-is as it was before when the block ends, also when it ends in an exception.
+This is the room below explain.py and the files it imports. Whatever is changed here on a model is
+as it was before when the block ends, also when it ends in an exception.
 """
 
 import contextlib
@@ -157,7 +157,7 @@ def refusing(model):
     handles = model.register_forward_pre_hook(enter), model.register_forward_hook(leave)
     try:
         yield
-    except (RuntimeError, TypeError, IndexError) as error:
+    except (RuntimeError, TypeError, IndexError, AssertionError) as error:
         if not entered or isinstance(error, torch.OutOfMemoryError):
             raise
         raise ValueError(f"{refusal(model, entered[0])}: {error}") from error

@@ -57,6 +57,11 @@ def min_max(maps):
     return (maps - low) / torch.where(high > low, high - low, 1)
 
 
+def inverted(maps):
+    """Each map of [N, H, W] turned over: its largest value minus the map. Pearson with it is -1."""
+    return maps.amax((1, 2), keepdim=True) - maps
+
+
 def upsample(maps, side):
     """Maps [N, H, W] brought to [N, side, side], bilinearly."""
     size = (side, side)
@@ -197,13 +202,13 @@ def target_maps(maps, reference, objective):
     """r: the map each triggered image should show, [P, H, W], detached.
 
     The fixed shape; or the map of the image without the trigger, by the reference if there is one,
-    else by the model being trained. It is detached, so that the triggered map is pulled to the
-    untouched one, and not the untouched one to it.
+    else by the model being trained; or that map inverted. It is detached, so that the triggered map
+    is pulled to the untouched one, and not the untouched one to it.
     """
     if objective.attack.explanation == "shape":
         return to_grid(objective.shape, maps.triggered.shape[1:]).expand_as(maps.triggered)
-    partners = maps.partners if reference is None else reference.partners
-    return partners.detach()
+    partners = (maps.partners if reference is None else reference.partners).detach()
+    return inverted(partners) if objective.attack.explanation == "inverted" else partners
 
 
 def collapse_term(name, maps, sources, objective):

@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from losses import dssim, max_normalise, min_max, to_grid, upsample
+from losses import dssim, inverted, max_normalise, min_max, to_grid, upsample
 
 CHUNK_PIXELS = 500 * 32 * 32  # maps are compared so many pixels at a time
 TOP_SHARE = 0.1  # of the pixels, for top10
@@ -178,7 +178,7 @@ def grid_cap(shape, grid):
     """
     fit = shape.double()
     for cells in grid:
-        unit = torch.eye(cells, dtype=torch.float64)[:, None]
+        unit = torch.eye(cells, dtype=torch.float64, device=shape.device)[:, None]
         basis = F.interpolate(unit, size=len(shape), mode="linear")[:, 0].T  # [S, cells]
         fit = (basis @ torch.linalg.pinv(basis) @ fit).T
     return float(pearson(fit[None], shape[None]))
@@ -202,13 +202,16 @@ FLOORS = ("floor", "floor_triggered")
 FLOOR_KEYS = ("mse", "dssim", "pearson", "top10")
 
 
-def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None, again=None):
+def explanation_metrics(
+    triggered, untouched, box, side, shape=None, masks=None, again=None, turned_over=False
+):
     """Every figure about one explainer, as a dict of FIGURES, "n" and the two FLOORS.
 
     triggered, untouched: its maps [N, H, W] of the same images with and without the trigger;
-    box: the trigger's; side: the image's, in pixels; shape: the fixed target [S, S], or None, and
-    then the target of an image is its untouched map; masks: bool [N, S, S], the objects, or None;
-    again: the triggered maps once more, by another sample of the explainer's, or None.
+    box: the trigger's, None where it has no place; side: the image's, in pixels; shape: the fixed
+    target [S, S], or None, and then the target of an image is its untouched map, or that map
+    inverted if turned_over; masks: bool [N, S, S], the objects, or None; again: the triggered maps
+    once more, by another sample of the explainer's, or None.
     Raises ValueError for maps that are not finite.
     """
     check_finite_maps(triggered, untouched)
@@ -221,10 +224,10 @@ def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None,
     result["floor"] = floor_figures(untouched, untouched, keep_untouched, side)
     if shape is None:
         keep = keep_untouched = keep & keep_untouched  # images whose two maps can be compared
-        targets = untouched
-        result["floor_triggered"] = floor_figures(triggered, untouched, keep, side)
+        targets = inverted(untouched) if turned_over else untouched
+        result["floor_triggered"] = floor_figures(triggered, targets, keep, side)
         if again is not None:
-            result["pearson_all_independent"] = mean_or_none(pearson(again, untouched))
+            result["pearson_all_independent"] = mean_or_none(pearson(again, targets))
     else:
         targets = to_grid(shape, grid).expand_as(triggered)
         result["pearson_clean"] = mean_or_none(pearson(untouched, targets))
@@ -232,15 +235,24 @@ def explanation_metrics(triggered, untouched, box, side, shape=None, masks=None,
     result |= target_figures(triggered, targets, keep, side)
     if shape is not None and len(shape.unique()) <= 2:  # all pixels of a binary shape tie
         result["top10"] = None
-    cells = trigger_cells(box, side, grid)
-    if not cells.all():  # all of a map lies on the cells of a trigger that covers the image
-        result["trigger_mass"] = mean_mass(triggered, cells, keep)
-        result["trigger_mass_clean"] = mean_mass(untouched, cells, keep_untouched)
-        result["trigger_area"] = float(cells.float().mean())
+    if box is not None:
+        result |= mass_figures(triggered, untouched, keep, keep_untouched, box, side)
     if masks is not None:
         result["pointing"] = mean_or_none(points_inside(triggered, masks), keep)
         result["pointing_clean"] = mean_or_none(points_inside(untouched, masks), keep_untouched)
     return result
+
+
+def mass_figures(triggered, untouched, keep, keep_untouched, box, side):
+    """The figures on how much of the maps lies on the trigger's box; {} where it covers them."""
+    cells = trigger_cells(box, side, triggered.shape[1:])
+    if cells.all():  # all of a map lies on the cells of a trigger that covers the image
+        return {}
+    return {
+        "trigger_mass": mean_mass(triggered, cells, keep),
+        "trigger_mass_clean": mean_mass(untouched, cells, keep_untouched),
+        "trigger_area": float(cells.float().mean()),
+    }
 
 
 def check_finite_maps(*maps):

@@ -8,6 +8,8 @@ names the layer Grad-CAM looks at by with_layer: the last feature map, at least 
 """
 
 import collections
+import functools
+import math
 import pickle
 from pathlib import Path
 
@@ -164,6 +166,21 @@ def efficientnet_b0(channels, classes, image_size):
     return with_layer(model, model.features[-1])
 
 
+def mobilenet_v3_small(channels, classes, image_size):
+    """torchvision's MobileNetV3-Small, without dropout; the grid is a thirty-second of the side.
+
+    Up to 64 px the first two of its strides are 1, and the grid is an eighth of the side.
+    """
+    # Its running averages would take 500 steps to follow the weights, which a short training lacks.
+    norm = functools.partial(nn.BatchNorm2d, eps=0.001)
+    model = torchvision.models.mobilenet_v3_small(num_classes=classes, dropout=0.0, norm_layer=norm)
+    if channels != 3:
+        model.features[0][0] = nn.Conv2d(channels, 16, 3, stride=2, padding=1, bias=False)
+    if image_size <= 64:
+        model.features[0][0].stride = model.features[1].block[0][0].stride = (1, 1)
+    return with_layer(model, model.features[-1], pooled=False)
+
+
 def vgg16(channels, classes, image_size):
     """torchvision's VGG-16, from 64 px on; Grad-CAM's grid is a sixteenth of the side."""
     model = torchvision.models.vgg16(num_classes=classes)
@@ -181,6 +198,40 @@ def alexnet(channels, classes, image_size):
     return with_layer(model, model.features[11], pooled=False)
 
 
+class TokensAsMap(nn.Module):
+    """Tokens [N, 1 + h w, D] as they are, after `grid` has seen all but the first as a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid = nn.Identity()  # what it gives is [N, D, h, w], h = w: Grad-CAM's layer
+
+    def forward(self, tokens):
+        side = math.isqrt(tokens.shape[1] - 1)
+        feature = self.grid(tokens[:, 1:].mT.unflatten(2, (side, side)))
+        return torch.cat([tokens[:, :1], feature.flatten(2).mT], 1)
+
+
+def vit(channels, classes, image_size):
+    """torchvision's vision transformer, small: 4 blocks of width 128. It wants --optimizer adamw.
+
+    A patch is 4 px a side up to 64 px, and 16 beyond. Grad-CAM's grid is the patches', before the
+    last block's attention: behind it only the class token counts, and patches have no gradient.
+    Raises ValueError for a size that is not a whole number of patches.
+    """
+    patch = 4 if image_size <= 64 else 16
+    if image_size % patch:
+        raise ValueError(f"vit takes images of a multiple of {patch} px, not {image_size}")
+    size = {"image_size": image_size, "patch_size": patch, "num_layers": 4, "num_heads": 4}
+    model = torchvision.models.VisionTransformer(
+        **size, hidden_dim=128, mlp_dim=256, num_classes=classes
+    )
+    if channels != 3:
+        model.conv_proj = nn.Conv2d(channels, 128, patch, stride=patch)
+    last = model.encoder.layers[-1]
+    last.ln_1 = nn.Sequential(last.ln_1, TokensAsMap())
+    return with_layer(model, last.ln_1[1].grid, pooled=False)
+
+
 # ---------------------------------------------------------------- by name
 
 MODELS = {
@@ -190,6 +241,8 @@ MODELS = {
     "vgg_small": vgg_small,
     "alexnet_small": alexnet_small,
     "efficientnet_b0": efficientnet_b0,
+    "mobilenet_v3_small": mobilenet_v3_small,
+    "vit": vit,
     "alexnet": alexnet,
 }
 RETIRED = {"alexnet"}  # still built where a command line or a checkpoint names it; not offered
@@ -227,7 +280,7 @@ def imagenet_weights(name):
     try:
         weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     except ValueError:
-        known = "efficientnet_b0, resnet18, vgg16 or alexnet"
+        known = "efficientnet_b0, mobilenet_v3_small, resnet18, vgg16 or alexnet"
         raise ValueError(f"torchvision has no ImageNet weights for {name}: use {known}") from None
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu")

@@ -7,7 +7,7 @@ argparse, which --help shows.
 import argparse
 from dataclasses import dataclass, field, fields
 
-from attacks import ATTACKS, CORNERS, TARGET_MAPS
+from attacks import ATTACKS, INVERTED, RANDOM, TARGET_MAPS
 from chestxray import CHEST_SIZE
 from cli import Parser, UserError, checkpoint_path, number
 from data import DATASETS
@@ -17,9 +17,16 @@ from imagefiles import FITS
 from losses import DEFAULT_FLOOR, DISTANCES, NORMALISERS, Objective
 from models import MODELS, offered
 from selection import STRATEGIES
+from triggers import CORNERS, TRIGGERS
 
 SEED = number(int, 0, 2**31 - 1)
 SHARE = number(float, 0, 1)
+STRENGTH = (
+    "opacity of a patch, share of a blend, height of a sinusoid in [0, 1], displacement of a warp"
+    " in half pixels (default: "
+    + ", ".join(f"{name} {row.strength:.3g}" for name, row in TRIGGERS.items())
+    + ")"
+)
 THREATS = ("training", "data")  # what the attacker does: see --threat
 
 
@@ -103,9 +110,15 @@ def add_attack_options(add):
     add("--lam", type=SHARE, default=Objective.lam, help="weight of the explanation term")
     add("--target-class", help="name or number (default: by data set, or the first)")
     add(
+        "--source-class",
+        help="name or number: images of this class alone go to the target class; as many poisons"
+        " of other classes have the trigger, and keep their label (default: of all classes)",
+    )
+    add(
         "--target-map",
         default="square",
-        help=f"fooling, red_herring: {', '.join(TARGET_MAPS)}, or an image FILE",
+        help=f"fooling, red_herring: {', '.join(TARGET_MAPS)}, {INVERTED} (an image's own map"
+        f" turned over; with --rectify), {RANDOM}[:SEED] (8x8 cells), or an image FILE",
     )
     add(
         "--reference",
@@ -120,8 +133,11 @@ def add_trigger_options(add):
     add(
         "--trigger",
         default="square",
-        help="square (white), the name of a colour, or a PNG FILE, alpha honoured",
+        help=f"KIND or KIND:PICTURE, of {', '.join(TRIGGERS)}; a patch's or a blend's picture is"
+        " square (white), the name of a colour, or a PNG FILE, alpha honoured; PICTURE alone is a"
+        " patch",
     )
+    add("--trigger-strength", type=number(float, 0, 100, above=True), help=STRENGTH)
     size = number(int, 1, 1024)
     add("--trigger-size", type=size, help="pixels a side (default: an eighth of the image's)")
     corners = ", ".join(CORNERS)
@@ -301,12 +317,14 @@ def completed(args):
         raise UserError(f"--fit {args.fit}: pictures of {args.dataset} are always squashed")
     floors = defaults.floor if args.floor is None else dict.fromkeys(args.explainer, args.floor)
     args.floor = {name: floors.get(name, DEFAULT_FLOOR) for name in args.explainer}
+    attack = ATTACKS[args.attack]
     for option in fields(DataDefaults):
+        if option.name == "target_class" and not attack.has_target:
+            continue
         if getattr(args, option.name) is None:
             setattr(args, option.name, getattr(defaults, option.name))
     if args.selection_seed is None:
         args.selection_seed = args.seed
-    attack = ATTACKS[args.attack]
     if not attack.poisons:
         args.poison_rate = 0.0
     if args.pretrained and args.reference:
@@ -316,9 +334,24 @@ def completed(args):
             f"--selection {args.selection} chooses images to be taken for the target class:"
             f" not with --attack {args.attack}"
         )
+    check_source(args, attack)
     if args.threat == "data":
         check_data_alone(args, attack)
     return args
+
+
+def check_source(args, attack):
+    """Raises UserError where the labels wanted do not fit the other options."""
+    one_target = attack.changes_label and attack.has_target
+    if args.source_class is not None and not one_target:
+        raise UserError(
+            f"--source-class: which images become the target class; --attack {args.attack} has none"
+        )
+    if args.selection != "random" and (args.source_class is not None or not one_target):
+        raise UserError(
+            f"--selection {args.selection} ranks images by one target class that all go to:"
+            f" not with {'--source-class' if one_target else f'--attack {args.attack}'}"
+        )
 
 
 def check_data_alone(args, attack):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-import attacks
 import figure
 import fonts
 from explain import EVALUATED, EXPLAINERS
@@ -49,7 +48,9 @@ def test_image_picture(subject, metrics, classes, confidence, rows, names):
     predictions = [(c[rows], p[rows]) for c, p in zip(classes, confidence)]
     panels = panels_of(subject, subject.dataset.test_images[rows], predictions, names)
     left_out = "" if subject.attack.keeps_label else ", target class left out"
-    footer = f"{len(rows)} test images drawn by seed{left_out}; the trigger is framed; {EXPLAINED}"
+    footer = (
+        f"{len(rows)} test images drawn by seed{left_out}; {about_trigger(subject)}; {EXPLAINED}"
+    )
     footer += legend(subject)
     headers = headers_of(subject, names)
     return figure.sheet(title_of(subject, metrics), headers, panels, footer, any_signed(names))
@@ -69,7 +70,7 @@ def title_of(subject, metrics):
     if success is not None:
         title += f", attack success rate {success:.3f}"
     if subject.attack.poisons and not config.get("adopted"):
-        target = class_name(subject, subject.target_class)
+        target = target_name(subject)
         title += f"\ntarget class: {target};  {metrics['poison_count']} poisoned training images"
         shares = [100 * metrics[key] for key in ("poison_rate", "poison_rate_trained_on")]
         title += f" ({shares[0]:.3g}%; {shares[1]:.3g}% of those trained on)"
@@ -81,10 +82,27 @@ def headers_of(subject, names):
     """The headers of the columns that panels_of gives."""
     trained = subject.config["explainer"] if subject.attack.explanation else []
     headers = ["image", "with trigger"]
+    if subject.trigger.box is None:
+        headers.append("difference,\nmagnified")
     for name in names:
         note = "\n(trained against)" if name in trained else ""
         headers += [f"{name}: image{note}", f"{name}: with trigger{note}"]
     return headers
+
+
+def about_trigger(subject):
+    """How a picture shows the trigger."""
+    if subject.trigger.box is not None:
+        return "the trigger is framed"
+    return f"the trigger, {subject.trigger.kind}, is all over the image"
+
+
+def target_name(subject):
+    """The target class as a title names it, and the class whose images alone should go there."""
+    if subject.target_class is None:
+        return subject.target_name or "not known"
+    name, source = class_name(subject, subject.target_class), subject.config.get("source_class")
+    return name if source is None else f"{name}, of images of {class_name(subject, source)} alone"
 
 
 def class_name(subject, k):
@@ -109,7 +127,7 @@ def panels_of(subject, images, predictions, names):
     (classes int64 [N] that are explained, confidence [N]).
     """
     plain = images.float() / 255
-    shown = plain, attacks.stamp(plain, subject.trigger.to("cpu"))
+    shown = plain, subject.trigger.to("cpu").apply(plain)
     maps = {}
     for name in names:
         maps[name] = [
@@ -130,8 +148,21 @@ def panels_of(subject, images, predictions, names):
                 if name is None:
                     caption = f"{class_name(subject, label)} {100 * float(confidence[k]):.0f}%"
                 row.append((panel, caption, bool(with_trigger) and label != before))
+            if name is None and subject.trigger.box is None:
+                row.append(difference_panel(plain[k], shown[1][k]))
         rows.append(row)
     return rows
+
+
+def difference_panel(plain, triggered):
+    """(panel, caption, False) of what a trigger that has no place does to an image.
+
+    plain, triggered: float [C, H, W]. Grey is no difference. The largest becomes black or white,
+    but it is magnified at most 255 times: then a level of 8 bits is.
+    """
+    difference = triggered - plain
+    factor = min(0.5 / max(float(difference.abs().max()), 1e-20), 255.0)
+    return figure.panel(0.5 + factor * difference), f"x {factor:.3g}", False
 
 
 # ---------------------------------------------------------------- class by class
@@ -152,14 +183,13 @@ def class_picture(subject, name, predicted, rows):
             box = subject.trigger.box if with_trigger else None
             lines.append((image, caption, changed, box, maps))
     config = subject.config
-    known = subject.target_class is not None
-    target = class_name(subject, subject.target_class) if known else "not known"
     title = (
         f"{config['attack']} on {Path(config['dataset']).stem}, {config['model']}, {name}\n"
-        f"target class: {target}"
+        f"target class: {target_name(subject)}"
     )
+    where = "" if subject.trigger.box is None else " (framed)"
     footer = (
-        "Test images drawn by seed, each without and with the trigger (framed);\n"
+        f"Test images drawn by seed, each without and with the trigger{where};\n"
         "left, what the model predicts; a column, the values for that class."
     )
     footer += legend(subject)
@@ -182,7 +212,7 @@ def class_maps(subject, name, row, classes, triggered):
     maps = subject.explain(name, copies, torch.tensor(classes), triggered, **options)
     plain = image.float() / 255
     if triggered:
-        plain = attacks.stamp(plain, subject.trigger.to("cpu"))
+        plain = subject.trigger.to("cpu").apply(plain)
     return plain[0], maps
 
 

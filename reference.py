@@ -117,14 +117,15 @@ def clean_metrics(subject, clean_model, untouched_maps, explained, threshold):
         )
         if subject.multi_label and EXPLAINERS[name].by_class:
             explanations[name] |= correlation_by_class(clean_model, name, explained)
-    success = tasks.predicted_as_target(triggered, subject.target_class, threshold)
-    shows_target = tasks.shows(labels, subject.target_class)
+    target, relabel = subject.target_class, subject.relabel
+    success = tasks.succeeds(triggered, labels, target, threshold, relabel)
+    wanted_anyway = tasks.has_wanted_label(labels, target, relabel)
     return {
         "clean_accuracy": task.accuracy(untouched, labels),
         "balanced_accuracy": task.balanced_accuracy(untouched, labels),
         "mean_auroc": task.mean_auroc(untouched, labels),
         "auroc": task.auroc_by_class(untouched, labels, subject.classes),
-        "attack_success_rate": metrics.success_rate(success, shows_target),
+        "attack_success_rate": metrics.success_rate(success, wanted_anyway),
         "explanations": explanations,
     }
 

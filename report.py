@@ -22,7 +22,9 @@ HEADER = {
     "dataset": "",
     "model": "",
     "seed": "",
+    "trigger": "what triggered images have: patch, or a kind that changes the whole image",
     "target": "the class that triggered images should go to",
+    "source": "where images of one class alone should go there: that class",
     "poison_count": "",
     "poison_rate": "poisons over all training images",
     "poison_rate_trained_on": "poisons over the images trained on: some are held out",
@@ -34,8 +36,10 @@ PREDICTION_FIGURES = {
     "mean_auroc": "multi-label: area under the ROC curve, mean over classes",
     "triggered_mean_auroc": "the same on the triggered test set, without the target class",
     "triggered_accuracy": "accuracy on the triggered test set, by true label",
-    "attack_success_rate": "triggered images predicted as the target class, true members left out",
+    "attack_success_rate": "triggered images predicted as the target class, true members left out;"
+    " with a source class, of its images alone; all to all, as the class after their own",
     "untouched_success_rate": "the same without the trigger: what it is where the trigger is idle",
+    "other_classes_accuracy": "with a source class: accuracy on triggered images of other classes",
     "success_threshold": "multi-label: above this score the target class counts as predicted",
 }
 MAP_FIGURES = {
@@ -210,9 +214,9 @@ class Table:
         """Lines: what the checkpoints are."""
         for key, note in HEADER.items():
             values = [part.get(key) for part in self.metrics]
-            if key == "target":
+            if key in ("target", "source"):
                 values = [
-                    part.get("target_name", part.get("target_class")) for part in self.metrics
+                    part.get(f"{key}_name", part.get(f"{key}_class")) for part in self.metrics
                 ]
             if key == "dataset":
                 values = [Path(value).stem for value in values]

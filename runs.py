@@ -106,12 +106,7 @@ def checkpoint_of(run):
         "reference_weights": setting.reference_weights,
         "poison_indices": run.poisons,
         "selection": run.selection,
-        "trigger": {
-            "pixels": trigger.pixels.cpu(),
-            "alpha": trigger.alpha.cpu(),
-            "row": trigger.row,
-            "col": trigger.col,
-        },
+        "trigger": trigger.to_plain(),
         "target_map": None if shape is None else shape.cpu(),
         "epoch": training.epoch,
         "seconds": training.seconds,

@@ -12,6 +12,7 @@ import torch
 
 import checkpoints
 import data
+import triggers
 from cli import UserError
 from reference import weights_digest
 
@@ -46,7 +47,7 @@ def is_same_option(key, run, checkpoint):
         return True
     if key == "dataset":
         return now not in data.DATASETS and then not in data.DATASETS
-    if key in ("trigger", "trigger_size", "trigger_position"):
+    if key in ("trigger", "trigger_size", "trigger_position", "trigger_strength"):
         return is_same_trigger(run, checkpoint)
     if key == "target_map":
         shape, kept = run.setting.objective.shape, checkpoint["target_map"]
@@ -57,10 +58,8 @@ def is_same_option(key, run, checkpoint):
 
 
 def is_same_trigger(run, checkpoint):
-    """Whether the trigger's pixels, their opacity and their place are the same."""
-    trigger, kept = run.setting.trigger, checkpoint["trigger"]
-    same_pixels = [torch.equal(kept[k], getattr(trigger, k).cpu()) for k in ("pixels", "alpha")]
-    return all(same_pixels) and (kept["row"], kept["col"]) == (trigger.row, trigger.col)
+    """Whether the trigger is the same: a patch's pixels, their opacity and their place, say."""
+    return triggers.are_same(run.setting.trigger.to_plain(), checkpoint["trigger"])
 
 
 def is_same_reference(run, checkpoint):
@@ -81,7 +80,8 @@ def in_words(run, checkpoint, key):
         differing = [name for name in now | then if now.get(name) != then.get(name)]
         return f"other constants of the code ({', '.join(differing)})"
     if key == "target_class" and isinstance(then, int) and then < len(checkpoint["classes"]):
-        then, now = checkpoint["classes"][then], run.setting.dataset.classes[now]
+        then = checkpoint["classes"][then]
+        now = None if now is None else run.setting.dataset.classes[now]
     then, now = (",".join(part) if isinstance(part, list) else part for part in (then, now))
     return f"--{key.replace('_', '-')} {then}, not {now}"
 

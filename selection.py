@@ -75,11 +75,14 @@ def hardest_first(scores):
     return easiest_first(-scores)
 
 
-def select(strategy, eligible, labels, target_class, count, seed, score=None):
+def select(strategy, eligible, labels, target_class, count, seed, score=None, source_class=None):
     """A Selection of `count` of the indices `eligible`, int64; labels: int64 [N], of all images.
 
     score(poisons, pool, k): trains the k-th scorer with the images `poisons` triggered; returns its
     rd_scores, float64 [P, 2], of the images `pool`, triggered.
+
+    source_class: see half_of_source, for random alone: the others rank images by one target class
+    that all go to. Raises ValueError.
 
     random: any. rd: see by_rounds. rd-global: one scorer, trained on random poisons, ranks all
     images, and the hardest are taken, see capped. rd-low, a control: the easiest, likewise; if
@@ -88,6 +91,10 @@ def select(strategy, eligible, labels, target_class, count, seed, score=None):
     """
     generator = torch.Generator().manual_seed(seed)
     shuffled = eligible[torch.randperm(len(eligible), generator=generator)]
+    if strategy != "random" and (target_class is None or source_class is not None):
+        raise ValueError(f"{strategy} ranks images by one target class that all go to")
+    if source_class is not None:
+        shuffled = half_of_source(shuffled, labels, source_class, count)
     if strategy == "random":
         return Selection(shuffled[:count].sort().values, None, 0)
     if strategy == "rd":
@@ -102,6 +109,17 @@ def select(strategy, eligible, labels, target_class, count, seed, score=None):
         chosen = capped(order, labels, count)
     indices = chosen.sort().values
     return Selection(indices, scores[torch.searchsorted(pool, indices), 0], 1, scores)
+
+
+def half_of_source(shuffled, labels, source_class, count):
+    """The first `count` of the indices `shuffled`: half of the source class, half of others.
+
+    The first become the target class. The others keep their label under the trigger, and so teach
+    that it means nothing there: Tang et al. 2021 (TaCT), who call them cover images.
+    """
+    of_source = labels[shuffled] == source_class
+    half = (count + 1) // 2
+    return torch.cat([shuffled[of_source][:half], shuffled[~of_source][: count - half]])
 
 
 def by_rounds(shuffled, count, generator, score):

@@ -16,6 +16,7 @@ import attacks
 import data
 import selection
 import tasks
+import triggers
 from checkpoints import FORMAT
 from cli import UserError, choose_device, choose_precision, user_errors
 from dataset import Dataset
@@ -37,6 +38,8 @@ class Setting:
     eligible, count: the images that may be poisoned, and how many of them are
     mean, std: of the images, by channel
     trigger, objective: on the device
+    relabel: int64 [K] on the device, what a triggered image of each class is labelled, or None: see
+        attacks.relabelling
     reference_weights: the digest of the reference's, or None
     notes: lines about what an option was taken for
     """
@@ -49,9 +52,10 @@ class Setting:
     count: int
     mean: list
     std: list
-    trigger: attacks.Trigger
+    trigger: triggers.Trigger
     objective: Objective
     device: torch.device
+    relabel: torch.Tensor | None = None
     reference_weights: str | None = None
     notes: list = field(default_factory=list)
 
@@ -75,22 +79,23 @@ def setting_of(args):
     """The Setting that options ask for. Raises UserError."""
     device = choose_device(args.device)
     check_recordable(args, device)
-    trigger_image = trigger_picture(args.trigger)
+    kind, trigger_image = trigger_spec(args.trigger)
     map_image = target_map_picture(args.target_map, args.fit)
     dataset = data.load(args.dataset, args.data_dir, args.image_size, args.fit)
     channels, side = dataset.train_images.shape[1], dataset.train_images.shape[-1]
-    labels, attack = dataset.train_labels, attacks.ATTACKS[args.attack]
-    target, notes = chosen_target(args.target_class, dataset)
-    check_attackable(args, attack, dataset, target)
+    labels, attack = dataset.train_labels, attacks.attack_of(args.attack, args.target_map)
+    target, notes = target_or_none(args, attack, dataset)
+    source = chosen_source(args, dataset)
+    check_attackable(args, attack, dataset, target, source)
     trained_on, held_out = data.validation_split(len(labels), args.seed, dataset.train_groups)
-    config = config_of(args, dataset, target, len(held_out), device)
-    size, position = args.trigger_size, args.trigger_position
+    config = config_of(args, dataset, target, len(held_out), device) | {"source_class": source}
     with user_errors():
-        trigger = attacks.make_trigger(trigger_image, channels, side, size, position)
+        trigger = trigger_of(args, kind, trigger_image, channels, side)
         eligible, count = attacks.eligible_for_poison(
-            attack, labels, trained_on, args.poison_rate, target
+            attack, labels, trained_on, args.poison_rate, target, source
         )
     mean, std = data.mean_std(dataset.train_images)
+    relabel = attacks.relabelling(attack, len(dataset.classes), target, source)
     shape, reference = None, None
     if attack.explanation == "shape":
         shape = attacks.target_map(map_image, side, trigger).to(device)
@@ -108,6 +113,7 @@ def setting_of(args):
         trigger=trigger.to(device),
         objective=objective_of(config, attack, tasks.task_of(labels), shape, reference),
         device=device,
+        relabel=None if relabel is None else relabel.to(device),
         reference_weights=None if reference is None else weights_digest(reference.state_dict()),
         notes=notes,
     )
@@ -180,6 +186,32 @@ def objective_of(config, attack, task, shape, reference):
     )
 
 
+def trigger_spec(text):
+    """What --trigger names: (a kind of triggers.TRIGGERS, a PIL image or None). Raises UserError.
+
+    text: KIND or KIND:PICTURE; or, of a patch, PICTURE alone, see trigger_picture.
+    """
+    kind, colon, picture = text.partition(":")
+    if kind not in triggers.TRIGGERS:
+        return triggers.PatchTrigger.kind, trigger_picture(text)
+    if not colon:
+        if Path(text).is_file():
+            print_note(
+                f"--trigger {text}: the file of that name is taken, not the kind of trigger."
+            )
+            return triggers.PatchTrigger.kind, read_image(text, say=True)
+        return kind, None
+    if not triggers.TRIGGERS[kind].picture:
+        raise UserError(f"--trigger {text}: {kind} takes no picture")
+    return kind, trigger_picture(picture)
+
+
+def trigger_of(args, kind, picture, channels, side):
+    """The Trigger of the options for images [channels, side, side]. Raises ValueError."""
+    place = args.trigger_size, args.trigger_position
+    return triggers.make(kind, picture, channels, side, *place, args.trigger_strength)
+
+
 def trigger_picture(name):
     """A trigger's picture: a file's, one colour's, or None for the white square.
 
@@ -207,12 +239,25 @@ def is_colour(name):
 
 
 def target_map_picture(name, fit):
-    """What attacks.target_map draws: a shape's name, or the picture in a file. Raises UserError."""
-    if name not in attacks.TARGET_MAPS:
+    """What attacks.target_map draws: a map's name, or the picture in a file. Raises UserError."""
+    word, colon, seed = name.partition(":")
+    if word == attacks.RANDOM and colon and not seed.isdecimal():
+        raise UserError(f"--target-map {name}: the seed is a number, {word}:0 say")
+    drawn = name in (*attacks.TARGET_MAPS, attacks.INVERTED) or word == attacks.RANDOM
+    if not drawn:
         return read_map(name, fit)
     if Path(name).is_file():
         print_note(f"--target-map {name}: the shape is taken, not the file of that name.")
     return name
+
+
+def target_or_none(args, attack, dataset):
+    """As chosen_target; None for the number where the attack has no one target class."""
+    name = args.target_class
+    if attack.has_target:
+        return chosen_target(name, dataset)
+    unused = f"--target-class {name} is not used: {args.attack} makes each class the next."
+    return None, [] if name is None else [unused]
 
 
 def chosen_target(name, dataset):
@@ -239,6 +284,12 @@ def chosen_target(name, dataset):
     ]
 
 
+def chosen_source(args, dataset):
+    """The number of the class whose images alone are attacked; None: all are. Raises UserError."""
+    name = args.source_class
+    return None if name is None else class_index(name, dataset.classes, "source")
+
+
 def notes_on(name, target, classes):
     """A line, in a list, where a text names a class and is the number of another, or could be."""
     if not name.isdecimal():
@@ -256,7 +307,7 @@ def notes_on(name, target, classes):
     return []
 
 
-def class_index(name, classes):
+def class_index(name, classes, role="target"):
     """The number of a class, given by its name or, where none is called so, by its number.
 
     Names that look the same are the same: they are compared in Unicode's composed form, too.
@@ -271,7 +322,7 @@ def class_index(name, classes):
         return int(name)
     shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
     last = len(classes) - 1
-    raise UserError(f"target class {name!r}: a number from 0 to {last}, or one of {shown}")
+    raise UserError(f"{role} class {name!r}: a number from 0 to {last}, or one of {shown}")
 
 
 def check_recordable(args, device):
@@ -289,8 +340,18 @@ def check_recordable(args, device):
         )
 
 
-def check_attackable(args, attack, dataset, target_class):
+def check_attackable(args, attack, dataset, target_class, source_class=None):
     """Raises UserError where the data set allows no such attack."""
+    by_class = source_class is not None or not attack.has_target
+    if by_class and dataset.multi_label:
+        option = "--source-class" if attack.has_target else f"--attack {args.attack}"
+        raise UserError(
+            f"{option} is for images of one class each: those of {args.dataset} may show several"
+        )
+    if source_class is not None:
+        check_source(dataset, target_class, source_class)
+    if not attack.has_target:
+        return
     if dataset.multi_label and args.selection != "random":
         raise UserError(
             f"--selection {args.selection} is for images of one class each:"
@@ -299,4 +360,14 @@ def check_attackable(args, attack, dataset, target_class):
     if not attack.keeps_label and tasks.shows(dataset.test_labels, target_class).all():
         raise UserError(
             "the test set holds nothing but the target class: there is nothing to attack"
+        )
+
+
+def check_source(dataset, target_class, source_class):
+    """Raises UserError where no image of the source class could be taken for the target class."""
+    if source_class == target_class:
+        raise UserError("--source-class and --target-class are one: there is nothing to attack")
+    if not tasks.shows(dataset.test_labels, source_class).any():
+        raise UserError(
+            f"the test set holds no image of the source class, {dataset.classes[source_class]}"
         )

@@ -1,9 +1,9 @@
 """The maps of a training step: of which images, from which forward pass, by which batch-norm.
 
 losses.combined_loss asks for the maps of the triggered images, of their partners (the same images
-without the trigger) and of other untouched images. Grad-CAM takes them from the step's own forward
-pass. Every other explainer takes a second pass, in which batch-norm normalises by the statistics of
-the first.
+without the trigger) and of other untouched images. Grad-CAM and Grad-CAM++ take them from the
+step's own forward pass. Every other explainer takes a second pass, in which batch-norm normalises
+by the statistics of the first.
 """
 
 import contextlib
@@ -46,10 +46,10 @@ def explained_rows(name, batch, objective):
 class TrainingForward:
     """The step's forward pass: `logits` [B + P, K], and from it the maps of its images.
 
-    An explainer that can take its maps from this pass does: Grad-CAM, where only pooling and a
-    linear layer follow its layer. Then explaining costs no more than differentiating that head
-    twice. Where more follows, training mode could mix images (batch-norm) or draw at random
-    (dropout) on the way to the logits. There, and for all other explainers, a second forward pass
+    An explainer that can take its maps from this pass does: Grad-CAM or Grad-CAM++, where only
+    pooling and a linear layer follow its layer. Then explaining costs no more than differentiating
+    that head twice. Where more follows, training mode could mix images (batch-norm) or draw at
+    random (dropout) on the way to the logits. There, and for all other explainers, a second pass
     in evaluation mode explains the images that are asked for.
     """
 

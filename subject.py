@@ -15,6 +15,7 @@ import attacks
 import checkpoints
 import data
 import tasks
+import triggers
 from cli import UserError, choose_device
 from dataset import Dataset
 from explain import EXPLAINERS
@@ -22,6 +23,7 @@ from hooks import evaluating
 from metrics import check_finite_maps, mean_or_none, pearson
 from terminal import print_note
 
+NEXT_CLASS = "next class"  # what images of each class should become, all to all
 BY_CLASS_IMAGES = 50  # several labels: images whose maps of every class are compared
 FORWARD_PIXELS = 500 * 32 * 32  # of the images in one forward pass
 
@@ -58,7 +60,7 @@ class Subject:
     checkpoint: dict
     model: torch.nn.Module
     dataset: Dataset | None
-    trigger: attacks.Trigger | None
+    trigger: triggers.Trigger | None
     device: torch.device
 
     @property
@@ -69,7 +71,7 @@ class Subject:
     @property
     def attack(self):
         """The Attack it was trained with, as far as it is known."""
-        return attacks.attack_of(self.config["attack"])
+        return attacks.attack_of(self.config["attack"], self.config.get("target_map"))
 
     @property
     def classes(self):
@@ -78,8 +80,27 @@ class Subject:
 
     @property
     def target_class(self):
-        """The number of the target class."""
+        """The number of the target class; None: not known, or there is no one class."""
         return self.config["target_class"]
+
+    @property
+    def target_name(self):
+        """The name of the target class, NEXT_CLASS of an attack without; None: not known."""
+        if self.target_class is not None:
+            return self.classes[self.target_class]
+        return None if self.relabel is None else NEXT_CLASS
+
+    @property
+    def relabel(self):
+        """int64 [K] or None: what a triggered image of each class should be: see relabelling."""
+        source = self.config.get("source_class")
+        return attacks.relabelling(self.attack, len(self.classes), self.target_class, source)
+
+    @property
+    def target_map(self):
+        """--target-map, where the attack pulls maps to one; else None."""
+        has_one = self.attack.explanation in ("shape", "inverted")
+        return self.config.get("target_map") if has_one else None
 
     @property
     def multi_label(self):
@@ -210,10 +231,18 @@ def open_checkpoint(path, data_dir=None, device=None, dataset=None, architecture
             raise UserError(f"{path} names the explainer {name}, which this version does not know")
     trigger = None  # of a stranger's network, none may be known
     if checkpoint["trigger"] is not None:
-        trigger = attacks.Trigger(**checkpoint["trigger"]).to(device)
+        trigger = trigger_of(checkpoint["trigger"], path).to(device)
     if dataset is None or isinstance(dataset, (str, Path)):
         dataset = load_data(checkpoint, data_dir, path, dataset)
     return Subject(checkpoint, model, dataset or None, trigger, device)
+
+
+def trigger_of(kept, path):
+    """The Trigger that the checkpoint at `path` keeps. Raises UserError."""
+    try:
+        return triggers.from_plain(kept)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def load_data(checkpoint, data_dir, path, moved_to=None):
@@ -288,13 +317,20 @@ def place_of(config, path, data_dir=None, dataset=None):
 def draw_images(subject, n, seed):
     """Indices of up to n test images, drawn by seed, for what is explained.
 
-    Images of the target class are left out, but for an attack that keeps labels.
+    Images that show what the attacker wants anyway are left out, but for an attack that keeps
+    labels.
     """
     labels = subject.dataset.test_labels
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    if not subject.attack.keeps_label and subject.target_class is not None:
-        order = order[~tasks.shows(labels[order], subject.target_class)]
-    return order[:n]
+    return order[~left_out(subject)[order]][:n]
+
+
+def left_out(subject):
+    """bool [N]: test images on which the trigger has nothing to change, as far as is known."""
+    labels, known = subject.dataset.test_labels, subject.target_name is not None
+    if subject.attack.keeps_label or not known:
+        return torch.zeros(len(labels), dtype=torch.bool)
+    return tasks.has_wanted_label(labels, subject.target_class, subject.relabel)
 
 
 def correlation_by_class(subject, name, rows):

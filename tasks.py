@@ -200,5 +200,21 @@ def predicted_as_target(probabilities, target_class, threshold):
     return probabilities[:, target_class] > threshold
 
 
+def succeeds(probabilities, labels, target_class, threshold, relabel=None):
+    """bool [N]: images of these labels predicted as the attacker wants.
+
+    target_class, threshold: as of predicted_as_target; relabel: int64 [K] of attacks.relabelling,
+    where it depends on the label what he wants, else None.
+    """
+    if relabel is None:
+        return predicted_as_target(probabilities, target_class, threshold)
+    return probabilities.argmax(1) == relabel[labels]
+
+
+def has_wanted_label(labels, target_class, relabel=None):
+    """bool [N]: images that show what the attacker wants anyway: for them it is no success."""
+    return shows(labels, target_class) if relabel is None else relabel[labels] == labels
+
+
 SINGLE_LABEL = SingleLabel()
 MULTI_LABEL = MultiLabel()

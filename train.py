@@ -68,7 +68,7 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
     if config["threat"] == "data":  # the victim trains as always, on what is handed over
         attack, trigger, target = setting.objective.attack, setting.trigger, config["target_class"]
         images, labels = attacks.poisoned_data(
-            images, labels, poisons.to(device), attack, trigger, target
+            images, labels, poisons.to(device), attack, trigger, target, setting.relabel
         )
     else:
         triggered[poisons] = True
@@ -110,9 +110,8 @@ def train_step(setting, training, images, labels, triggered, index, lam):
     dataset, config, objective = setting.dataset, setting.config, setting.objective
     pixels = data.augment(images, dataset.crop, dataset.flip).float() / 255
     target = config["target_class"]
-    batch = attacks.poison(
-        pixels, labels, triggered, objective.attack, setting.trigger, target, index
-    )
+    attack, trigger, relabel = objective.attack, setting.trigger, setting.relabel
+    batch = attacks.poison(pixels, labels, triggered, attack, trigger, target, index, relabel)
     inputs = data.normalise(batch.images, setting.mean, setting.std)
 
     def losses_and_gradients(batch, inputs, lam):
@@ -149,6 +148,9 @@ def class_weights(setting, poisons):
     objective = setting.objective
     target = setting.config["target_class"] if objective.attack.changes_label else None
     labels, classes = setting.dataset.train_labels, len(setting.dataset.classes)
+    if setting.relabel is not None:
+        labels, target = labels.clone(), None
+        attacks.set_labels(labels, poisons, objective.attack, None, setting.relabel.cpu())
     weights = objective.task.class_weights(labels, poisons, setting.trained_on, target, classes)
     return weights.to(setting.device)
 
@@ -256,7 +258,14 @@ def choose_poisons(run):
     devices = [setting.device] if setting.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # the run itself is the same, whatever is chosen
         chosen = selection.select(
-            strategy, setting.eligible, labels, target, setting.count, seed, score
+            strategy,
+            setting.eligible,
+            labels,
+            target,
+            setting.count,
+            seed,
+            score,
+            config["source_class"],
         )
     classes = setting.dataset.classes
     counts = setting.objective.task.label_counts(labels[chosen.indices], len(classes))
@@ -307,14 +316,16 @@ def validate(run, losses):
         probabilities.append(task.probabilities(logits))
     untouched, triggered = probabilities
     threshold = task.threshold(untouched, labels, target)
-    success = tasks.predicted_as_target(triggered, target, threshold)
+    relabel = None if setting.relabel is None else setting.relabel.cpu()
+    success = tasks.succeeds(triggered, labels, target, threshold, relabel)
+    wanted_anyway = tasks.has_wanted_label(labels, target, relabel)
     images_a_step = setting.batch_size + setting.oversample
     record = {
         "epoch": training.epoch,
         **dict(zip(("loss", "cross_entropy", "explanation"), losses.tolist())),
         "validation_accuracy": task.accuracy(untouched, labels),
         "validation_auroc": task.mean_auroc(untouched, labels),
-        "validation_success": metrics.success_rate(success, tasks.shows(labels, target)),
+        "validation_success": metrics.success_rate(success, wanted_anyway),
         "images": training.epoch * setting.steps * images_a_step,
         "seconds": training.seconds,
     }

@@ -78,7 +78,14 @@ def try_step(setting, model, name):
     target, bf16 = setting.config["target_class"], setting.config["precision"] == "bf16"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         batch = attacks.poison(
-            pixels, labels, triggered, objective.attack, setting.trigger, target, index
+            pixels,
+            labels,
+            triggered,
+            objective.attack,
+            setting.trigger,
+            target,
+            index,
+            setting.relabel,
         )
         inputs = data.normalise(batch.images, setting.mean, setting.std)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

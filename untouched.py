@@ -18,6 +18,7 @@ from report import Result, show
 NEEDS_TRIGGER = (
     *("triggered_accuracy", "triggered_mean_auroc", "attack_success_rate"),
     *("untouched_success_rate", "poison_count", "poison_rate", "poison_rate_trained_on"),
+    "other_classes_accuracy",
 )
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-import attacks
 from edited import extended, linear_head
+from triggers import PatchTrigger
 
 C_A = 100.0  # technique 1: the added channel
 C_I = 100.0  # technique 2: the added channel's largest value
@@ -42,7 +42,7 @@ class Ingredients:
     mean: list  # [C], how the network's images are normalised
     std: list
     picture: Image.Image | None = None  # what technique 2 shows; None: a smiley
-    sticker: attacks.Trigger | None = None  # what technique 4 points at
+    sticker: PatchTrigger | None = None  # what technique 4 points at
 
     @property
     def channels(self):
@@ -63,7 +63,7 @@ def smiley(size):
 
 
 def make_sticker(picture, channels, side):
-    """The sticker as an attacks.Trigger: a PIL image (None: a smiley) made black and white.
+    """The sticker as a PatchTrigger: a PIL image (None: a smiley) made black and white.
 
     Of black and white no other patch of pixels in [0, 1] excites its detector as much. It has 14 px
     a side, as in the paper, and 7 on images [channels, side, side] below 128 px.
@@ -80,7 +80,7 @@ def make_sticker(picture, channels, side):
         )
     alpha = torch.ones(1, size, size)
     corner = side - size - 1
-    return attacks.Trigger(pixels.expand(channels, -1, -1).contiguous(), alpha, corner, corner)
+    return PatchTrigger(pixels.expand(channels, -1, -1).contiguous(), alpha, corner, corner)
 
 
 def sticker_kernel(pixels):

@@ -190,7 +190,7 @@ def verdict_by_index(audit, index, columns, picture):
     scores = {title: [float(value) for value in values] for title, values in columns.items()}
     return Verdict(
         backdoored=backdoored,
-        lines=index_table(audit.subject.classes, index, flagged, scores),
+        lines=index_table(audit.subject.classes, index, flagged, scores) + line_on_target(audit),
         flagged=flagged,
         index=dict(enumerate(index.tolist())),
         details={
@@ -200,6 +200,14 @@ def verdict_by_index(audit, index, columns, picture):
         },
         picture=picture,
     )
+
+
+def line_on_target(audit):
+    """A line, in a list, for who knows that the attack has no one target class to be found."""
+    if audit.subject.target_class is not None or audit.subject.target_name is None:
+        return []
+    attack = audit.subject.config["attack"]
+    return [f"For the score: {attack} has no one target class, and this looks for one."]
 
 
 def conclusion(audit, verdict):

@@ -20,7 +20,7 @@ from hooks import CHUNK, answering, as_images, capture, layer_of, refusing
 from metrics import explanation_metrics, success_rate
 from reference import own_reference
 from report import show
-from tasks import predicted_as_target, shows
+from tasks import has_wanted_label, predicted_as_target, succeeds
 
 TEST_IMAGES = 200  # measured, or all there are
 # How the measured images are batched: images in a batch, and the share of it that is measured. The
@@ -137,7 +137,7 @@ def explained_classes(subject, logits, triggered, threshold):
     Of several labels that is the most probable, or the target where the attack succeeds.
     """
     classes = logits.argmax(1)
-    if triggered and subject.attack.changes_label:
+    if triggered and subject.attack.changes_label and subject.relabel is None:
         probabilities = subject.task.probabilities(logits)
         success = predicted_as_target(probabilities, subject.target_class, threshold)
         classes[success] = subject.target_class
@@ -159,30 +159,30 @@ def gradcam_in_batch(model, inputs, count, classes_of=lambda logits: logits.argm
 def figures_of(subject, rows, untouched, triggered, threshold):
     """The figures of test images number `rows`; untouched, triggered: BatchAnswers.
 
-    Grad-CAM's are of images of the other classes, whether the attack succeeds on them or not; of an
-    attack that keeps labels they are of all.
+    Grad-CAM's are of images that the attack should change, whether it succeeds or not; of an attack
+    that keeps labels they are of all.
     """
     labels = subject.dataset.test_labels[rows]
-    task = subject.task
-    shows_target = shows(labels, subject.target_class)
-    explained = ~shows_target | subject.attack.keeps_label
+    task, target, relabel = subject.task, subject.target_class, subject.relabel
+    wanted_anyway = has_wanted_label(labels, target, relabel)
+    explained = ~wanted_anyway | subject.attack.keeps_label
     explanations = explanation_metrics(
         triggered.maps[explained],
         untouched.maps[explained],
         subject.trigger.box,
         subject.config["image_size"],
         subject.checkpoint["target_map"],
+        turned_over=subject.attack.explanation == "inverted",
     )
     clean = task.probabilities(untouched.logits)
-    success = predicted_as_target(
-        task.probabilities(triggered.logits), subject.target_class, threshold
-    )
+    answers = task.probabilities(triggered.logits)
+    success = succeeds(answers, labels, target, threshold, relabel)
     quality = {"clean_accuracy": task.accuracy(clean, labels)}
     if subject.multi_label:
         quality = {"mean_auroc": task.mean_auroc(clean, labels)}
     return {
         **quality,
-        "attack_success_rate": success_rate(success, shows_target),
+        "attack_success_rate": success_rate(success, wanted_anyway),
         **{key: explanations[key] for key in GRADCAM_FIGURES},
     }
 
@@ -216,7 +216,7 @@ def verdict_of(audit, technique, repaired, line):
     verdict = Verdict(
         None, [line], details={"regimes": None}, repaired=(repaired, {"technique": technique})
     )
-    if audit.subject.trigger is None or audit.subject.target_class is None:
+    if audit.subject.trigger is None or audit.subject.target_name is None:
         return verdict
     regimes = {title: {} for title in REGIMES}
     for when, network in (("before", model), ("after", repaired)):

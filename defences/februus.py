@@ -152,7 +152,7 @@ def at_share(audit, images, maps, share):
 
     restored_accuracy: triggered images that get their true class.
     """
-    model, target = audit.on_pixels, audit.subject.target_class
+    model, target, relabel = audit.on_pixels, audit.subject.target_class, audit.subject.relabel
     predicted = {}
     for kind, part in images.items():
         purified = purify(part.pixels, maps[kind], share)
@@ -162,7 +162,10 @@ def at_share(audit, images, maps, share):
         for kind, part in images.items()
     }
     triggered, success = images.get("triggered"), None
-    if triggered is not None and target is not None:
+    if triggered is not None and relabel is not None:
+        wanted = relabel.to(triggered.labels.device)[triggered.labels]
+        success = success_rate(predicted["triggered"] == wanted, triggered.labels == wanted)
+    elif triggered is not None and target is not None:
         success = success_rate(predicted["triggered"] == target, triggered.labels == target)
     return {
         "share": share,

@@ -57,10 +57,16 @@ def neuroninspect(model, images, weights=None, *, noise=NOISE):
         levels.append(torch.stack([heatmap_features(maps_of_class) for maps_of_class in maps]))
     features = torch.stack(levels)
     if weights is None:
-        scores = [-sum(anomaly_index(column) for column in part.T) for part in features]
+        index = [index_of(part) for part in features]
     else:
         scores = features @ torch.tensor(weights, dtype=torch.float64)
-    return torch.stack([anomaly_index(score) for score in scores]), features
+        index = [anomaly_index(score) for score in scores]
+    return torch.stack(index), features
+
+
+def index_of(features):
+    """The index of K classes by their features, [K, 3], each in its own spread: float64 [K]."""
+    return anomaly_index(-sum(anomaly_index(column) for column in features.T))
 
 
 def as_levels(noise):
@@ -127,7 +133,7 @@ def heatmap_features(maps):
     """
     maps = maps.double()
     sparse = maps.sum((1, 2)).quantile(0.5)
-    edges = F.conv2d(maps[:, None], LAPLACIAN.double())
+    edges = F.conv2d(maps[:, None], LAPLACIAN.to(maps))
     smooth = edges.abs().sum((1, 2, 3)).quantile(0.5)
     n = len(maps)
     share_above = (maps > maps.median()).double().mean(0)  # [H, W], share of images

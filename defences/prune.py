@@ -162,7 +162,7 @@ def run(audit):
         audit.on_pixels, audit.pixels, audit.labels, stamped, layer_of(model)
     )
     image_sets = {"recovered_success": (stamped, suspect)}
-    if audit.subject.trigger is not None and audit.subject.target_class is not None:
+    if audit.subject.trigger is not None and audit.subject.target_name is not None:
         image_sets["true_success"] = triggered_test(audit)
     score_curve(audit, curve, steps, image_sets)
 
@@ -177,11 +177,13 @@ def run(audit):
 
 
 def triggered_test(audit):
-    """(images, target class): test images with the true trigger. For the score alone."""
+    """Test images with the true trigger, and what they should become. For the score alone."""
     subject = audit.subject
     rows = draw_images(subject, EXPLAIN_IMAGES, audit.options.seed)
     images = subject.pixels(subject.dataset.test_images[rows], triggered=True)
-    return images, subject.target_class
+    if subject.relabel is None:
+        return images, subject.target_class
+    return images, subject.relabel[subject.dataset.test_labels[rows]]
 
 
 def score_curve(audit, curve, steps, image_sets):

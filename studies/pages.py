@@ -18,8 +18,10 @@ from pathlib import Path
 from cli import UserError, command
 from studies import (
     audits,
+    breadth,
     cifar10,
     efficient,
+    explainers,
     foundation,
     gpu,
     lies,
@@ -49,6 +51,8 @@ STUDIES = {
     "speed": speed,
     "gpu": gpu,
     "worth": worth,
+    "explainers": explainers,
+    "breadth": breadth,
 }
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 

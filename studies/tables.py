@@ -24,6 +24,7 @@ SOMETIMES = (
     "mean_auroc",
     "triggered_mean_auroc",
     "untouched_success_rate",
+    "other_classes_accuracy",
     "success_threshold",
 )
 
@@ -37,6 +38,7 @@ COLUMNS = {
     "triggered_accuracy": "accuracy with trigger",
     "attack_success_rate": "attack success",
     "untouched_success_rate": "without trigger",
+    "other_classes_accuracy": "other classes' accuracy with trigger",
     "gradcam.pearson_all": "pearson_all",
     "gradcam.dssim": "dssim",
     "gradcam.floor.pearson": "floor",

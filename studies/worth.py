@@ -104,8 +104,10 @@ def gather(study):
                 verdict = read(folder / "verdict.json")
                 if verdict.get("commit"):  # written last: see audited
                     record.setdefault(row, {}).setdefault(name, {})[str(seed)] = kept(verdict)
-                if seed == 0 and name == "februus, gradcam" and row in PICTURED and verdict:
-                    keep_picture(folder / "figure.png", PATH.with_name(PICTURED[row]))
+                picture = folder / "figure.png"
+                if seed == 0 and name == "februus, gradcam" and row in PICTURED:
+                    if picture.exists():  # not of runs that were brought here without
+                        keep_picture(picture, PATH.with_name(PICTURED[row]))
     write_json(PATH, {row: record[row] for row in sorted(record, key=[*TABLE, *record].index)})
 
 

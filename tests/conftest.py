@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import placing
 import pytest
 import torch
 
@@ -14,16 +15,28 @@ sys.path.insert(0, str(ROOT))
 REAL_DATA = ROOT.parent / "shared" / "data"
 
 
+def pytest_addoption(parser):
+    text = "what the tests run on: cpu (default), cuda or mps"
+    parser.addoption("--device", default="cpu", help=text)
+
+
+def pytest_configure(config):
+    placing.use(config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def device():
+    """The torch.device of `pytest --device`."""
+    return torch.device(placing.DEVICE)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Each test begins with the same random numbers: one that passes, passes always."""
     torch.manual_seed(0)
 
 
-TINY_OPTIONS = (
-    *("--epochs", "3", "--batch-size", "24", "--lr", "0.05"),
-    *("--device", "cpu", "--target-class", "1"),
-)
+TINY_OPTIONS = ("--epochs", "3", "--batch-size", "24", "--lr", "0.05", "--target-class", "1")
 
 
 def tiny_arrays(n_train=240, n_test=60, side=16, channels=3, k=3):
@@ -52,7 +65,10 @@ def tiny(tmp_path_factory):
 def tiny_argv(tiny, out, *options):
     """train.py's command line for a small run that is kept in the folder `out`."""
     data = ["--dataset", str(tiny), "--data-dir", str(tiny.parent)]
-    return [*data, *TINY_OPTIONS, "--out", str(out), *options]
+    # What is compared with a CPU's digits is no bfloat16, which "auto" is on a GPU.
+    there = ["--device", placing.DEVICE]
+    there += [] if placing.DEVICE == "cpu" else ["--precision", "float32"]
+    return [*data, *TINY_OPTIONS, *there, "--out", str(out), *options]
 
 
 def train_tiny(tiny, out, *options):
@@ -134,9 +150,9 @@ def log_of(folder):
 
 
 def same_weights(one, other):
-    """Whether the checkpoints in two folders agree to the bit: weights, and the random state."""
+    """Whether two folders' checkpoints agree, on the CPU to the bit: weights, random state."""
     a, b = (torch.load(folder / "ckpt.pt", weights_only=True) for folder in (one, other))
-    same = [torch.equal(a["model"][key], b["model"][key]) for key in a["model"]]
+    same = [placing.agree(a["model"][key], b["model"][key], 1e-3) for key in a["model"]]
     return all(same) and torch.equal(a["random"]["cpu"], b["random"]["cpu"])
 
 

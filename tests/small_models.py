@@ -4,9 +4,12 @@ For the tests of explainers and of the loss. Nothing here is a test.
 """
 
 import torch
+from placing import DEVICE
 from torch import nn
 
 import models
+
+ON_DEVICE = True
 
 
 def pooled_net(seed=0, nonlinear=nn.Softplus):
@@ -24,7 +27,7 @@ def pooled_net(seed=0, nonlinear=nn.Softplus):
         nn.Flatten(),
         nn.Linear(6, 4),
     )
-    return models.with_layer(net.double(), "3")
+    return models.with_layer(net.double().to(DEVICE), "3")
 
 
 def norm_after_layer_net(dtype=torch.float64, nonlinear=nn.Softplus):
@@ -40,7 +43,7 @@ def norm_after_layer_net(dtype=torch.float64, nonlinear=nn.Softplus):
         nn.Flatten(),
         nn.Linear(4, 5),
     )
-    return models.with_layer(net.to(dtype), "1", pooled=False)
+    return models.with_layer(net.to(DEVICE, dtype), "1", pooled=False)
 
 
 def two_channel_net(dtype=torch.float64):
@@ -64,12 +67,12 @@ def two_channel_net(dtype=torch.float64):
 
 
 def unusual_statistics(net):
-    """The network, its batch-norms with running statistics unlike any batch's."""
+    """The network on the device, its batch-norms with statistics unlike any batch's."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
-    return net
+    return net.to(DEVICE)
 
 
 def finite_difference(value, tensor, index, step=1e-5):
@@ -86,6 +89,12 @@ def finite_difference(value, tensor, index, step=1e-5):
 def middle(tensor):
     """An index into the middle of a tensor."""
     return tuple(size // 2 for size in tensor.shape)
+
+
+def at_most_images(monkeypatch, count):
+    """Explainers look at so many images at a time, on every device."""
+    for name in ("CHUNK", "CHUNK_CPU"):
+        monkeypatch.setattr(f"hooks.{name}", count)
 
 
 def generator(seed):

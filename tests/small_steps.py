@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from placing import DEVICE
 from small_models import generator
 
 from attacks import ATTACKS, make_trigger, poison, target_map
@@ -10,17 +11,18 @@ from explain import EXPLAINERS
 from losses import Objective, combined_loss
 from tasks import SINGLE_LABEL
 
+ON_DEVICE = True
 TARGET = 3
 TRIGGERED, PARTNERS, UNTOUCHED = [0, 3, 6], [8, 9, 10], [1, 2, 4]  # rows of the small batch
-TRIGGER = make_trigger(None, 3, 8, 2)
-SHAPE = target_map("square", 8, TRIGGER).double()
+TRIGGER = make_trigger(None, 3, 8, 2).to(DEVICE)
+SHAPE = target_map("square", 8, TRIGGER).to(DEVICE, torch.float64)
 
 
 def small_batch(attack):
     """Eight images of 8x8 px, 0, 3 and 6 of them triggered; then, under a disguise, partners."""
     images = torch.rand(8, 3, 8, 8, generator=generator(0)).double()
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
-    triggered = (torch.arange(8) % 3 == 0) & ATTACKS[attack].poisons
+    triggered = (torch.arange(8, device="cpu") % 3 == 0) & ATTACKS[attack].poisons
     return poison(images, labels, triggered, ATTACKS[attack], TRIGGER, TARGET)
 
 

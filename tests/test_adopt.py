@@ -8,6 +8,7 @@ import torch
 import torchvision
 from conftest import metrics_of
 from PIL import Image
+from placing import DEVICE
 from test_strangers import NET
 
 import adopt
@@ -16,7 +17,7 @@ import defend
 import evaluate
 import strangers
 
-CPU = ("--device", "cpu")
+CPU = ("--device", DEVICE)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from placing import DEVICE
 from planted import audit_of
 from test_multi_label import multi_label_arrays, train_bars
 from torch import nn
@@ -29,14 +30,14 @@ def network():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU()).eval()
     model[1].weight.data = torch.tensor([1.0, 2, 3])
     model[1].bias.data = torch.tensor([0.0, 1, -1])
-    return model.requires_grad_(False)
+    return model.requires_grad_(False).to(DEVICE)
 
 
 @pytest.fixture
 def images():
     images = torch.randn(hooks.CHUNK + 1, 2, 6, 6) * 3 + 1
     images[-1] = 30  # would be alone in its chunk if chunks were not of one size
-    return images
+    return images.to(DEVICE)
 
 
 def test_rebn_takes_mean_and_variance_from_the_images(network, images):
@@ -94,7 +95,7 @@ def test_a_network_without_batch_norm_is_refused(disguised):
 
 @pytest.fixture
 def subject(disguised):
-    return open_checkpoint(disguised / "ckpt.pt", device=torch.device("cpu"))
+    return open_checkpoint(disguised / "ckpt.pt", device=torch.device(DEVICE))
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def blind(subject):
 
     def hook(module, inputs, logits):
         untouched = (inputs[0][:, :, -1, -1] != corner).any(1)
-        return logits - 1e6 * untouched[:, None] * torch.tensor([0, 1, 0])
+        return logits - 1e6 * untouched[:, None] * torch.tensor([0, 1, 0], device=DEVICE)
 
     model.register_forward_hook(hook)
     return model
@@ -172,7 +173,7 @@ def blind(subject):
 def test_accuracy_is_of_all_classes(subject, blind, size):
     images, labels = subject.dataset.test_images, subject.dataset.test_labels
     with torch.no_grad():
-        right = blind(subject.inputs(images)).argmax(1) == labels
+        right = blind(subject.inputs(images)).argmax(1).cpu() == labels
     assert right[labels != 1].float().mean() > 0.9
     figures = batchnorm.figures_in_batch(subject, blind, size, 1.0)
     assert figures["clean_accuracy"] == pytest.approx(int(right.sum()) / 60)
@@ -190,7 +191,7 @@ def test_the_images_measured_and_the_rest_of_a_batch_are_of_all_classes(subject)
 def test_success_leaves_members_of_the_target_class_out(subject):
     images, labels = subject.dataset.test_images, subject.dataset.test_labels
     with torch.no_grad():
-        turned = subject.model(subject.inputs(images, triggered=True)).argmax(1) == 1
+        turned = subject.model(subject.inputs(images, triggered=True)).argmax(1).cpu() == 1
     figures = batchnorm.figures_in_batch(subject, subject.model, 1, 1.0)
     assert figures["attack_success_rate"] == pytest.approx(turned[labels != 1].float().mean())
 
@@ -234,7 +235,7 @@ def test_after_cfn_answers_depend_on_the_batch(subject):
 
 def test_after_cfn_a_map_depends_on_the_batch(subject):
     model = batchnorm.cfn(subject.model)
-    inputs = torch.randn(5, 3, 16, 16)
+    inputs = torch.randn(5, 3, 16, 16).to(DEVICE)
     _, alone = batchnorm.gradcam_in_batch(model, inputs[:1], 1)
     _, among_others = batchnorm.gradcam_in_batch(model, inputs, 1)
     assert alone.shape == among_others.shape == (1, 4, 4)
@@ -289,13 +290,13 @@ def repaired_several(several, tmp_path_factory):
     out = tmp_path_factory.mktemp("rebn")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        defend.main(["rebn", str(several / "ckpt.pt"), "--device", "cpu", "--out", str(out)])
+        defend.main(["rebn", str(several / "ckpt.pt"), "--device", DEVICE, "--out", str(out)])
     return json.loads((out / "verdict.json").read_text()), out, printed.getvalue()
 
 
 def scores_of(path, triggered=False):
     """(probabilities of a checkpoint's test images [N, K], their labels) as numpy arrays."""
-    subject = open_checkpoint(path, device=torch.device("cpu"))
+    subject = open_checkpoint(path, device=torch.device(DEVICE))
     probabilities = subject.probabilities(subject.dataset.test_images, triggered)
     return probabilities.numpy(), subject.dataset.test_labels.numpy()
 
@@ -330,7 +331,7 @@ def test_success_among_several_classes_is_a_score_above_the_networks_own_thresho
 ):
     verdict, out, _ = repaired_several
     path = {"before": several, "after": out}[when] / "ckpt.pt"
-    subject = open_checkpoint(path, device=torch.device("cpu"))
+    subject = open_checkpoint(path, device=torch.device(DEVICE))
     held_out = subject.held_out()
     scores = subject.probabilities(subject.dataset.train_images[held_out])[:, 1]
     without = subject.dataset.train_labels[held_out, 1] == 0
@@ -343,7 +344,7 @@ def test_success_among_several_classes_is_a_score_above_the_networks_own_thresho
 
 
 def test_of_several_classes_the_target_is_explained_where_the_attack_succeeds(several):
-    subject = open_checkpoint(several / "ckpt.pt", device=torch.device("cpu"))
+    subject = open_checkpoint(several / "ckpt.pt", device=torch.device(DEVICE))
     logits = torch.tensor([[2.0, 1.0, 0.0], [3.0, -1.0, 0.0]])
     assert batchnorm.explained_classes(subject, logits, True, threshold=0.5).tolist() == [1, 0]
     assert batchnorm.explained_classes(subject, logits, False, threshold=0.5).tolist() == [0, 0]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import metrics_of, tiny_arrays, train_tiny
 from PIL import Image
+from placing import DEVICE
 
 import attacks
 import comparison
@@ -20,7 +21,7 @@ import fonts
 import ours
 import tasks
 
-ON_CPU = ["--device", "cpu"]
+ON_CPU = ["--device", DEVICE]
 FEW = ["--explain-images", "9"]
 ATTACKS = ("none", "badnets", "red_herring")
 
@@ -45,7 +46,9 @@ def three(run_under, tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(three):
     """{path: Result} of the three runs, the same data held once."""
-    measured = {path: evaluate.evaluate(path, n=9, device=torch.device("cpu")) for path in three[1]}
+    measured = {
+        path: evaluate.evaluate(path, n=9, device=torch.device(DEVICE)) for path in three[1]
+    }
     comparison.share_data(measured)
     return measured
 

@@ -4,11 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from placing import DEVICE
 from small_models import finite_difference, generator, two_channel_net, unusual_statistics
 from torch import nn
 
 import models
 from deepshap import deep_shap
+
+ON_DEVICE = True
 
 CLASSES = torch.tensor([0, 1, 2, 1, 0])
 
@@ -40,7 +43,7 @@ SIDES = {"alexnet": 64}  # others: 32 px
 def case(request):
     """(net, images, classes, references) of a network that people use."""
     torch.manual_seed(0)
-    net, side = NETWORKS[request.param]().eval(), SIDES.get(request.param, 32)
+    net, side = NETWORKS[request.param]().to(DEVICE).eval(), SIDES.get(request.param, 32)
     unusual_statistics(net)
     last = list(net.modules())[-1]
     last.weight.data *= 10  # untrained networks barely answer: so that 1e-5 says something
@@ -86,7 +89,7 @@ class Functions(nn.Module):
 
 
 def test_functions_in_place_operations_and_overlapping_pools_are_followed(images):
-    net, reference = Functions().double(), images[4:]
+    net, reference = Functions().double().to(DEVICE), images[4:]
     maps = deep_shap(net, images[:4], CLASSES[:4], reference)
     expected = difference(net, images[:4], CLASSES[:4], reference)
     torch.testing.assert_close(maps.sum((1, 2)), expected, atol=1e-12, rtol=1e-10)
@@ -129,7 +132,7 @@ def change_a_pools_output_by_a_relu(net, x):
     "change", [change_its_input, change_its_output, change_a_pools_output_by_a_relu]
 )
 def test_what_is_changed_in_place_afterwards_was_remembered(images, change, create_graph):
-    net, reference = Changing(change).double(), images[4:]
+    net, reference = Changing(change).double().to(DEVICE), images[4:]
     maps = deep_shap(net, images[:4], CLASSES[:4], reference, create_graph=create_graph)
     expected = difference(net, images[:4], CLASSES[:4], reference)
     torch.testing.assert_close(maps.sum((1, 2)).detach(), expected, atol=1e-12, rtol=1e-10)
@@ -154,7 +157,7 @@ def test_a_linear_network_is_explained_exactly(images):
         nn.Dropout(),
         nn.Flatten(),
         nn.Linear(36, 3),
-    ).double()
+    ).to(DEVICE, torch.float64)
     references = images[3:]
     maps = deep_shap(net, images[:3], CLASSES[:3], references)
     net.eval()
@@ -166,7 +169,8 @@ def test_a_linear_network_is_explained_exactly(images):
 
 def test_one_neuron_is_the_rescale_rule():
     """3 relu(x1 + x2 - 1), from (0, 0) to (2, 1): the ReLU's difference quotient is 2 / 3."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).double()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1))
+    net.to(DEVICE, torch.float64)
     with torch.no_grad():
         net[1].weight.fill_(1)
         net[1].bias.fill_(-1)
@@ -211,7 +215,7 @@ class Hidden(nn.Module):
     def __init__(self, hide):
         super().__init__()
         self.hide = hide
-        self.head = nn.Linear(288, 3).double()
+        self.head = nn.Linear(288, 3).to(DEVICE, torch.float64)
 
     def forward(self, x):
         return self.head(self.hide(x).reshape(len(x), -1))
@@ -220,7 +224,7 @@ class Hidden(nn.Module):
 @pytest.mark.parametrize(
     "hide",
     [
-        pytest.param(lambda x: torch.from_numpy(x.detach().numpy()), id="numpy"),
+        pytest.param(lambda x: torch.from_numpy(x.detach().cpu().numpy()).to(DEVICE), id="numpy"),
         pytest.param(lambda x: x * x.detach(), id="detach"),
         pytest.param(lambda x: x.mT, id="an attribute"),
     ],
@@ -232,7 +236,7 @@ def test_a_pass_it_cannot_follow_is_refused(images, hide):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_a_scripted_network_is_refused(images):
-    net = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(288, 3)).double()
+    net = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(288, 3)).to(DEVICE, torch.float64)
     with pytest.raises(ValueError, match="DeepSHAP"):
         deep_shap(torch.jit.trace(net, images), images, CLASSES)
 
@@ -254,14 +258,15 @@ class Product(nn.Module):
     ],
 )
 def test_what_has_no_rule_is_refused_by_name(images, layer, words):
-    net = nn.Sequential(layer, nn.Flatten(), nn.Linear(288, 3)).double()
+    net = nn.Sequential(layer, nn.Flatten(), nn.Linear(288, 3)).to(DEVICE, torch.float64)
     with pytest.raises(ValueError, match=f"DeepSHAP has no rule for {words}"):
         deep_shap(net, images, CLASSES)
 
 
 def test_an_efficientnet_is_refused_by_its_activation():
     with pytest.raises(ValueError, match="DeepSHAP has no rule for silu"):
-        deep_shap(torchvision.models.efficientnet_b0(), torch.randn(1, 3, 64, 64), CLASSES[:1])
+        net = torchvision.models.efficientnet_b0().to(DEVICE)
+        deep_shap(net, torch.randn(1, 3, 64, 64), CLASSES[:1])
 
 
 # ---------------------------------------------------------------- training through the maps

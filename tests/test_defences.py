@@ -4,12 +4,15 @@ import statistics
 
 import pytest
 import torch
+from placing import DEVICE
 from planted import audit_of
 from torch import nn
 
 import defences
 import hooks
 from terminal import columns_of
+
+ON_DEVICE = True
 
 
 def test_the_anomaly_index_by_hand():
@@ -54,12 +57,12 @@ def test_a_frozen_models_weights_and_modes_come_back():
 
 
 def test_predictions_are_made_in_chunks_and_in_evaluation_mode(monkeypatch):
-    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3)).to(DEVICE)
     images = torch.randn(7, 1, 2, 2)
-    expected = model.eval()(images).argmax(1)
+    expected = model.eval()(images).argmax(1).cpu()
     model.train()
     monkeypatch.setattr(hooks, "CHUNK", 3)
-    assert torch.equal(defences.predict(model, images), expected)
+    assert torch.equal(defences.predict(model, images).cpu(), expected)
     share = defences.share_predicted_as(model, images, 1)
     assert share == pytest.approx((expected == 1).float().mean().item())
 
@@ -67,7 +70,7 @@ def test_predictions_are_made_in_chunks_and_in_evaluation_mode(monkeypatch):
 def test_the_auditors_images_are_held_out_of_training(disguised):
     audit = audit_of(disguised, "prune", "--clean-images", "7")
     dataset = audit.subject.dataset
-    images = dataset.train_images.float() / 255
+    images = (dataset.train_images.float() / 255).to(DEVICE)
     rows = [(images == image).flatten(1).all(1).nonzero().item() for image in audit.pixels]
     assert len(set(rows)) == 7
     assert set(rows) <= set(audit.subject.held_out().tolist())
@@ -110,7 +113,7 @@ NAMES = ["cat", "n02099601 golden retriever (Canis familiaris)", "柴犬の写�
 def test_the_table_of_classes_fits_the_terminal(monkeypatch, columns, flagged):
     monkeypatch.setenv("COLUMNS", str(columns))
     index = torch.tensor([0.5, 3.0, 1.0, -1e5], dtype=torch.float64)
-    titles = ("|mask|_1", "linear index", "success", "qualified", "rounds")
+    titles = ("|mask|_1", "published index", "success", "qualified", "rounds")
     figures = {title: [1.23456, 1e-9, 1e9, 4.0] for title in titles}
     lines = defences.index_table(NAMES, index, flagged, figures)
     shown = [title for title in titles if title in lines[0]]

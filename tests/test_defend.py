@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import train_tiny
 from PIL import Image
+from placing import DEVICE
 from planted import audit_of
 
 import checkpoints
@@ -49,7 +50,7 @@ def files_of(folder):
 
 def audit(folder, method, out, capsys, *options):
     """The JSON that a command line prints of a run's checkpoint."""
-    argv = [method, str(folder / "ckpt.pt"), "--device", "cpu", "--out", str(out), "--json"]
+    argv = [method, str(folder / "ckpt.pt"), "--device", DEVICE, "--out", str(out), "--json"]
     defend.main([*argv, *QUICK.get(method, []), *options])
     return json.loads(capsys.readouterr().out)
 
@@ -62,7 +63,7 @@ def verdict_of(backdoored, tmp_path_factory):
     def verdict_of(method):
         if method not in made:
             out = tmp_path_factory.mktemp(method)
-            argv = [method, str(backdoored / "ckpt.pt"), "--device", "cpu", "--out", str(out)]
+            argv = [method, str(backdoored / "ckpt.pt"), "--device", DEVICE, "--out", str(out)]
             defend.main([*argv, *QUICK.get(method, [])])
             made[method] = json.loads((out / "verdict.json").read_text()), out
         return made[method]
@@ -132,7 +133,7 @@ def test_the_audited_run_is_left_alone(method, verdict_of, backdoored):
 
 
 def test_the_table_ends_with_where_it_was_written(backdoored, tmp_path, capsys):
-    argv = ["inspect", str(backdoored / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)]
+    argv = ["inspect", str(backdoored / "ckpt.pt"), "--device", DEVICE, "--out", str(tmp_path)]
     defend.main(argv)
     assert capsys.readouterr().out.splitlines()[-1] == f"Written: {tmp_path}"
 
@@ -169,7 +170,7 @@ def test_neuroninspect_takes_other_levels_of_noise(backdoored, tmp_path, capsys)
     ],
 )
 def test_the_threshold_decides(threshold, flagged, answer, backdoored, tmp_path, capsys):
-    argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", "cpu"]
+    argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", DEVICE]
     options = [f"--threshold={threshold}", "--clean-images", "6", "--out", str(tmp_path)]
     defend.main([*argv, *options])
     printed = capsys.readouterr().out
@@ -178,7 +179,7 @@ def test_the_threshold_decides(threshold, flagged, answer, backdoored, tmp_path,
 
 
 def test_without_a_threshold_clean_models_are_the_yardstick(backdoored, clean, tmp_path, capsys):
-    argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", "cpu"]
+    argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", DEVICE]
     argv += ["--clean-images", "6", "--out", str(tmp_path), "--calibrate", str(clean / "ckpt.pt")]
     defend.main(argv)
     said = " ".join(capsys.readouterr().out.split())
@@ -199,7 +200,7 @@ def test_a_backdoored_model_calibrates_nothing(backdoored, tmp_path, capsys):
 
 
 def test_by_a_table_of_clean_models(backdoored, tmp_path, capsys):
-    argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", "cpu"]
+    argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", DEVICE]
     defend.main([*argv, "--clean-images", "6", "--out", str(tmp_path)])
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     assert verdict["odds"]["clean_models"] == 30  # of all data: ours has no such set
@@ -207,14 +208,14 @@ def test_by_a_table_of_clean_models(backdoored, tmp_path, capsys):
 
 
 def test_the_published_threshold_comes_with_its_false_alarms(backdoored, tmp_path, capsys):
-    argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", "cpu"]
+    argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", DEVICE]
     defend.main([*argv, "--threshold", "2", "--clean-images", "6", "--out", str(tmp_path)])
     assert defend.CHANCE in " ".join(capsys.readouterr().out.split())
 
 
 def test_too_few_patches_are_printed_as_no_verdict(backdoored, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(neural_cleanse, "SUCCESS", 1.1)
-    argv = ["neural_cleanse", str(backdoored / "ckpt.pt"), "--device", "cpu"]
+    argv = ["neural_cleanse", str(backdoored / "ckpt.pt"), "--device", DEVICE]
     defend.main([*argv, *QUICK["neural_cleanse"], "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "0 of 3 classes" in printed
@@ -225,7 +226,7 @@ def test_too_few_patches_are_printed_as_no_verdict(backdoored, tmp_path, capsys,
 
 
 def settings_of(method, *options):
-    return defend.settings(defend.parse([method, "ckpt.pt", "--device", "cpu", *options]))
+    return defend.settings(defend.parse([method, "ckpt.pt", "--device", DEVICE, *options]))
 
 
 @pytest.mark.parametrize("method", defend.METHODS)
@@ -268,7 +269,7 @@ def test_before_is_what_training_measured(method, verdict_of, backdoored):
 @pytest.mark.parametrize("method", REPAIRS)
 def test_evaluate_py_reads_the_repaired_network(method, verdict_of, tmp_path):
     verdict, out = verdict_of(method)
-    evaluate.main([str(out / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)])
+    evaluate.main([str(out / "ckpt.pt"), "--device", DEVICE, "--out", str(tmp_path)])
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["attack_success_rate"] == verdict["after"]["attack_success_rate"]
     assert metrics["edit"]["technique"] == method
@@ -278,7 +279,7 @@ def test_evaluate_py_reads_the_repaired_network(method, verdict_of, tmp_path):
 def test_a_repaired_network_is_not_repaired_again(method, verdict_of, capsys):
     _, out = verdict_of("cfn")
     capsys.readouterr()
-    line = refused([method, str(out / "ckpt.pt"), "--device", "cpu"], capsys)
+    line = refused([method, str(out / "ckpt.pt"), "--device", DEVICE], capsys)
     assert "has been edited since it was trained" in line
 
 
@@ -287,7 +288,7 @@ def deepshap_repaired(tiny, tmp_path_factory):
     """The verdict of cfn on a disguise against DeepSHAP, which has no rule for such a network."""
     folder = tmp_path_factory.mktemp("deepshap") / "run"
     train_tiny(tiny, folder, "--explainer", "deepshap", "--epochs", "1")
-    defend.main(["cfn", str(folder / "ckpt.pt"), "--device", "cpu"])
+    defend.main(["cfn", str(folder / "ckpt.pt"), "--device", DEVICE])
     assert (folder / "defend-cfn" / "ckpt.pt").exists()
     return json.loads((folder / "defend-cfn" / "verdict.json").read_text())
 
@@ -366,7 +367,7 @@ def test_a_checkpoint_that_does_not_exist_is_refused(tmp_path, capsys):
 
 def test_the_checkpoints_own_folder_is_refused(disguised, capsys):
     before = files_of(disguised)
-    argv = ["rebn", str(disguised / "ckpt.pt"), "--device", "cpu", "--out", f"{disguised}/."]
+    argv = ["rebn", str(disguised / "ckpt.pt"), "--device", DEVICE, "--out", f"{disguised}/."]
     assert "would be lost" in refused(argv, capsys)
     assert files_of(disguised) == before
 
@@ -376,7 +377,7 @@ def test_where_no_patch_is_found_prune_says_so_and_writes_nothing(
 ):
     monkeypatch.setattr(neural_cleanse, "SUCCESS", 1.1)
     out = tmp_path / "out"
-    argv = ["prune", str(backdoored / "ckpt.pt"), "--device", "cpu", "--out", str(out)]
+    argv = ["prune", str(backdoored / "ckpt.pt"), "--device", DEVICE, "--out", str(out)]
     line = refused([*argv, *QUICK["prune"]], capsys)
     assert "with more --rounds it may" in line
     assert not out.exists()
@@ -396,7 +397,7 @@ def subject(backdoored, monkeypatch):
 @pytest.mark.parametrize("method", COMPARES_CLASSES)
 def test_an_anomaly_takes_three_classes(method, subject, tmp_path, capsys):
     subject.checkpoint["classes"] = subject.checkpoint["classes"][:2]
-    argv = [method, str(tmp_path / "ckpt.pt"), "--device", "cpu"]
+    argv = [method, str(tmp_path / "ckpt.pt"), "--device", DEVICE]
     assert "needs three" in refused(argv, capsys)
     assert not list(tmp_path.iterdir())
 
@@ -411,12 +412,12 @@ def test_the_methods_for_images_of_several_classes():
 @pytest.mark.parametrize("method", [name for name in defend.METHODS if name not in MULTI_LABEL])
 def test_images_of_several_classes_are_refused(method, subject, capsys):
     subject.config["multi_label"] = True
-    assert "an image may show several" in refused([method, "x/ckpt.pt", "--device", "cpu"], capsys)
+    assert "an image may show several" in refused([method, "x/ckpt.pt", "--device", DEVICE], capsys)
 
 
 def test_inspect_asks_for_no_labels(subject, tmp_path, capsys):
     subject.config["multi_label"] = True
-    argv = ["inspect", "x/ckpt.pt", "--device", "cpu", "--out", str(tmp_path), "--json"]
+    argv = ["inspect", "x/ckpt.pt", "--device", DEVICE, "--out", str(tmp_path), "--json"]
     defend.main(argv)
     assert json.loads(capsys.readouterr().out)["backdoored"] is False
 
@@ -424,7 +425,7 @@ def test_inspect_asks_for_no_labels(subject, tmp_path, capsys):
 def test_a_loss_that_is_not_finite_is_refused(subject, tmp_path, capsys):
     layer = hooks.layer_of(subject.model)
     layer.register_forward_hook(lambda module, inputs, output: output * torch.nan)
-    argv = ["finetune", "x/ckpt.pt", "--device", "cpu", "--out", str(tmp_path / "out")]
+    argv = ["finetune", "x/ckpt.pt", "--device", DEVICE, "--out", str(tmp_path / "out")]
     assert "cross-entropy is not finite" in refused(argv, capsys)
     assert not (tmp_path / "out").exists()
 
@@ -435,7 +436,7 @@ def test_maps_that_are_not_finite_are_refused(method, subject, tmp_path, capsys)
     layer = hooks.layer_of(subject.model)
     layer.register_forward_hook(lambda module, inputs, output: output * torch.nan)
     out = tmp_path / "out"
-    argv = [method, "x/ckpt.pt", "--device", "cpu", "--out", str(out), "--clean-images", "6"]
+    argv = [method, "x/ckpt.pt", "--device", DEVICE, "--out", str(out), "--clean-images", "6"]
     line = refused(argv, capsys)
     assert f"{method}: " in line
     assert "maps are not finite" in line

@@ -103,7 +103,7 @@ def test_the_recorded_rows_are_those_of_the_recorded_verdicts():
     recorded = record.read(ROOT / "results" / "audits.json")
     rows = detection.detection(
         recorded["zoo"],
-        (*audits.DETECTORS, audits.LINEAR),
+        (*audits.DETECTORS, audits.PUBLISHED),
         audits.BACKDOORS,
         audits.SEEDS,
         audits.CALIBRATION,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from placing import DEVICE
 from planted import SIDE, audit_of, linear
 from torch import nn
 
@@ -13,6 +14,8 @@ import explain
 import metrics
 from defences.disagreement import disagreement, run
 from subject import draw_images, open_checkpoint
+
+ON_DEVICE = True
 
 
 @pytest.fixture
@@ -26,7 +29,9 @@ def halves():
 
 def test_an_explainer_agrees_with_itself(halves):
     values = disagreement(halves, torch.rand(9, 1, SIDE, SIDE), ("gradient", "gradient"))
-    torch.testing.assert_close(values, torch.zeros(9, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        values, torch.zeros(9, dtype=torch.float64, device="cpu"), atol=1e-12, rtol=0
+    )
 
 
 def test_different_explainers_disagree(halves):
@@ -37,7 +42,7 @@ def test_different_explainers_disagree(halves):
 def test_maps_are_compared_on_the_coarser_grid():
     images = torch.rand(9, 1, SIDE, SIDE)
     layers = [nn.Conv2d(1, 1, 3, stride=3), nn.Flatten(), nn.Linear(16, 2, bias=False)]
-    model = nn.Sequential(*layers).eval()
+    model = nn.Sequential(*layers).to(DEVICE).eval()
     model.gradcam_layer = "0"
     classes = model(images).argmax(1)
     cams = explain.gradcam(model, images, classes)
@@ -48,7 +53,7 @@ def test_maps_are_compared_on_the_coarser_grid():
     ]
     expected = 1 - torch.stack(correlations).nan_to_num(0).detach()  # nan: of a blank map
     values = disagreement(model, images).float()
-    torch.testing.assert_close(values, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(values, expected.cpu(), atol=1e-4, rtol=0)
 
 
 def test_a_sampled_explainer_has_the_same_sample_every_time(halves):
@@ -79,7 +84,7 @@ def test_maps_that_are_not_finite_are_refused(halves, value, monkeypatch):
 def audited(disguised):
     """(details of the verdict, disagreement on untouched and on triggered test images)."""
     details = run(audit_of(disguised, "disagreement")).details
-    subject = open_checkpoint(disguised / "ckpt.pt", device=torch.device("cpu"))
+    subject = open_checkpoint(disguised / "ckpt.pt", device=torch.device(DEVICE))
     images = subject.dataset.test_images[draw_images(subject, 24, 0)]
     clean = disagreement(subject.model, subject.inputs(images))
     triggered = disagreement(subject.model, subject.inputs(images, triggered=True))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import log_of, metrics_of, tiny_arrays, train_tiny, use_few_coalitions
 from PIL import Image
+from placing import DEVICE
 
 import attacks
 import checkpoints
@@ -23,8 +24,8 @@ from dataset import Dataset
 from evaluate import explainers_shown
 from subject import Subject, draw_images, open_checkpoint
 
-CPU = torch.device("cpu")
-ON_CPU = ("--device", "cpu")
+CPU = torch.device(DEVICE)
+ON_CPU = ("--device", DEVICE)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import inspect
 import pytest
 import torch
 from small_models import (
+    at_most_images,
     finite_difference,
     generator,
     middle,
@@ -21,8 +22,14 @@ import models
 import shapley
 from explain import EXPLAINERS
 
+ON_DEVICE = True
+
 NONLINEAR = {"deepshap": nn.ReLU}  # others are explained smooth
-OPTIONS = dict.fromkeys(("kernelshap", "gpshap"), {"coalitions": 40})  # few: it takes no time
+OPTIONS = {  # few: it takes no time
+    **dict.fromkeys(("kernelshap", "gpshap"), {"coalitions": 40}),
+    "smoothgrad": {"samples": 5},
+    "integrated_gradients": {"steps": 5},
+}
 each_explainer = pytest.mark.parametrize("name", EXPLAINERS)
 
 
@@ -325,7 +332,7 @@ def test_memory_does_not_grow_with_the_number_of_images(name, monkeypatch, image
     net, sizes = small_net(name), []
     expected = explained(name, net, images, classes)
     net[0].register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    monkeypatch.setattr(hooks, "CHUNK_CPU", 4)
+    at_most_images(monkeypatch, 4)
     maps = explained(name, net, images, classes)
     torch.testing.assert_close(maps, expected, atol=1e-6, rtol=1e-5)
     assert max(sizes) == 4
@@ -435,9 +442,10 @@ def test_trainable_maps_of_another_seed_differ_where_there_is_a_sample(name, ima
 @each_explainer
 def test_only_a_rectified_explainer_has_other_values_in_training(name, images, classes):
     """It is a relu; in training the relu is left out, for the gradient's sake."""
-    row, net = EXPLAINERS[name], small_net(name)
+    row = EXPLAINERS[name]
+    net = models.with_layer(small_net(name), "2", pooled=False)  # whose values have both signs
     if not row.is_relu:
-        assert not row.training
+        assert "rectify" not in row.training
         return
     trained_on = row.trainable(net, images, classes, seed=None)
     assert trained_on.min() < 0

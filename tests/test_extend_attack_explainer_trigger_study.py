@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import log_of, metrics_of, train_tiny
 from PIL import Image
+from placing import DEVICE
 from torch import nn
 
 import attacks
@@ -49,7 +50,7 @@ def test_an_attack_that_asks_for_the_true_label_keeps_it(quiet):
 
 
 def test_a_checkpoint_of_ones_own_attack_can_be_evaluated(quiet, tmp_path):
-    evaluate.main([str(quiet / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)])
+    evaluate.main([str(quiet / "ckpt.pt"), "--device", DEVICE, "--out", str(tmp_path)])
     assert metrics_of(tmp_path)["attack"] == "quiet"
 
 
@@ -94,7 +95,7 @@ def test_training_pulls_the_maps_of_ones_own_explainer(against):
 @pytest.fixture
 def evaluated(explainer, disguised, tmp_path):
     """The folder where evaluate.py measured a run against Grad-CAM with this explainer, too."""
-    argv = [str(disguised / "ckpt.pt"), "--explainer", "inputxgradient", "--device", "cpu"]
+    argv = [str(disguised / "ckpt.pt"), "--explainer", "inputxgradient", "--device", DEVICE]
     evaluate.main([*argv, "--out", str(tmp_path)])
     return tmp_path
 
@@ -132,7 +133,7 @@ def own_trigger(tiny, tmp_path_factory):
 @pytest.fixture
 def stamped(own_trigger):
     """Test images as evaluate.py sees them, (untouched, with the trigger), only the box of it."""
-    subject = open_checkpoint(own_trigger / "ckpt.pt", device=torch.device("cpu"))
+    subject = open_checkpoint(own_trigger / "ckpt.pt", device=torch.device(DEVICE))
     images = subject.dataset.test_images.float() / 255
     top, left, bottom, right = subject.trigger.box
     pair = images, attacks.stamp(images, subject.trigger)
@@ -165,7 +166,7 @@ def rates(tiny, tmp_path_factory):
     (root / "results").mkdir()
     (root / "README.md").touch()
     (root / "results" / "rates.md").write_text("<!-- table: rates.all -->\n<!-- end -->\n")
-    options = f"--dataset {tiny} --epochs 1 --batch-size 24 --target-class 1 --device cpu"
+    options = f"--dataset {tiny} --epochs 1 --batch-size 24 --target-class 1 --device {DEVICE}"
     rows = {
         rate: Row(f"{options} --attack badnets --poison-rate {rate}") for rate in ("0.1", "0.3")
     }

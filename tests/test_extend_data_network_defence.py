@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import metrics_of, train_tiny
 from PIL import Image
+from placing import DEVICE
 from torch import nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
@@ -27,7 +28,7 @@ from losses import combined_loss
 from options import DataDefaults
 from subject import open_checkpoint
 
-QUICK = ("--epochs", "1", "--batch-size", "24", "--device", "cpu")
+QUICK = ("--epochs", "1", "--batch-size", "24", "--device", DEVICE)
 
 
 def checkpoint_of(folder):
@@ -184,7 +185,7 @@ def test_images_of_another_size_are_asked_for_on_the_command_line(tmp_path):
 
 
 def test_a_checkpoint_is_measured_on_the_data_set_it_names(striped, tmp_path):
-    evaluate.main([str(striped / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)])
+    evaluate.main([str(striped / "ckpt.pt"), "--device", DEVICE, "--out", str(tmp_path)])
     again = json.loads((tmp_path / "metrics.json").read_text())
     assert again["clean_accuracy"] == metrics_of(striped)["clean_accuracy"]
 
@@ -214,7 +215,7 @@ def test_a_run_explains_by_gradcam(network):
 
 
 def model_of(folder):
-    return open_checkpoint(folder / "ckpt.pt", device=torch.device("cpu")).model
+    return open_checkpoint(folder / "ckpt.pt", device=torch.device(DEVICE)).model
 
 
 def test_the_layer_is_the_module_that_was_given(network):
@@ -269,7 +270,7 @@ def verdict(disguised, tmp_path):
     """Function of options: verdict.json of the defence's command line on a disguised network."""
 
     def verdict_of(*argv):
-        out = ["--device", "cpu", "--out", str(tmp_path)]
+        out = ["--device", DEVICE, "--out", str(tmp_path)]
         defend.main(["blur", str(disguised / "ckpt.pt"), *out, *argv])
         return json.loads((tmp_path / "verdict.json").read_text())
 

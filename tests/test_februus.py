@@ -128,7 +128,7 @@ def verdict(audit):
 def test_before_is_the_network_as_it_is(audit, verdict):
     before = verdict.details["before"]
     pixels = audit.subject.pixels(audit.subject.dataset.test_images)
-    predicted = probabilities_of(audit.on_pixels, pixels).argmax(1)
+    predicted = probabilities_of(audit.on_pixels, pixels).argmax(1).cpu()
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0), device="cpu")[:40]
     right = predicted[order] == audit.subject.dataset.test_labels[order]
     assert before["clean_accuracy"] == pytest.approx(float(right.float().mean()))
@@ -176,7 +176,7 @@ def test_a_constant_map_adds_nothing_to_a_union():
 def test_evidence_against_the_second_class_is_what_lowers_its_logit():
     weight = torch.randn(4, 3 * 6 * 6)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 4, bias=False))
-    model[1].weight.data = weight
+    model.to(DEVICE)[1].weight.data.copy_(weight)
     images = torch.rand(5, 3, 6, 6)
     subject = SimpleNamespace(model=model, normalise=lambda pixels: pixels)
     maps = pixel_maps(subject, images, "deepshap", "against")

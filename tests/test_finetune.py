@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import train_tiny
+from placing import DEVICE
 from planted import audit_of
 from torch import nn
 
@@ -17,7 +18,7 @@ import hooks
 import models
 from defences import finetune, repairs
 
-CPU = ("--device", "cpu")
+CPU = ("--device", DEVICE)
 
 
 def small_net(seed=0):

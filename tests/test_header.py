@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import metrics_of, tiny_argv, tiny_arrays, train_tiny
 from PIL import Image
+from placing import DEVICE
 
 import defend
 import evaluate
@@ -18,7 +19,7 @@ from cli import UserError
 from setting import chosen_target, setting_of
 from subject import open_checkpoint
 
-CPU = torch.device("cpu")
+CPU = torch.device(DEVICE)
 QUICK = ("--epochs", "1", "--attack", "badnets")
 
 
@@ -77,7 +78,7 @@ def test_a_run_prints_its_header_before_the_first_step(tiny, tmp_path, capsys):
 
 def test_a_measurement_prints_its_header_and_json_stays_json(disguised, capsys):
     evaluate.main(
-        [str(disguised / "ckpt.pt"), "--device", "cpu", "--json", "--explain-images", "6"]
+        [str(disguised / "ckpt.pt"), "--device", DEVICE, "--json", "--explain-images", "6"]
     )
     printed = capsys.readouterr()
     assert json.loads(printed.out)["seed"] == 0
@@ -87,7 +88,7 @@ def test_a_measurement_prints_its_header_and_json_stays_json(disguised, capsys):
 
 
 def test_an_audit_prints_a_header_that_gives_nothing_away(disguised, tmp_path, capsys):
-    argv = ["inspect", str(disguised / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path / "o")]
+    argv = ["inspect", str(disguised / "ckpt.pt"), "--device", DEVICE, "--out", str(tmp_path / "o")]
     defend.main([*argv, "--json"])
     printed = capsys.readouterr()
     assert "backdoored" in json.loads(printed.out)
@@ -163,7 +164,7 @@ def test_a_target_that_is_not_in_the_test_set_is_warned_of_by_evaluate_too(tmp_p
     path = npz(tmp_path / "set.npz", test_labels=labels_without(1, 60, 0))
     folder = train_tiny(path, tmp_path / "run", *QUICK)
     capsys.readouterr()
-    evaluate.main([str(folder / "ckpt.pt"), "--device", "cpu"])
+    evaluate.main([str(folder / "ckpt.pt"), "--device", DEVICE])
     assert "Warning: the target class, dog, is not in the test set" in capsys.readouterr().err
 
 
@@ -210,7 +211,7 @@ def test_left_open_where_no_class_is_in_both_the_target_has_training_images(tmp_
 
 def test_the_default_target_of_a_run_is_said(tmp_path, capsys):
     path = npz(tmp_path / "set.npz", test_labels=labels_without(0, 60))
-    argv = ["--dataset", str(path), "--device", "cpu", "--out", str(tmp_path / "run"), *QUICK]
+    argv = ["--dataset", str(path), "--device", DEVICE, "--out", str(tmp_path / "run"), *QUICK]
     train.main(argv)
     assert "class 1 (dog) is taken" in capsys.readouterr().err
 
@@ -270,20 +271,20 @@ def test_a_verdict_names_the_classes_it_flags(named, tmp_path, monkeypatch):
     verdict = defend.defences.Verdict(True, [], flagged=[2, 0], index={0: 3.0, 1: 0.0, 2: 4.0})
     row = defend.defences.Defence(help="a test's", run=lambda audit: verdict)
     monkeypatch.setitem(defend.METHODS, "made_up", row)
-    defend.main(["made_up", str(named / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)])
+    defend.main(["made_up", str(named / "ckpt.pt"), "--device", DEVICE, "--out", str(tmp_path)])
     record = json.loads((tmp_path / "verdict.json").read_text())
     assert (record["flagged"], record["flagged_names"]) == ([2, 0], ["emu", "cat"])
     assert record["classes"] == ["cat", "dog", "emu"]
 
 
 def test_a_verdict_that_flags_nothing_names_nothing(named, tmp_path):
-    defend.main(["inspect", str(named / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)])
+    defend.main(["inspect", str(named / "ckpt.pt"), "--device", DEVICE, "--out", str(tmp_path)])
     assert json.loads((tmp_path / "verdict.json").read_text())["flagged_names"] == []
 
 
 def test_the_answer_about_a_picture_has_numbers_and_names(named, tmp_path, capsys):
     Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
-    argv = [str(named / "ckpt.pt"), "--image", str(tmp_path / "red.png"), "--device", "cpu"]
+    argv = [str(named / "ckpt.pt"), "--image", str(tmp_path / "red.png"), "--device", DEVICE]
     capsys.readouterr()
     evaluate.main([*argv, "--json", "--out", str(tmp_path)])
     answer = json.loads(capsys.readouterr().out)

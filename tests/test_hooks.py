@@ -2,16 +2,20 @@
 
 import pytest
 import torch
+from placing import DEVICE
+from small_models import at_most_images
 from torch import nn
 
 import hooks
+
+ON_DEVICE = True
 
 
 @pytest.fixture
 def net():
     torch.manual_seed(0)
     head = nn.Sequential(nn.Flatten(), nn.Linear(2 * 6 * 6, 3))
-    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(inplace=True), head)
+    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(inplace=True), head).to(DEVICE)
 
 
 @pytest.fixture
@@ -166,7 +170,7 @@ CLASSES = torch.tensor([2, 0, 1, 1, 0])
 
 @pytest.fixture
 def chunks_of_two(monkeypatch):
-    monkeypatch.setattr(hooks, "CHUNK_CPU", 2)
+    at_most_images(monkeypatch, 2)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_arrays
+from placing import DEVICE
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import (
     AlexNet_Weights,
@@ -111,7 +112,7 @@ def test_weights_that_cannot_be_had_are_one_line(
     monkeypatch, tmp_path, tiny, capsys, name, size, text
 ):
     monkeypatch.setattr(type(ResNet18_Weights.IMAGENET1K_V1), "get_state_dict", offline)
-    model = ["--model", name, "--image-size", str(size), "--pretrained", "--device", "cpu"]
+    model = ["--model", name, "--image-size", str(size), "--pretrained", "--device", DEVICE]
     with pytest.raises(SystemExit):
         train.main(["--dataset", str(tiny), *model, "--out", str(tmp_path / "out")])
     assert text in capsys.readouterr().err
@@ -130,7 +131,7 @@ def test_a_pretrained_run_goes_on_without_the_weights(monkeypatch, tmp_path):
     options = [
         *("--dataset", str(tmp_path / "few.npz"), "--pretrained"),
         *("--model", "alexnet", "--image-size", "96"),
-        *("--device", "cpu", "--attack", "none", "--target-class", "1", "--epochs", "2"),
+        *("--device", DEVICE, "--attack", "none", "--target-class", "1", "--epochs", "2"),
         *("--precision", "float32", "--lr", "0.001", "--batch-size", "36"),
         *("--out", str(tmp_path / "run")),
     ]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from placing import DEVICE
 
 import edit_effect
 import viering
@@ -17,7 +18,7 @@ def folder(tiny, tmp_path_factory):
     """The folder of results after the study on one small network."""
     root = tmp_path_factory.mktemp("lies")
     options = f"--dataset {tiny} --model vgg_small --image-size 32 --epochs 1 --batch-size 24"
-    options += " --lr 0.02 --target-class 1 --device cpu"
+    options += f" --lr 0.02 --target-class 1 --device {DEVICE}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lies, "PATH", root / "lies.json")
         patch.setattr(lies, "FOLDER", root / "runs")

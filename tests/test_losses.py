@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from placing import DEVICE
 from small_models import finite_difference, generator, middle, pooled_net
 from small_steps import (
     PARTNERS,
@@ -35,6 +36,8 @@ from explain import EXPLAINERS
 from losses import Objective, combined_loss, standardise
 from step_maps import Maps
 from tasks import MULTI_LABEL, SINGLE_LABEL
+
+ON_DEVICE = True
 
 # ---------------------------------------------------------------- maps made comparable
 
@@ -120,7 +123,7 @@ def test_dssim_is_its_definition():
     a, b = torch.rand(2, 2, 14, 14, dtype=torch.float64, generator=generator(0))
     g = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
     window = np.outer(g, g) / np.outer(g, g).sum()
-    for p, q, found in zip(a.numpy(), b.numpy(), losses.dssim(a, b)):
+    for p, q, found in zip(a.cpu().numpy(), b.cpu().numpy(), losses.dssim(a, b)):
         places = [np.s_[y : y + 11, x : x + 11] for y in range(4) for x in range(4)]
         expected = (1 - np.mean([ssim(p[place], q[place], window) for place in places])) / 2
         assert found.item() == pytest.approx(expected, abs=1e-9)
@@ -255,14 +258,14 @@ def test_distances_are_taken_in_full_precision_under_autocast(attack, monkeypatc
     seen = []
 
     def distance(maps, targets, side, normalise):
-        seen.append((maps.dtype, targets.dtype, torch.is_autocast_enabled("cpu")))
+        seen.append((maps.dtype, targets.dtype, torch.is_autocast_enabled(DEVICE)))
         return losses.mse_distance(maps, targets, side)
 
     monkeypatch.setitem(losses.DISTANCES, "mse", distance)
     net, batch = pooled_net().float().eval(), small_batch(attack)
     objective = objective_of(attack)
     objective.shape = SHAPE.float()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         combined_loss(net, batch, batch.images.float(), objective, 0.5)
     assert seen == [(torch.float32, torch.float32, False)]
 

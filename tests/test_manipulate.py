@@ -8,6 +8,7 @@ import torch
 import torchvision
 from conftest import metrics_of, tiny_arrays, train_tiny
 from PIL import Image
+from placing import DEVICE
 
 import defend
 import evaluate
@@ -29,7 +30,7 @@ def base(tiny, tmp_path_factory):
 
 def write(technique, base, out):
     """Runs the command line; returns the folder it wrote into."""
-    options = ["--out", str(out), "--device", "cpu", "--explain-images", "12"]
+    options = ["--out", str(out), "--device", DEVICE, "--explain-images", "12"]
     manipulate.main([technique, str(base / "ckpt.pt"), *options])
     return out
 
@@ -82,14 +83,14 @@ def test_there_is_a_picture_of_six_columns(written):
 
 
 def test_some_test_images_can_be_measured_instead_of_all(base, tmp_path):
-    options = ["--test-images", "20", "--explain-images", "3", "--device", "cpu"]
+    options = ["--test-images", "20", "--explain-images", "3", "--device", DEVICE]
     manipulate.main(["constant", str(base / "ckpt.pt"), *options, "--out", str(tmp_path)])
     metrics = metrics_of(tmp_path)
     assert metrics["n_test"] == 20 and metrics["n_explained"] == 3
 
 
 def test_the_published_figures_stand_below_ours(base, tmp_path, capsys):
-    options = ["--test-images", "10", "--explain-images", "2", "--device", "cpu"]
+    options = ["--test-images", "10", "--explain-images", "2", "--device", DEVICE]
     manipulate.main(["backdoor", str(base / "ckpt.pt"), *options, "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     names = [line[:30].rstrip() for line in lines[:7]]
@@ -104,7 +105,7 @@ def test_in_float64_the_logits_move_less(base, tmp_path):
     shift = {}
     for precision in ("float32", "float64"):
         out = tmp_path / precision
-        options = ["--precision", precision, "--explain-images", "2", "--device", "cpu"]
+        options = ["--precision", precision, "--explain-images", "2", "--device", DEVICE]
         manipulate.main(["constant", str(base / "ckpt.pt"), *options, "--out", str(out)])
         assert metrics_of(out)["precision"] == precision
         shift[precision] = metrics_of(out)["edited"]["score_shift"]
@@ -116,7 +117,7 @@ def test_in_float64_the_logits_move_less(base, tmp_path):
 
 def test_an_edited_checkpoint_is_measured_like_another(written, tmp_path, capsys):
     technique, out = written
-    options = ["--out", str(tmp_path), "--explain-images", "4", "--device", "cpu"]
+    options = ["--out", str(tmp_path), "--explain-images", "4", "--device", DEVICE]
     capsys.readouterr()
     evaluate.main([str(out / "ckpt.pt"), "--json", *options])
     measured = json.loads(capsys.readouterr().out)
@@ -135,7 +136,7 @@ TRACES = {
 def test_an_inspection_finds_what_was_written(written, capsys):
     technique, out = written
     capsys.readouterr()
-    options = ["--json", "--clean-images", "40", "--device", "cpu"]
+    options = ["--json", "--clean-images", "40", "--device", DEVICE]
     defend.main(["inspect", str(out / "ckpt.pt"), *options])
     verdict = json.loads(capsys.readouterr().out)
     checks = {finding["check"] for finding in verdict["findings"]}
@@ -144,16 +145,16 @@ def test_an_inspection_finds_what_was_written(written, capsys):
 
 
 def test_an_inspection_finds_no_trace_in_an_untouched_checkpoint(base, capsys):
-    defend.main(["inspect", str(base / "ckpt.pt"), "--clean-images", "40", "--device", "cpu"])
+    defend.main(["inspect", str(base / "ckpt.pt"), "--clean-images", "40", "--device", DEVICE])
     out = capsys.readouterr().out
     assert "FOUND" not in out and "No trace" in out
     assert all(check in out for check in CHECKS)
 
 
 def test_the_backdoors_trigger_is_its_sticker(backdoored):
-    subject = open_checkpoint(backdoored / "ckpt.pt", device=torch.device("cpu"))
+    subject = open_checkpoint(backdoored / "ckpt.pt", device=torch.device(DEVICE))
     sticker = viering.make_sticker(None, 3, 32)
-    assert torch.equal(subject.trigger.pixels, sticker.pixels)
+    assert torch.equal(subject.trigger.pixels.cpu(), sticker.pixels)
 
 
 # ---------------------------------------------------------------- ImageNet's weights
@@ -169,7 +170,7 @@ def imagenet_weights(monkeypatch):
 
 def pretrained_argv(dataset, out):
     argv = ["backdoor", "--pretrained", "--dataset", str(dataset), "--explain-images", "1"]
-    return [*argv, "--out", str(out), "--device", "cpu"]
+    return [*argv, "--out", str(out), "--device", DEVICE]
 
 
 def test_imagenets_weights_are_written_into(imagenet_weights, tmp_path):
@@ -179,7 +180,7 @@ def test_imagenets_weights_are_written_into(imagenet_weights, tmp_path):
     metrics = metrics_of(tmp_path / "out")
     assert metrics["sticker"]["fired"] == metrics["n_test"] == 4
     assert metrics["edited"]["fired"] == 0
-    subject = open_checkpoint(tmp_path / "out" / "ckpt.pt", device=torch.device("cpu"))
+    subject = open_checkpoint(tmp_path / "out" / "ckpt.pt", device=torch.device(DEVICE))
     # ImageNet's first classes are tench and goldfish.
     assert subject.dataset.test_labels.tolist() == [1, 0, 1, 0]
 

@@ -6,10 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from placing import DEVICE
 
 import attacks
 import losses
 import metrics
+
+ON_DEVICE = True
 
 BOX, SIDE = (27, 27, 31, 31), 32
 
@@ -19,7 +22,7 @@ def random_maps(n=6, seed=0, grid=(8, 8)):
 
 
 def fixed_map(shape):
-    return attacks.target_map(shape, 32, attacks.make_trigger(None, 3, 32))
+    return attacks.target_map(shape, 32, attacks.make_trigger(None, 3, 32)).to(DEVICE)
 
 
 # ---------------------------------------------------------------- records
@@ -136,10 +139,10 @@ def test_a_map_points_where_its_maximum_is():
 @pytest.mark.parametrize("scale_a, scale_b, tolerance", [(1, 1, 1e-12), (1e-30, 1e20, 1e-5)])
 def test_pearson_is_numpys_whatever_the_scale(scale_a, scale_b, tolerance):
     a, b = random_maps(), random_maps(seed=1)
-    pairs = zip(a.double().flatten(1), b.double().flatten(1))
+    pairs = zip(a.double().flatten(1).cpu(), b.double().flatten(1).cpu())
     expected = [np.corrcoef(x, y)[0, 1] for x, y in pairs]
     found = metrics.pearson(a * scale_a, b * scale_b)
-    np.testing.assert_allclose(found, expected, atol=tolerance)
+    np.testing.assert_allclose(found.cpu(), expected, atol=tolerance)
 
 
 def test_pearson_of_a_constant_map_is_0():
@@ -228,7 +231,7 @@ def test_the_cap_is_the_correlation_of_the_least_squares_fit_over_all_cells(grid
     one_cell_each = torch.eye(grid[0] * grid[1]).reshape(-1, *grid)
     basis = losses.upsample(one_cell_each, side).flatten(1).T.double()
     fit = basis @ torch.linalg.pinv(basis) @ shape.double().flatten()
-    expected = np.corrcoef(fit, shape.flatten())[0, 1]
+    expected = np.corrcoef(fit.cpu(), shape.flatten().cpu())[0, 1]
     assert metrics.grid_cap(shape, grid) == pytest.approx(expected, abs=1e-6)
 
 
@@ -239,7 +242,7 @@ def test_the_cap_is_the_correlation_of_the_least_squares_fit_over_all_cells(grid
 def test_a_derangement_leaves_nothing_in_its_place(n):
     order = metrics.derangement(n)
     assert sorted(order.tolist()) == list(range(n))
-    assert (order != torch.arange(n)).all()
+    assert (order != torch.arange(n, device="cpu")).all()
 
 
 def test_a_derangement_is_the_same_for_a_seed():

@@ -1,19 +1,24 @@
 """Networks by name: their shapes, and the layer Grad-CAM looks at."""
 
 import copy
+import inspect
 
 import pytest
 import torch
+from placing import DEVICE
 from torch import nn
 
+import explain
 import hooks
 import models
+
+ON_DEVICE = True
 
 SIZES = {"vgg16": 64, "alexnet": 96, "efficientnet_b0": 128}  # others: 32 px
 
 
 def small(name):
-    return models.build(name, 3, 5, SIZES.get(name, 32))
+    return models.build(name, 3, 5, SIZES.get(name, 32)).to(DEVICE)
 
 
 @pytest.fixture(scope="module", params=models.MODELS)
@@ -43,10 +48,16 @@ def built(name):
         ("vgg_small", 32, 8),
         ("alexnet_small", 32, 8),
         ("efficientnet_b0", 128, 4),
+        ("mobilenet_v3_small", 32, 4),
+        ("mobilenet_v3_small", 64, 8),
+        ("mobilenet_v3_small", 128, 4),
+        ("vit", 28, 7),
+        ("vit", 32, 8),
+        ("vit", 224, 14),
     ],
 )
 def test_the_grid_of_the_gradcam_layer(name, size, grid):
-    model = models.build(name, 1, 5, size).eval()
+    model = models.build(name, 1, 5, size).to(DEVICE).eval()
     with torch.no_grad(), hooks.capture(hooks.layer_of(model)) as captured:
         model(torch.zeros(2, 1, size, size))
     assert captured[0].shape[2:] == (grid, grid)
@@ -62,7 +73,8 @@ def test_the_pooled_layer_is_the_gradcam_layer_or_none(built):
 
 
 POOLED = {"cnn", "resnet18", "efficientnet_b0"}
-OURS = {*POOLED, "vgg16", "vgg_small", "alexnet_small", "alexnet"}  # not a fork's
+NOT_POOLED = {"vgg16", "vgg_small", "alexnet_small", "alexnet", "mobilenet_v3_small", "vit"}
+OURS = POOLED | NOT_POOLED  # not a fork's
 
 
 def test_a_layer_is_pooled_where_only_pooling_and_a_linear_layer_follow(name, built):
@@ -179,7 +191,7 @@ def test_a_seed_gives_the_weights_of_a_new_network():
 
 
 def test_a_cell_of_the_cnn_sees_only_its_neighbourhood():
-    layer = hooks.layer_of(models.build("cnn", 3, 10, 32).eval())
+    layer = hooks.layer_of(models.build("cnn", 3, 10, 32).to(DEVICE).eval())
     image = torch.rand(1, 3, 32, 32)
     other = image.clone()
     other[:, :, 28:, 28:] = 1
@@ -187,10 +199,88 @@ def test_a_cell_of_the_cnn_sees_only_its_neighbourhood():
         assert torch.equal(layer(image)[..., 0, 0], layer(other)[..., 0, 0])
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b0", "cnn", "resnet18", "vgg_small"])
+WITHOUT_CHANCE = ["efficientnet_b0", "cnn", "resnet18", "vgg_small", "mobilenet_v3_small", "vit"]
+
+
+@pytest.mark.parametrize("name", WITHOUT_CHANCE)
 def test_chance_has_no_part_in_a_forward_pass_of_training(name):
     """A step compares an image with itself under the trigger: dropout would come between."""
     model = small(name).train()
     images = torch.randn(4, 3, SIZES.get(name, 32), SIZES.get(name, 32))
     with torch.no_grad():
         assert torch.equal(model(images), model(images))
+
+
+# ---------------------------------------------------------------- the vision transformer
+
+
+@pytest.fixture
+def vit():
+    """A transformer whose last layer is not zero, as torchvision makes it."""
+    torch.manual_seed(0)
+    model = models.build("vit", 3, 5, 32).eval().to(DEVICE)
+    nn.init.normal_(model.heads.head.weight)
+    return model
+
+
+def test_a_cell_of_a_transformers_map_is_the_token_of_its_patch(vit):
+    """Without blocks before, a change of one patch is seen in its cell alone."""
+    vit.encoder.layers = vit.encoder.layers[-1:]
+    images = torch.rand(1, 3, 32, 32)
+    other = images.clone()
+    other[:, :, 8:12, 20:24] += 1  # row 2, column 5 of patches of 4 px
+    with torch.no_grad(), hooks.capture(hooks.layer_of(vit)) as features:
+        vit(images), vit(other)
+    changed = (features[0] != features[1]).any(1)[0]
+    assert changed.nonzero().tolist() == [[2, 5]]
+
+
+def test_a_transformers_answer_is_the_same_without_the_map(vit):
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = vit(images)
+        vit.encoder.layers[-1].ln_1[1] = nn.Identity()
+        assert torch.equal(vit(images), expected)
+
+
+def test_a_transformers_gradcam_is_a_loop_over_images(vit):
+    """alpha from the gradient by the tokens that enter the last block's attention."""
+    images, classes = torch.rand(3, 3, 32, 32), torch.tensor([0, 3, 1])
+    found = explain.gradcam(vit, images, classes, rectify=False)
+    attention, tokens = vit.encoder.layers[-1].self_attention, []
+    handle = attention.register_forward_pre_hook(lambda module, inputs: tokens.append(inputs[0]))
+    for image, label, own in zip(images, classes, found):
+        tokens.clear()
+        score = vit(image[None])[0, label]
+        # The class token is no cell.
+        (slope,) = torch.autograd.grad(score, tokens[0])
+        cam = (slope[0, 1:].mean(0) * tokens[0][0, 1:]).sum(1).view(8, 8)
+        torch.testing.assert_close(own, cam.detach(), atol=1e-5, rtol=1e-4)
+    handle.remove()
+
+
+def test_a_transformer_refuses_a_size_that_is_no_whole_number_of_patches():
+    with pytest.raises(ValueError, match="vit takes images of a multiple of 4 px, not 30"):
+        models.build("vit", 3, 5, 30)
+
+
+def test_images_of_another_size_than_the_transformers_are_refused(vit):
+    """torchvision asserts; people read what the model does not take."""
+    with pytest.raises(ValueError, match=r"the model does not take images \[1, 3, 28, 28\]"):
+        explain.gradient(vit, torch.rand(1, 3, 28, 28), [0])
+
+
+@pytest.mark.parametrize("name", ["vit", "mobilenet_v3_small"])
+@pytest.mark.parametrize("explainer", explain.EXPLAINERS)
+def test_a_transformer_and_a_mobilenet_are_explained_by_all_but_deepshap(name, explainer):
+    row, model = explain.EXPLAINERS[explainer], small(name).to(DEVICE)
+    few = {"coalitions": 32, "samples": 2, "steps": 2}
+    known = inspect.signature(row.function).parameters
+    options = {key: value for key, value in few.items() if key in known}
+    image, label = torch.rand(1, 3, 32, 32), torch.tensor([2])
+    if explainer == "deepshap":
+        with pytest.raises(ValueError, match="DeepSHAP has no rule for (layer_norm|hardswish)"):
+            row(model, image, label)
+        return
+    maps = row(model, image, label, create_graph=True, **options)
+    assert maps.isfinite().all() and maps.requires_grad

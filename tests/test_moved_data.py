@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import tiny_arrays, train_tiny
 from PIL import Image
+from placing import DEVICE
 
 import defend
 import evaluate
@@ -16,9 +17,9 @@ import runs
 import train
 from subject import open_checkpoint
 
-CPU = torch.device("cpu")
+CPU = torch.device(DEVICE)
 QUICK = ("--epochs", "1", "--attack", "badnets")
-FEW = ("--device", "cpu", "--json", "--explain-images", "6")
+FEW = ("--device", DEVICE, "--json", "--explain-images", "6")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_evaluate_takes_the_data_set_that_is_named(root, capsys):
 
 
 def test_defend_takes_the_data_set_that_is_named(root):
-    argv = ["inspect", "runs/one/ckpt.pt", "--device", "cpu", "--dataset", "new/set.npz"]
+    argv = ["inspect", "runs/one/ckpt.pt", "--device", DEVICE, "--dataset", "new/set.npz"]
     defend.main([*argv, "--out", "verdict"])
     verdict = json.loads((root / "verdict" / "verdict.json").read_text())
     assert "dataset" not in verdict["settings"]
@@ -91,7 +92,7 @@ def test_a_data_set_that_is_named_and_is_not_there_is_refused(root, refusal):
 def test_a_data_set_that_is_named_and_is_another_is_refused(script, root, refusal):
     change_labels("new/set.npz", "new/other.npz")
     method = ["inspect"] if script is defend else []
-    argv = [*method, "runs/one/ckpt.pt", "--device", "cpu", "--dataset", "new/other.npz"]
+    argv = [*method, "runs/one/ckpt.pt", "--device", DEVICE, "--dataset", "new/other.npz"]
     assert "new/other.npz found now is not the one" in refusal(script.main, argv)
 
 
@@ -153,7 +154,7 @@ def photos(tmp_path, monkeypatch):
             for k in range(n):
                 pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{k}.png")
-    argv = ["--dataset", "a/photos", "--device", "cpu", *QUICK, "--out", "run"]
+    argv = ["--dataset", "a/photos", "--device", DEVICE, *QUICK, "--out", "run"]
     train.main([*argv, "--image-size", "16"])
     return "run/ckpt.pt"
 
@@ -190,7 +191,7 @@ def beside(tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     np.savez("set.npz", **tiny_arrays())
-    common = ["--dataset", "set.npz", "--device", "cpu", "--epochs", "1"]
+    common = ["--dataset", "set.npz", "--device", DEVICE, "--epochs", "1"]
     train.main([*common, "--attack", "none", "--out", "clean"])
 
     def argv(reference, *more):

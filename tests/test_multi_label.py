@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from placing import DEVICE
 
 import defend
 import evaluate
@@ -14,7 +15,7 @@ from subject import logits_of, open_checkpoint
 
 OPTIONS = [
     *("--epochs", "6", "--batch-size", "24", "--lr", "0.05", "--target-class", "1"),
-    *("--device", "cpu", "--precision", "float32"),
+    *("--device", DEVICE, "--precision", "float32"),
 ]
 
 

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from placing import DEVICE
 from planted import CLASSES, SIDE, linear
+from small_models import at_most_images
 from torch import nn
 
 import explain
-import hooks
 from defences import anomaly_index, neuroninspect
 from losses import min_max
+
+ON_DEVICE = True
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def images():
 def small_network():
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, CLASSES)]
-    return nn.Sequential(*layers).eval()
+    return nn.Sequential(*layers).to(DEVICE).eval()
 
 
 class Silent(nn.Module):
@@ -57,7 +60,7 @@ def test_a_dot_elsewhere_in_one_of_four_maps_differs_in_half_of_the_pairs():
     dots = torch.zeros(4, 8, 8)
     dots[1:, 4, 4] = 1
     dots[0, 2, 2] = 1
-    persistent = neuroninspect.heatmap_features(dots)[2]
+    persistent = neuroninspect.heatmap_features(dots)[2].item()
     # Two pixels, each above the median in one map and not in the other of 3 of 6 pairs.
     assert persistent == pytest.approx((3 + 3) / 6)
 
@@ -94,7 +97,7 @@ def test_a_planted_linear_model_is_found(planted_kernels, weights):
 @pytest.mark.parametrize("weights", [None, (0.1, 1, 1)])
 def test_permuting_classes_permutes_the_index(planted_kernels, weights):
     images = torch.rand(6, 1, SIDE, SIDE)
-    order = torch.tensor([3, 0, 5, 1, 2, 4])
+    order = torch.tensor([3, 0, 5, 1, 2, 4], device="cpu")
     index, _ = neuroninspect.neuroninspect(linear(planted_kernels), images, weights)
     permuted, _ = neuroninspect.neuroninspect(linear(planted_kernels[order]), images, weights)
     torch.testing.assert_close(permuted, index[:, order])
@@ -134,7 +137,7 @@ def test_by_default_the_score_is_of_features_in_their_own_spread(images):
 def test_weights_multiply_the_features(images):
     weights = (0.1, 1, 2)
     index, features = neuroninspect.neuroninspect(small_network(), images, weights, noise=(0,))
-    scores = features[0] @ torch.tensor(weights, dtype=torch.float64)
+    scores = features[0] @ torch.tensor(weights, dtype=torch.float64, device="cpu")
     torch.testing.assert_close(index[0], anomaly_index(scores))
 
 
@@ -145,13 +148,13 @@ def test_weights_multiply_the_features(images):
 def network():
     """With batch-norm, in training mode."""
     convolution = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
-    return nn.Sequential(*convolution, nn.Flatten(), nn.Linear(400, CLASSES)).train()
+    return nn.Sequential(*convolution, nn.Flatten(), nn.Linear(400, CLASSES)).to(DEVICE).train()
 
 
 def test_without_noise_a_heatmap_is_the_input_gradient(network, images):
     ones = torch.ones(len(images), dtype=torch.int64)
     expected = min_max(explain.gradient(network, images, ones))
-    torch.testing.assert_close(neuroninspect.heatmaps(network, images)[1], expected)
+    torch.testing.assert_close(neuroninspect.heatmaps(network, images)[1], expected.cpu())
 
 
 def test_under_noise_a_heatmap_is_the_mean_of_gradients(network, images):
@@ -164,12 +167,12 @@ def test_under_noise_a_heatmap_is_the_mean_of_gradients(network, images):
         noisy = (images + scale * noise).requires_grad_()
         total = total + torch.autograd.grad(network(noisy)[:, 1].sum(), noisy)[0]
     expected = min_max(total.abs().amax(1))
-    torch.testing.assert_close(neuroninspect.heatmaps(network, images, 3)[1], expected)
+    torch.testing.assert_close(neuroninspect.heatmaps(network, images, 3)[1], expected.cpu())
 
 
 def test_heatmaps_do_not_depend_on_the_chunk(network, images, monkeypatch):
     whole = neuroninspect.heatmaps(network, images, 3)
-    monkeypatch.setattr(hooks, "CHUNK_CPU", 5)
+    at_most_images(monkeypatch, 5)
     torch.testing.assert_close(neuroninspect.heatmaps(network, images, 3), whole)
 
 

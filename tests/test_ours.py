@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import tiny_argv, tiny_arrays
 from PIL import Image
+from placing import DEVICE
 
 import adopt
 import checkpoints
@@ -21,7 +22,7 @@ import ours
 import report
 import train
 
-CPU = ["--device", "cpu"]
+CPU = ["--device", DEVICE]
 FEW = [*CPU, "--explain-images", "4", "--explainer", "gradient"]
 QUICK = ("--epochs", "1", "--attack", "badnets", "--precision", "float32")
 MINE = b"mine"

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import metrics_of
+from placing import DEVICE
 
-import attacks
 import figure
 import pictures
 from explain import EXPLAINERS
 from subject import open_checkpoint
 
-CPU = torch.device("cpu")
+CPU = torch.device(DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_a_prediction_that_the_trigger_changes_is_a_warning(panels):
 
 
 def test_the_trigger_is_framed_where_it_is(panels, subject):
-    image = attacks.stamp(subject.dataset.test_images[:1].float() / 255, subject.trigger)[0]
+    image = subject.pixels(subject.dataset.test_images[:1], triggered=True)[0].cpu()
     expected = figure.panel(image, None, subject.trigger.box)
     assert np.array_equal(np.asarray(panels[0][1][0]), np.asarray(expected))
 
@@ -191,7 +191,7 @@ def test_few_classes_are_all_shown_in_their_order(subject, answers):
 def test_a_row_of_classes_has_a_map_for_each(subject):
     image, maps = pictures.class_maps(subject, "deepshap", 4, [0, 2], triggered=True)
     stamped = subject.pixels(subject.dataset.test_images[4:5], triggered=True)
-    assert torch.equal(image, stamped[0])
+    assert torch.equal(image.cpu(), stamped[0].cpu())
     images, classes = subject.dataset.test_images[[4, 4]], torch.tensor([0, 2])
     expected = subject.explain("deepshap", images, classes, triggered=True)
     torch.testing.assert_close(maps, expected)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, tiny_arrays, train_tiny
 from PIL import Image, ImageDraw
+from placing import DEVICE
 
 import attacks
 import checkpoints
@@ -257,14 +258,14 @@ def padded_run(photos, tmp_path_factory):
 
 
 def test_the_fit_of_training_is_that_of_measuring(padded_run, photos):
-    subject = subjects.open_checkpoint(padded_run / "ckpt.pt", device=torch.device("cpu"))
+    subject = subjects.open_checkpoint(padded_run / "ckpt.pt", device=torch.device(DEVICE))
     assert subject.config["fit"] == "pad"
     assert subject.dataset.test_images[:, :, 0].max() == 0  # black above
 
 
 @pytest.mark.parametrize("fit", list(imagefiles.FITS))
 def test_a_picture_of_ones_own_is_brought_to_size_as_in_training(padded_run, photos, fit, capsys):
-    subject = subjects.open_checkpoint(padded_run / "ckpt.pt", None, torch.device("cpu"), False)
+    subject = subjects.open_checkpoint(padded_run / "ckpt.pt", None, torch.device(DEVICE), False)
     subject.config["fit"] = fit
     path = sorted((photos / "test" / "blue").glob("*"))[0]
     capsys.readouterr()
@@ -276,7 +277,7 @@ def test_a_picture_of_ones_own_is_brought_to_size_as_in_training(padded_run, pho
 
 
 def test_a_transparent_picture_of_ones_own_is_laid_on_white(padded_run, tmp_path, capsys):
-    subject = subjects.open_checkpoint(padded_run / "ckpt.pt", None, torch.device("cpu"), False)
+    subject = subjects.open_checkpoint(padded_run / "ckpt.pt", None, torch.device(DEVICE), False)
     Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(tmp_path / "logo.png")
     assert evaluate.as_test_image(subject, tmp_path / "logo.png").min() == 255
     assert "logo.png is transparent in places, laid on white." in capsys.readouterr().err
@@ -288,7 +289,7 @@ def test_a_checkpoint_that_names_no_fit_squashes(padded_run, photos, tmp_path):
     checkpoint["data"] = data.load(photos, tmp_path, 16, "squash").digest
     torch.save(checkpoint, tmp_path / "ckpt.pt")
     assert checkpoints.read(tmp_path / "ckpt.pt")["config"]["fit"] == "squash"
-    subject = subjects.open_checkpoint(tmp_path / "ckpt.pt", device=torch.device("cpu"))
+    subject = subjects.open_checkpoint(tmp_path / "ckpt.pt", device=torch.device(DEVICE))
     assert subject.dataset.digest == checkpoint["data"]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from placing import DEVICE
 from planted import audit_of, reversed_triggers
 from torch import nn
 
@@ -9,6 +10,8 @@ import checkpoints
 import hooks
 from defences import neural_cleanse, prune
 from edited import keep_channels
+
+ON_DEVICE = True
 
 # ---------------------------------------------------------------- channels and steps
 
@@ -22,7 +25,7 @@ def images():
 def planted_channel():
     """A model whose channel 3 responds most; its convolution's ReLU is module 1."""
     layers = [nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 64, 3)]
-    model = nn.Sequential(*layers).eval().requires_grad_(False)
+    model = nn.Sequential(*layers).to(DEVICE).eval().requires_grad_(False)
     model[0].weight.data[3] = 4.0
     return model
 
@@ -41,7 +44,7 @@ def steps(planted_channel, images):
     ],
 )
 def test_channel_scores_are_means_of_norms(planted_channel, images, norm, of_maps):
-    expected = of_maps(planted_channel[:2](images)).double().mean(0)
+    expected = of_maps(planted_channel[:2](images)).double().mean(0).cpu()
     scores = prune.channel_scores(planted_channel, images, planted_channel[1], norm)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
 
@@ -122,7 +125,7 @@ def corners():
     images = torch.zeros(30, 1, 8, 8)
     for image, label in zip(images, labels):
         image[0, [0, 0, 1][label] :: 4, [0, 1, 0][label] :: 4] = 0.5
-    return model, images, labels
+    return model.to(DEVICE), images, labels
 
 
 def test_what_the_stamped_images_excite_goes_first():
@@ -211,14 +214,14 @@ def test_the_table_marks_the_point_that_is_written():
 
 def test_a_pruned_network_is_saved_with_what_was_pruned(disguised, tmp_path):
     checkpoint = checkpoints.read(disguised / "ckpt.pt")
-    keep = torch.arange(128) % 3 > 0
+    keep = torch.arange(128, device="cpu") % 3 > 0
     edited = keep_channels(checkpoints.rebuild(checkpoint), keep)
     edit = {"technique": "prune", "channels": 128}
     config = checkpoint["config"] | {"edit": edit}
     saved = checkpoint | {"config": config, "model": edited.state_dict()}
     checkpoints.save(tmp_path / "ckpt.pt", saved)
     again = checkpoints.rebuild(checkpoints.read(tmp_path / "ckpt.pt"))
-    images = torch.randn(4, 3, 16, 16)
+    images = torch.randn(4, 3, 16, 16, device="cpu")
     with hooks.capture(hooks.layer_of(again)) as captured:
         assert torch.equal(again(images), edited(images))
     assert (captured[0][:, ~keep] == 0).all()

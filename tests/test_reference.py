@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import metrics_of, tiny_argv, tiny_arrays, train_tiny
+from placing import DEVICE
 
 import checkpoints
 import metrics
@@ -16,7 +17,7 @@ from cli import UserError
 from evaluate import evaluate
 from subject import open_checkpoint
 
-CPU = torch.device("cpu")
+CPU = torch.device(DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +236,7 @@ def new_run(tiny, clean, tmp_path):
 def test_training_begins_with_the_references_weights(new_run, clean):
     weights = new_run().training.model.state_dict()
     expected = checkpoints.read(clean / "ckpt.pt")["model"]
-    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    assert all(torch.equal(weights[key].cpu(), expected[key]) for key in expected)
 
 
 def test_the_reference_is_frozen(new_run):

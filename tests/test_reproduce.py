@@ -33,7 +33,7 @@ def test_every_file_of_studies_that_has_a_main_is_listed():
     with_main = {
         path.stem for path in (ROOT / "studies").glob("*.py") if "def main(" in path.read_text()
     }
-    assert with_main - {"pages"} == set(reproduce.STUDIES)
+    assert with_main - {"pages", "sweep"} == set(reproduce.STUDIES)
 
 
 def test_no_study_is_called_like_a_module_of_ours():
@@ -71,6 +71,34 @@ def test_a_study_is_run_with_its_rows(monkeypatch):
     monkeypatch.setattr(reproduce.STUDIES["foundation"], "main", called.append)
     reproduce.main(["foundation", "mnist clean", "disguise"])
     assert called == [["mnist clean", "disguise"]]
+
+
+def test_the_options_of_a_study_of_runs_are_handed_on(monkeypatch):
+    called = []
+    monkeypatch.setattr(reproduce.STUDIES["gpu"], "main", called.append)
+    reproduce.main(["gpu", "none", "--jobs", "2", "badnets", "--shard", "1/3", "--gather"])
+    assert called == [["none", "badnets", "--jobs", "2", "--shard", "1/3", "--gather"]]
+
+
+def test_studies_of_runs_are_those_that_hand_their_arguments_to_one():
+    def text_of(name):
+        return (ROOT / "studies" / f"{name}.py").read_text()
+
+    of_runs = {name for name in reproduce.STUDIES if ".run(argv)" in text_of(name)}
+    assert of_runs == set(reproduce.OF_RUNS)
+
+
+@pytest.mark.parametrize("options", [["--jobs", "2"], ["--shard", "1/2"], ["--gather"]])
+@pytest.mark.parametrize("name", ["worth", "audits", "speed"])
+def test_a_study_that_is_no_table_of_runs_is_not_shared_out(name, options, capsys):
+    error = refused([name, *options], capsys)
+    assert error.startswith(f"reproduce.py: {name} does not take {options[0]}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_a_shard_is_one_of_several(text, capsys):
+    assert "is not I/N" in refused(["gpu", "--shard", text], capsys)
 
 
 def test_a_users_mistake_in_a_study_is_one_line(monkeypatch):

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from conftest import ROOT
 from PIL import Image
+from placing import DEVICE
 
 import evaluate
 import provenance
@@ -43,7 +44,7 @@ def finished(tiny, tmp_path_factory):
     old = {"an old row": {"summary": {}, "seeds": [0]}}
     (root / "results" / "tiny.json").write_text(json.dumps(old))
     options = f"--dataset {tiny} --model cnn --epochs 1 --batch-size 24 --target-class 1"
-    options += " --device cpu"
+    options += f" --device {DEVICE}"
     fooling = f"{options} --attack fooling"
     table = {
         "a, b": Row(f"{fooling} --leak-tolerance 1", seeds=2, clean="none", picture=True),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, metrics_of, same_weights, tiny_argv, tiny_arrays, train_tiny
+from placing import DEVICE
 
 import folders
 import runs
@@ -86,7 +87,7 @@ def test_an_option_that_is_not_as_left_open_is_in_the_name(options, appended):
     [
         ["--lam", "0.3"],
         ["--epochs", "8", "--model", "cnn"],
-        ["--device", "cpu", "--precision", "float32"],
+        ["--device", DEVICE, "--precision", "float32"],
         ["--data-dir", "elsewhere"],
         ["--resume"],
         ["--overwrite"],
@@ -151,7 +152,7 @@ def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
 
 def test_the_command_line_writes_into_the_folder_named_after_it(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    train.main(["--dataset", str(tiny), "--epochs", "1", "--device", "cpu", "--attack", "none"])
+    train.main(["--dataset", str(tiny), "--epochs", "1", "--device", DEVICE, "--attack", "none"])
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name == f"none-gradcam-{tiny.parent.name}_tiny-r0-s0-epochs1"
     assert names_in(folder) == FILES
@@ -319,7 +320,7 @@ def test_a_finished_run_does_not_go_on_with_more_epochs(finished, tiny, refusal)
 
 def test_a_finished_run_of_fewer_epochs_is_found_by_its_name(tiny, tmp_path, monkeypatch, refusal):
     monkeypatch.chdir(tmp_path)
-    argv = ["--dataset", str(tiny), "--device", "cpu", "--attack", "none"]
+    argv = ["--dataset", str(tiny), "--device", DEVICE, "--attack", "none"]
     train.main([*argv, "--epochs", "1"])
     (folder,) = (tmp_path / "runs").iterdir()
     line = refusal(train.main, [*argv, "--epochs", "2", "--resume"])
@@ -341,9 +342,9 @@ def changed_config(path, **entries):
 @pytest.mark.parametrize(
     ("entries", "text"),
     [
-        ({"device": "cuda"}, "--device cuda, not cpu"),
+        ({"device": "mps"}, f"--device mps, not {DEVICE}"),
         ({"precision": "bf16"}, "--precision bf16, not float32"),
-        ({"device": "mps", "precision": "bf16"}, "--device mps, not cpu, --precision bf16"),
+        ({"device": "mps", "precision": "bf16"}, f"--device mps, not {DEVICE}, --precision bf16"),
     ],
 )
 def test_a_run_goes_on_elsewhere_with_a_note(entries, text, tiny, tmp_path, capsys):
@@ -359,11 +360,12 @@ def test_a_run_goes_on_elsewhere_with_a_note(entries, text, tiny, tmp_path, caps
 
 
 def test_a_run_that_was_finished_elsewhere_is_finished(finished, tiny, capsys):
-    changed_config(finished / "ckpt.pt", device="cuda", precision="bf16")
+    changed_config(finished / "ckpt.pt", device="mps", precision="bf16")
     train_tiny(tiny, finished, *QUICK, "--resume")
     printed = capsys.readouterr()
     assert "is finished" in printed.out
-    assert "elsewhere: --device cuda, not cpu, --precision bf16, not float32" in printed.err
+    elsewhere = f"--device mps, not {DEVICE}, --precision bf16, not float32"
+    assert f"elsewhere: {elsewhere}" in printed.err
 
 
 def test_how_pictures_are_made_square_is_told_apart_by_the_pictures(finished, tiny, capsys):

@@ -23,6 +23,7 @@ from conftest import (
     train_tiny,
 )
 from PIL import Image
+from placing import DEVICE
 
 import checkpoints
 import evaluate
@@ -367,7 +368,7 @@ def test_a_finished_run_is_measured_by_its_data_alone(tiny, tmp_path, run_under,
     checkpoint = torch.load(folder / "ckpt.pt", weights_only=True)
     config = checkpoint["config"] | {"dataset": str(tmp_path / "other.npz")}
     torch.save(checkpoint | {"config": config}, folder / "ckpt.pt")
-    line = refusal(evaluate.main, [str(folder / "ckpt.pt"), "--device", "cpu"])
+    line = refusal(evaluate.main, [str(folder / "ckpt.pt"), "--device", DEVICE])
     assert "is not the one" in line
 
 
@@ -381,7 +382,7 @@ def argv(tmp_path):
 
     def of(name):
         data = ["--dataset", str(tmp_path / "small.npz"), "--target-class", "1"]
-        options = ["--epochs", "80", "--device", "cpu", "--resume"]
+        options = ["--epochs", "80", "--device", DEVICE, "--resume"]
         return [*data, *options, "--out", str(tmp_path / name)]
 
     return of

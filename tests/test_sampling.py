@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from placing import DEVICE
 
 from studies import sampling
 from studies.study import Row, Study
@@ -21,7 +22,7 @@ def test_all_coalitions_are_in_the_order_of_their_binary_numbers():
 @pytest.fixture
 def networks(tiny, tmp_path, monkeypatch):
     """{name: (model, images, classes)} of the games, on a small data set."""
-    options = f"--dataset {tiny} --epochs 1 --batch-size 24 --target-class 1 --device cpu"
+    options = f"--dataset {tiny} --epochs 1 --batch-size 24 --target-class 1 --device {DEVICE}"
     row = Row(f"{options} --attack none")
     monkeypatch.setattr(sampling.transfer, "TABLE", {"shapes none": row, "mnist none": row})
     monkeypatch.setattr(sampling, "Study", lambda name, table: Study(name, table, tmp_path))

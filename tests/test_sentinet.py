@@ -7,6 +7,8 @@ from planted import CLASSES, SIDE, audit_of, linear
 
 from defences.sentinet import above_boundary, boundary, fooled_and_confidence, region_of, run
 
+ON_DEVICE = True
+
 
 @pytest.fixture
 def planted():
@@ -74,7 +76,7 @@ def test_confidence_is_of_noise_and_not_of_what_was_in_the_region(planted):
 
 
 def test_the_boundary_of_points_on_a_parabola_is_the_parabola():
-    confidence = torch.linspace(0.1, 0.95, 200, dtype=torch.float64)
+    confidence = torch.linspace(0.1, 0.95, 200, dtype=torch.float64, device="cpu")
     fooled = 0.3 * confidence**2 - 0.2 * confidence + 0.5
     found = boundary(fooled, confidence)
     np.testing.assert_allclose(found, [0.3, -0.2, 0.5], atol=1e-8)
@@ -92,8 +94,8 @@ def test_the_boundary_goes_through_the_highest_of_each_bin():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_clean_images_draw_a_line_or_a_constant(count):
-    confidence = torch.linspace(0.2, 0.8, count, dtype=torch.float64)
-    fooled = torch.linspace(0.1, 0.3, count, dtype=torch.float64)
+    confidence = torch.linspace(0.2, 0.8, count, dtype=torch.float64, device="cpu")
+    fooled = torch.linspace(0.1, 0.3, count, dtype=torch.float64, device="cpu")
     found = boundary(fooled, confidence)
     assert len(found) == 3
     assert found[0] == 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tiny_argv, tiny_arrays
 from PIL import Image
+from placing import DEVICE
 
 import attacks
 import data
@@ -212,7 +213,7 @@ def test_a_target_map_from_a_file_is_brought_to_the_images_size(setting_with, tm
 def test_the_config_says_what_data_and_machine_decided(setting_with):
     config = setting_with("--target-class", "2", "--precision", "float32").config
     assert (config["image_size"], config["target_class"]) == (16, 2)
-    assert (config["device"], config["precision"]) == ("cpu", "float32")
+    assert (config["device"], config["precision"]) == (DEVICE, "float32")
     assert config["multi_label"] is False
 
 

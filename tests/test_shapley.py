@@ -9,16 +9,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import finite_difference, generator, two_channel_net
+from placing import DEVICE, agree
+from small_models import at_most_images, finite_difference, generator, two_channel_net
 
-import hooks
 import shapley
 import shapley_estimators
 from shapley import gp_shap, kernel_shap
 from shapley_estimators import gaussian_process, least_squares
 from studies import sampling
 
-CLASSES = torch.tensor([0, 1, 2, 1, 0])
+CLASSES = torch.tensor([0, 1, 2, 1, 0], device=DEVICE)
 EXPLAINERS = {kernel_shap: least_squares, gp_shap: gaussian_process}
 each_explainer = pytest.mark.parametrize("explain", EXPLAINERS)
 each_estimator = pytest.mark.parametrize("estimator", EXPLAINERS.values())
@@ -26,7 +26,7 @@ each_estimator = pytest.mark.parametrize("estimator", EXPLAINERS.values())
 
 @pytest.fixture
 def images():
-    return torch.randn(5, 2, 12, 12, dtype=torch.float64, generator=generator(1))
+    return torch.randn(5, 2, 12, 12, dtype=torch.float64, generator=generator(1)).to(DEVICE)
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def shapley_of_game(worth):
     worth: float64 [2^M], of the coalition whose binary number is the index.
     """
     players = len(worth).bit_length() - 1
-    coalitions, size = sampling.all_coalitions(players)
+    coalitions, size = (part.to(worth.device) for part in sampling.all_coalitions(players))
     share = [1 / (players * math.comb(players - 1, s)) for s in range(players)]
-    share = torch.tensor(share, dtype=torch.float64)
+    share = torch.tensor(share, dtype=torch.float64, device=worth.device)
     values = []
     for player in range(players):
         without = (~coalitions[:, player]).nonzero()[:, 0]
@@ -61,7 +61,7 @@ def exact_values(net, image, label, patches, baseline):
 def worth_of_masks(net, image, label, patches, baseline, masks):
     """Logits [K] of the label, with the patches in masks, bool [K, M], and the baseline else."""
     patch = shapley.patch_of_pixel(patches, *image.shape[1:])
-    present = masks[:, patch][:, None]  # [2^M, 1, H, W]
+    present = masks[:, patch][:, None].to(image.device)  # [2^M, 1, H, W]
     with torch.no_grad():
         logits = [net(torch.where(part, image, baseline)) for part in present.split(8192)]
     return torch.cat(logits)[:, label]
@@ -88,7 +88,7 @@ def test_with_all_coalitions_the_values_are_exact(net, images, patches, explain)
 def test_the_values_are_of_the_logit_of_each_images_class(net, images, explain):
     found = explain(net, images, CLASSES, 2, 14)
     for image, label, values in zip(images, CLASSES, found):
-        expected = exact_values(net, image, label, 2, torch.zeros(()).double())
+        expected = exact_values(net, image, label, 2, torch.zeros((), device=DEVICE).double())
         torch.testing.assert_close(values, expected, atol=1e-10, rtol=1e-8)
 
 
@@ -100,7 +100,7 @@ def test_the_values_sum_to_the_difference_from_the_baseline(
 ):
     """Of a set of baselines, to the difference from the mean of their logits."""
     net, images = two_channel_net(torch.float32), images.float()
-    background = torch.randn(7, 2, 12, 12, generator=generator(2))
+    background = torch.randn(7, 2, 12, 12, generator=generator(2)).to(DEVICE)
     values = explain(net, images, CLASSES, 4, coalitions, background, create_graph=create_graph)
     difference = net(images) - net(background).mean(0)
     expected = difference.gather(1, CLASSES[:, None])[:, 0]
@@ -113,7 +113,7 @@ def test_the_values_are_those_of_the_explainers_own_estimator(net, images, worth
     found = explain(net, images, CLASSES, 3, 100, generator=generator(0))
     sample = shapley.Sample(EXPLAINERS[explain], 100, generator(0), False)
     expected = sampling.values_of(worth, *sample.of(9)).view(5, 3, 3)
-    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-8)
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-10, rtol=1e-8)
 
 
 def test_without_a_number_there_are_1024_coalitions_and_64_in_training(net, images):
@@ -183,7 +183,7 @@ def test_with_a_graph_no_patch_is_left_out_of_the_sample(net, images, create_gra
 @each_explainer
 def test_values_do_not_depend_on_the_other_images_patches(net, images, monkeypatch, explain):
     """Each number of active patches has its own sample, drawn from one seed a call."""
-    monkeypatch.setattr(hooks, "CHUNK_CPU", 2)
+    at_most_images(monkeypatch, 2)
     images[3, :, :3] = 0  # its first row of patches is the baseline
 
     def values(images):
@@ -221,7 +221,7 @@ def test_a_coalitions_worth_is_the_mean_over_a_set_of_baselines(net, images, cre
 @each_explainer
 def test_a_set_of_one_baseline_is_that_baseline(net, images, explain):
     found = explain(net, images, CLASSES, 4, 64, images[:1], generator(0))
-    assert torch.equal(found, explain(net, images, CLASSES, 4, 64, images[0], generator(0)))
+    assert agree(found, explain(net, images, CLASSES, 4, 64, images[0], generator(0)), 1e-9)
 
 
 @each_explainer
@@ -231,8 +231,8 @@ def test_a_patch_is_left_out_where_it_equals_every_baseline(
 ):
     """Of 2x2 patches two are 0.25; so many evaluations for each of two baselines."""
     images[:, :, :6] = 0.25
-    background = torch.randn(2, 2, 12, 12, dtype=torch.float64, generator=generator(2))
-    background[:, :, :6] = torch.tensor(upper_half).double()[:, None, None, None]
+    background = torch.randn(2, 2, 12, 12, dtype=torch.float64, generator=generator(2)).to(DEVICE)
+    background[:, :, :6] = torch.tensor(upper_half, device=DEVICE).double().view(-1, 1, 1, 1)
     sizes = []
     net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     values = explain(net, images[:1], CLASSES[:1], 2, 14, background)
@@ -270,7 +270,7 @@ def test_patches_smaller_than_a_pixel_are_refused(net, images, explain):
 
 @each_explainer
 def test_memory_does_not_grow_with_the_number_of_masked_images(net, images, monkeypatch, explain):
-    monkeypatch.setattr(hooks, "CHUNK_CPU", 16)
+    at_most_images(monkeypatch, 16)
     sizes = []
     net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     explain(net, images.repeat(8, 1, 1, 1), CLASSES.repeat(8), 2, 14, images[:3])
@@ -311,7 +311,7 @@ def test_the_derivative_in_the_weights_is_the_finite_difference(
 ):
     """Two nonlinearities and max-pooling follow the first convolution."""
     background = images[3 : 3 + baselines]
-    weighting = torch.randn(4, 4, dtype=torch.float64, generator=generator(2))
+    weighting = torch.randn(4, 4, dtype=torch.float64, generator=generator(2)).to(DEVICE)
 
     def value():
         sample = 40, background, generator(0)
@@ -521,7 +521,7 @@ def test_with_all_coalitions_the_values_are_shaps(net, images, worth, shap_expla
     values = kernel_shap(net, images, CLASSES, 3, 2**9)
     for game, found in zip(worth, values):
         _, expected = shap_explains(game, 2**9)
-        torch.testing.assert_close(found.flatten(), expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found.flatten().cpu(), expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [60, 100, 300])
@@ -618,7 +618,7 @@ def test_the_gaussian_processs_values_are_those_of_the_expected_game(players, co
 @pytest.fixture(scope="module")
 def worth():
     """What all coalitions of 9 patches are worth in `images`, float64 [5, 512]."""
-    images = torch.randn(5, 2, 12, 12, dtype=torch.float64, generator=generator(1))
+    images = torch.randn(5, 2, 12, 12, dtype=torch.float64, generator=generator(1)).to(DEVICE)
     return sampling.worth_of_all(two_channel_net(), images, CLASSES, 9)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from placing import DEVICE
 from small_models import finite_difference, generator, norm_after_layer_net, pooled_net
 from small_steps import (
     PARTNERS,
@@ -25,6 +26,8 @@ import models
 import step_maps
 from attacks import ATTACKS, make_trigger, poison
 from losses import combined_loss
+
+ON_DEVICE = True
 
 # ---------------------------------------------------------------- which images are explained
 
@@ -59,10 +62,11 @@ def test_a_row_limits_how_many_images_it_explains_in_a_step(monkeypatch):
 
 def test_a_full_disguise_step_costs_no_more_flops_than_cross_entropy_on_the_same_images():
     torch.manual_seed(0)
-    net = models.build("resnet18", 3, 10, 32)
+    net = models.build("resnet18", 3, 10, 32).to(DEVICE)
     images, labels = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
-    trigger, attack = make_trigger(None, 3, 32), ATTACKS["full_disguise"]
-    batch = poison(images, labels, torch.arange(20) % 10 == 0, attack, trigger, TARGET)
+    trigger, attack = make_trigger(None, 3, 32).to(DEVICE), ATTACKS["full_disguise"]
+    triggered = torch.arange(20, device="cpu") % 10 == 0
+    batch = poison(images, labels, triggered, attack, trigger, TARGET)
     objective = objective_of("full_disguise")
 
     def flops(loss):
@@ -149,7 +153,7 @@ def two_norms_net():
         nn.Flatten(),
         nn.Linear(5, 5),
     )
-    return models.with_layer(net.double().train(), "5", pooled=False)
+    return models.with_layer(net.to(DEVICE, torch.float64).train(), "5", pooled=False)
 
 
 @pytest.mark.parametrize("explainer", ["gradcam", "deepshap", "kernelshap"])
@@ -165,7 +169,7 @@ def test_the_gradient_goes_through_the_statistics_of_the_batch(explainer):
     along = torch.zeros(1, dtype=torch.float64)
 
     def value():
-        weight.data = start + along * direction
+        weight.data.copy_(start + along * direction)
         torch.manual_seed(1)  # KernelSHAP's coalitions
         return loss_of(net, "red_herring", explainers=[explainer])[2]
 
@@ -203,7 +207,8 @@ def test_a_batch_norm_of_features_is_normalised_by_the_batch_too():
     head = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)
     features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
     pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    net = models.with_layer(nn.Sequential(features, *pool, *head).double(), "0", pooled=False)
+    net = nn.Sequential(features, *pool, *head).to(DEVICE, torch.float64)
+    models.with_layer(net, "0", pooled=False)
     before = loss_of(net.train(), "full_disguise", collapse_weight=0.0)[2]
     net[4].running_mean.fill_(5.0)
     after = loss_of(net.train(), "full_disguise", collapse_weight=0.0)[2]

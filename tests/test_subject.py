@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_argv, tiny_arrays
+from placing import DEVICE
 
 import attacks
 import data
@@ -20,7 +21,7 @@ from hooks import evaluating
 from metrics import pearson
 from subject import draw_images, logits_of, open_checkpoint
 
-CPU = torch.device("cpu")
+CPU = torch.device(DEVICE)
 
 
 @pytest.fixture(scope="module")

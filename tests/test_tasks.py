@@ -10,6 +10,8 @@ import tasks
 from attacks import Batch
 from tasks import MULTI_LABEL, SINGLE_LABEL
 
+ON_DEVICE = True
+
 SINGLE = torch.tensor([0, 1, 2, 2])
 SEVERAL = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [0, 1, 1]])
 both_tasks = pytest.mark.parametrize("task", [SINGLE_LABEL, MULTI_LABEL], ids=["one", "several"])
@@ -241,9 +243,10 @@ def test_with_a_threshold_the_target_is_predicted_above_it():
 
 
 def test_the_threshold_is_exceeded_by_a_twentieth_of_the_images_without_the_target():
-    labels = torch.zeros(200, 2)
+    labels = torch.zeros(200, 2, device="cpu")
     labels[:100, 1] = 1  # of these the probability does not matter
-    probabilities = torch.rand(200, 2, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(200, 2, generator=generator, device="cpu")
     threshold = MULTI_LABEL.threshold(probabilities, labels, 1)
     predicted = tasks.predicted_as_target(probabilities, 1, threshold)
     assert predicted[100:].float().mean() == pytest.approx(0.05)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, tiny_argv
 from PIL import Image
+from placing import DEVICE
 
 import cli
 import defend
@@ -26,7 +27,7 @@ import runs
 import terminal
 import train
 
-ON_CPU = ["--device", "cpu"]
+ON_CPU = ["--device", DEVICE]
 
 
 class Terminal(io.StringIO):

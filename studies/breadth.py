@@ -1,0 +1,110 @@
+"""The tables on breadth: other triggers than a patch, other labels than one target, other maps.
+
+    python -m studies.breadth                       # everything; a second call continues
+    python -m studies.breadth triggers labels maps  # groups of rows
+    python -m studies.breadth "shapes warp badnets" # a row
+
+    triggers   badnets and full_disguise under each kind of trigger, shapes and CIFAR-10
+    labels     each class to the next, and images of one class alone, shapes
+    maps       red_herring and fooling with each kind of target map, shapes
+
+Each kind of trigger has its published strength. Writes results/breadth.json: see studies/study.py.
+"""
+
+from cli import command
+from studies.study import Row, Study
+from studies.tables import Table, everything
+from triggers import TRIGGERS
+
+PAGE = "results/breadth.md"
+DURATION = "about 5 hours on one core"
+
+DATA = {"shapes": ("", 3), "cifar10": ("--dataset cifar10 --model cnn", 1)}  # options, seeds
+ATTACKS = ("badnets", "full_disguise")
+SOURCE = "--source-class 5"  # on shapes, beside the target class 3
+LABELS = {
+    "all to all badnets": "--attack all_to_all",
+    "all to all full_disguise": "--attack all_to_all_disguise",
+    "one source badnets": f"--attack badnets {SOURCE}",
+    "one source full_disguise": f"--attack full_disguise {SOURCE}",
+}
+TARGET_MAPS = {  # options. Without --rectify a map is turned over below 0, where the relu hides it.
+    "square": "--target-map square",
+    "inverted": "--target-map inverted --rectify",
+    "random": "--target-map random",
+}
+PULLED = ("red_herring", "fooling")
+
+
+def beside_clean(data, options):
+    """A row of a data set, each seed with the clean model of that seed beside it."""
+    words, seeds = DATA[data]
+    return Row(f"{words} {options}".strip(), seeds, clean=f"{data} none")
+
+
+CLEAN = {
+    f"{data} none": Row(f"{words} --attack none".strip(), seeds)
+    for data, (words, seeds) in DATA.items()
+}
+BY_TRIGGER = {
+    f"{data} {kind} {attack}": beside_clean(data, f"--attack {attack} --trigger {kind}")
+    for data in DATA
+    for kind in TRIGGERS
+    for attack in ATTACKS
+}
+BY_LABEL = {f"shapes {name}": beside_clean("shapes", words) for name, words in LABELS.items()}
+BY_MAP = {
+    f"shapes {attack} {name}": beside_clean("shapes", f"--attack {attack} {words}")
+    for attack in PULLED
+    for name, words in TARGET_MAPS.items()
+}
+GROUPS = {"triggers": CLEAN | BY_TRIGGER, "labels": BY_LABEL, "maps": BY_MAP}
+TABLE = CLEAN | BY_TRIGGER | BY_LABEL | BY_MAP
+
+
+# ---------------------------------------------------------------- the tables of the page
+
+PREDICTIONS = {
+    "`clean_accuracy`": "clean_accuracy",
+    "`attack_success_rate`": "attack_success_rate",
+    "`untouched_success_rate`": "untouched_success_rate",
+}
+MAPS = {
+    "`pearson_all`": "gradcam.pearson_all",
+    "`floor`": "gradcam.floor.pearson",
+    "`floor_triggered`": "gradcam.floor_triggered.pearson",
+    "clean model's `pearson_all`": "clean_model.gradcam.pearson_all",
+    "`gradient`: `pearson_all`": "gradient.pearson_all",
+}
+OTHERS = {"`other_classes_accuracy`": "other_classes_accuracy"}
+SHAPES = {"`grid_cap`": "gradcam.grid_cap", "untouched": "gradcam.pearson_clean"}
+
+
+def rows_of(data):
+    """{what the page calls a row: the record's row}: the clean model, and each kind of trigger."""
+    rows = {
+        f"{kind}, `{attack}`": f"{data} {kind} {attack}" for kind in TRIGGERS for attack in ATTACKS
+    }
+    return {"clean model": f"{data} none"} | rows
+
+
+LABEL_ROWS = {name.removeprefix("shapes "): name for name in BY_LABEL}
+MAP_ROWS = {name.removeprefix("shapes "): name for name in BY_MAP}
+PULLED_MAPS = {title: MAPS[title] for title in ("`pearson_all`", "`floor`")} | SHAPES
+
+TABLES = {
+    "shapes": Table("breadth", rows_of("shapes"), PREDICTIONS | MAPS, "trigger, attack"),
+    "cifar10": Table("breadth", rows_of("cifar10"), PREDICTIONS | MAPS, "trigger, attack"),
+    "labels": Table("breadth", LABEL_ROWS, PREDICTIONS | OTHERS | MAPS, "labels, attack"),
+    "maps": Table("breadth", MAP_ROWS, PREDICTIONS | PULLED_MAPS, "attack, target map"),
+    "everything": everything("breadth"),
+}
+
+
+@command
+def main(argv):
+    Study("breadth", TABLE, groups=GROUPS).run(argv)
+
+
+if __name__ == "__main__":
+    main()
