@@ -1,4 +1,4 @@
-"""What README says under "Make it yours", done as it says: attack, explainer, trigger, study."""
+"""What EXTENDING.md says, done as it says: attack, explainer, trigger, study."""
 
 from types import SimpleNamespace
 

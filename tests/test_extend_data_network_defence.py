@@ -1,6 +1,6 @@
-"""What README's "Make it yours" promises: a row in a table, and the command lines know it.
+"""What EXTENDING.md promises: a row in a table, and the command lines know it.
 
-A data set, two networks and a defence are made here as README says, from outside.
+A data set, two networks and a defence are made here as it says, from outside.
 """
 
 import json

@@ -12,7 +12,7 @@ from studies.record import RESULTS, read
 from studies.tables import Table
 
 PAGES = [path.relative_to(ROOT) for path in pages.pages()]
-TEXTS = [*PAGES, "METRICS.md"]
+TEXTS = [*PAGES, "METRICS.md", "EXTENDING.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
