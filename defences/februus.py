@@ -234,9 +234,10 @@ def picture_of(audit, images, maps, share):
                 (figure.panel(purified[n].cpu()), f"called {names[1]}", wrong[1]),
             ]
         )
+    whose = "against" if audit.options.evidence == "against" else "map"
     headers = [
         "triggered",
-        f"map: {marker(audit.options).rstrip(',')}",
+        f"{whose}: {audit.options.explainer}",
         f"removed: {share:.1%}",
         "filled",
     ]

@@ -35,7 +35,11 @@ DATASETS = {  # options, and seeds of each attack; of "all" there is one
     "cifar10": ("--dataset cifar10 --model cnn", 1),
 }
 IMAGES = ("--clean-images", "250", "--test-images", "200")
-PICTURED = {"shapes badnets": "worth-badnets.png", "shapes gradcam": "worth-disguise.png"}
+PICTURES = {  # in results/: of which row and defence; of the first seed that has one
+    "worth-badnets.png": ("shapes badnets", "februus, gradcam"),
+    "worth-disguise.png": ("shapes gradcam", "februus, gradcam"),
+    "worth-against.png": ("shapes gradcam", "februus, deepshap against"),
+}
 
 
 def table():
@@ -94,8 +98,19 @@ def kept(verdict):
     return {key: verdict[key] for key in keys.split() if key in verdict}
 
 
+def keep_pictures(study):
+    """Copies PICTURES to results/, as far as their figures are here."""
+    for picture, (row, name) in PICTURES.items():
+        folder = f"defend-{file_name(name)}"
+        seeds = range(TABLE[row].seeds) if row in TABLE else []
+        figures = [study.folder(row, seed) / folder / "figure.png" for seed in seeds]
+        if found := [figure for figure in figures if figure.exists()]:
+            keep_picture(found[0], PATH.with_name(picture))
+
+
 def gather(study):
     """Writes results/worth.json from the verdicts that lie beside the models, and the pictures."""
+    keep_pictures(study)
     record = read(PATH)
     for row, options in TABLE.items():
         for name in defences():
@@ -104,10 +119,6 @@ def gather(study):
                 verdict = read(folder / "verdict.json")
                 if verdict.get("commit"):  # written last: see audited
                     record.setdefault(row, {}).setdefault(name, {})[str(seed)] = kept(verdict)
-                picture = folder / "figure.png"
-                if seed == 0 and name == "februus, gradcam" and row in PICTURED:
-                    if picture.exists():  # not of runs that were brought here without
-                        keep_picture(picture, PATH.with_name(PICTURED[row]))
     write_json(PATH, {row: record[row] for row in sorted(record, key=[*TABLE, *record].index)})
 
 
