@@ -1,6 +1,7 @@
 """`defend.py audit`: everything that applies to a network, cheapest first, and a page about it.
 
     python defend.py audit runs/NAME/ckpt.pt     # defend-audit/report.html and verdict.json
+    python defend.py audit CKPT --image FILE     # and is this picture attacked?
 
 The auditor knows the network and clean images, and no trigger: whatever a checkpoint says of one is
 taken out before the first part begins. What does not apply is named with its reason. conclusions.py
@@ -12,7 +13,7 @@ import argparse
 import json
 import shlex
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ import torch
 import adopt
 import attacks
 import defences.clean_maps
+import defences.februus
 import defences.neural_cleanse
 import defences.neuroninspect
+import defences.strip
 import defences.traces
 import ours
 import report_page
@@ -44,13 +47,14 @@ class Part:
     """A row of PARTS.
 
     title: what it asks, and meaning: how its answer is read, for the reader of the page.
-    images: it takes at most so many.
+    images: it takes at most so many; options: of the method, where they are not its defaults.
     """
 
     title: str
     meaning: str
     defence: Defence
     images: int | None = None
+    options: dict = field(default_factory=dict)
 
 
 def run_neural_cleanse(audit):
@@ -101,6 +105,32 @@ PARTS = {  # cheapest first
         replace(defences.neural_cleanse.DEFENCE, run=run_neural_cleanse),
     ),
 }
+SUSPECTED = {  # of the picture that --image names, after all of PARTS
+    "strip": Part(
+        "Does the picture keep its class when others are blended in? (STRIP)",
+        "A trigger decides whatever else is seen: its class stays. An ordinary picture's does not.",
+        defences.strip.DEFENCE,
+    ),
+    "februus": Part(
+        "Does the picture change its class without what speaks for it? (Februus)",
+        "What the input gradient marks is cut out and filled from its border. A trigger goes with"
+        " it, unless the network was trained to hide it from explanations.",
+        defences.februus.DEFENCE,
+        options={"explainer": "gradient"},
+    ),
+    "februus against": Part(
+        "Does it change without what speaks against the second class? (Februus)",
+        "A trigger speaks against every class but its own. Disguises that were tried hid what"
+        " speaks for their class, and not always this.",
+        defences.februus.DEFENCE,
+        options={"explainer": "deepshap", "evidence": "against"},
+    ),
+}
+
+
+def parts_for(options):
+    """{name: Part}: the PARTS, and with --image those that judge that picture."""
+    return PARTS if options.image is None else PARTS | SUSPECTED
 
 
 # ---------------------------------------------------------------- what an auditor may know
@@ -143,7 +173,7 @@ def options_of(name, part, args):
     """The options of one part: its method's defaults, and those of the audit's command line."""
     parser = Parser()
     part.defence.add_options(parser)
-    own = vars(parser.parse_args([]))
+    own = vars(parser.parse_args([])) | part.options
     given = {key: value for key, value in vars(args).items() if value is not None or key not in own}
     count = min(part.images or args.clean_images, args.clean_images)
     told = {"method": name, "clean_images": count, "trigger": None, "target_class": None}
@@ -152,7 +182,7 @@ def options_of(name, part, args):
 
 def run_part(name, audit, record_of):
     """The Outcome of one part; record_of: see run. A ValueError is a reason why there is none."""
-    part, subject = PARTS[name], audit.subject
+    part, subject = parts_for(audit.options)[name], audit.subject
     count = part.images or len(audit.labels)
     given = replace(
         audit,
@@ -178,10 +208,10 @@ def run_part(name, audit, record_of):
 
 
 def run_parts(audit, record_of):
-    """The Outcomes of all PARTS, in their order; each one's name is said as it starts."""
-    outcomes = []
-    for k, (name, part) in enumerate(PARTS.items(), 1):
-        title = f"audit, part {k} of {len(PARTS)}, {name}"
+    """The Outcomes of all parts, in their order; each one's name is said as it starts."""
+    outcomes, parts = [], parts_for(audit.options)
+    for k, (name, part) in enumerate(parts.items(), 1):
+        title = f"audit, part {k} of {len(parts)}, {name}"
         print_note(f"{title}: {part.title}")
         with Working(title) as audit.say:
             outcomes.append(run_part(name, audit, record_of))
@@ -306,12 +336,13 @@ def summary(conclusion, folder):
 
 
 def add_options(parser):
-    """Adds the options of the slow part."""
+    """Adds the options of the slow part, and the picture that is suspected."""
     most = number(int, 1, 100_000)
     parser.add_argument("--rounds", type=most, help="most rounds of Neural Cleanse (default: its)")
     parser.add_argument(
         "--round-images", type=most, help="images in a round of Neural Cleanse (default: its)"
     )
+    parser.add_argument("--image", metavar="FILE", help="a picture that may carry a trigger")
 
 
 AUDIT = Defence(

@@ -10,11 +10,12 @@ from defences import PUBLISHED_THRESHOLD, Verdict
 from odds import INCONCLUSIVE, NOTHING, STANDS_OUT
 
 # How often `decide` says that something stands out, and among how many: of the networks of
-# results/audits.json, each clean one judged beside the other clean ones of its data. The rule was
-# chosen, of three, on these very networks: on others it is likely somewhat worse.
-CLEAN = (6, 30)
+# results/audits.json, each clean one judged beside the other clean ones of its data. The rule, and
+# Neural Cleanse's index, were chosen on these very networks: on others it is likely somewhat worse.
+CLEAN = (5, 30)
 BACKDOORED = (15, 15)
-DISGUISED = (3, 15)
+DISGUISED = (13, 15)
+NAMED = PUBLISHED_THRESHOLD  # of both methods; of Neural Cleanse, half the median mask
 HARDLY_KNOWS = 1.5  # times a constant answer's accuracy: below, the network was asked wrongly
 AGREES = 0.5  # correlation of two explainers' maps; below, they tell different stories
 ONE_MAP = 0.9  # correlation of maps of different images; above, one map serves all
@@ -76,14 +77,13 @@ def how_sure(verdict):
     largest = f"its largest index is {max(verdict.index.values()):.1f}"
     if odds := verdict.details.get("odds"):
         return f"{largest}; {odds['sentence']}."
-    limit = f"the published limit is {PUBLISHED_THRESHOLD:g}"
-    return f"{largest}; {limit}, which more than half of clean networks exceed."
+    return f"{largest}; no clean networks were asked with these options."
 
 
 def decide(words, named):
     """Whether a network is backdoored: True, False, or None for inconclusive.
 
-    words: {method: its word}; named: {method: the classes above the published limit}.
+    words: {method: its word}; named: {method: the classes above NAMED}.
     Something stands out where a method says so, or where two methods name the same class. With no
     word at all the answer is None.
     """
@@ -100,9 +100,9 @@ def agreed(named):
 
 
 def named_by(outcomes):
-    """{method: the classes whose anomaly index is above the published limit}."""
+    """{method: the classes whose index is above NAMED}."""
     return {
-        part.name: {k for k, value in part.verdict.index.items() if value > PUBLISHED_THRESHOLD}
+        part.name: {k for k, value in part.verdict.index.items() if value > NAMED}
         for part in outcomes
         if part.verdict and part.verdict.index
     }
@@ -209,6 +209,8 @@ def sentence_of(part, word, classes):
         at = f"most unlike the others is {class_name}, index {verdict.index[k]:.1f}"
         return f"{part.title} By itself {its_word(word)}; {at}."
     details = verdict.details
+    if "image" in details:
+        return picture_sentence(part.title, details["image"])
     if "findings" in details:
         count = len(details["findings"])
         seen = f"It looks so: {count} traces, listed below" if count else "No trace was found"
@@ -218,6 +220,12 @@ def sentence_of(part, word, classes):
     if "floor" in details:
         return floors_sentence(part.title, details)
     return ""
+
+
+def picture_sentence(title, picture):
+    """What one part says of the picture that is suspected."""
+    word = "it looks attacked" if picture["attacked"] else "it does not look attacked"
+    return f"{title} {picture['path']}: {word}: {picture['reason']}."
 
 
 def agreement_words(correlation):
@@ -239,7 +247,8 @@ def floors_sentence(title, details):
     figures = ", ".join(f"{value:.2f} ({name})" for name, value in details["floor"].items())
     note = f"; {', '.join(same)}: nearly one map for all pictures" if same else ""
     missing = "".join(f"; {name} cannot explain this network" for name in details["refused"])
-    return f"{title} The maps of different pictures correlate by {figures}{note}{missing}."
+    correlate = f"The maps of different pictures correlate by {figures} (near 1: one map for all)"
+    return f"{title} {correlate}{note}{missing}."
 
 
 def where_flagged(judging, flagged, classes):
@@ -281,16 +290,16 @@ def sureness(judging, named, classes):
     if both:
         sentences.append(
             f"Two methods, each on its own, find {names_of(both, classes)} unusual: the index is"
-            f" above the published limit of {PUBLISHED_THRESHOLD:g}."
+            f" above {NAMED:g}."
         )
     for part in judging:
         if part.verdict.index:
             sentences.append(f"{part.name}: {how_sure(part.verdict)}")
     sentences.append(
-        f"Of the small networks that its rule was chosen on, something stood out in {share(CLEAN)}"
-        f" clean ones, in {share(BACKDOORED)} with a plain backdoor, and in {share(DISGUISED)} that"
-        " were also trained to hide it; on others it is likely somewhat worse. An answer is a"
-        " reason to look closer, not a proof."
+        f"Of the small networks this page's rule was chosen on, something stood out in"
+        f" {share(CLEAN)} clean ones, in {share(BACKDOORED)} with a plain backdoor, and in"
+        f" {share(DISGUISED)} that were also trained to hide it; on others it is likely somewhat"
+        " worse. An answer is a reason to look closer, not a proof."
     )
     return sentences
 
@@ -305,7 +314,8 @@ def unseen(outcomes):
         " object, a change of colour or shape.",
         "A backdoor with several target classes, or one that only turns pictures of some classes.",
         "A backdoor whose explanations were trained to look clean hides from most of this: on a"
-        " clean picture they are as honest networks' are.",
+        " clean picture its explanations are like an honest network's, and need not lie where its"
+        " patch does.",
         "What was in the training data. The audit sees the network and some clean pictures alone.",
     ]
 
@@ -324,7 +334,11 @@ def steps(backdoored, flagged, classes, source, lost=False):
              " pictures:", repeat),
             ("Prefer a network whose training you can repeat.", None),
         ]  # fmt: skip
-    result = [("Look again with other pictures: does the same class come out?", repeat)]
+    result = [
+        ("Look again with other pictures. Where the same class comes out with a small, compact"
+         " patch, take it for a backdoor; where another or none does, it was likely chance:",
+         repeat),
+    ]  # fmt: skip
     if flagged:
         whose = names_of(flagged, classes)
         result += [

@@ -3,8 +3,9 @@
     odds = odds_of("neural_cleanse", options, "shapes", largest_index)
     odds.word        # "stands out", "inconclusive" or "nothing stands out"
 
-clean_models.json has the largest anomaly index of each of some clean models, by method and data,
-and the options they were found with; they are from results/audits.json. Of other data, the models
+clean_models.json has the largest index of each of some clean models, by method and data, and the
+options they hold for: a value, or a list of those with the same odds (results/steady.md). They are
+from results/audits.json. Of other data, the models
 of all data are taken together. Whoever has clean models of his own data gives them (--calibrate),
 and they are the yardstick instead.
 """
@@ -94,8 +95,12 @@ def odds_of(method, options, data, value, calibration=None):
 
 
 def same_settings(settings, options):
-    """Whether the options are those that the clean models were measured with."""
-    return all(as_list(options.get(key)) == as_list(value) for key, value in settings.items())
+    """Whether the options are among those that the clean models' indices hold for."""
+    given = {key: as_list(options.get(key)) for key in settings}
+    return all(
+        given[key] == value or (isinstance(value, list) and given[key] in value)
+        for key, value in settings.items()
+    )
 
 
 def as_list(value):

@@ -9,8 +9,6 @@ stands in a file is ever opened: a Python file is run only where the user names 
 
 import importlib.util
 import inspect
-import json
-import pickle
 import warnings
 import zipfile
 from pathlib import Path
@@ -19,7 +17,9 @@ import torch
 import torchvision
 from torch import nn
 
+import archives
 import models
+import pickles
 from hooks import logits_of_output
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
@@ -65,16 +65,17 @@ def read_weights(path):
 def unpickled(path):
     """What torch.save wrote, if it is plain data. Raises ValueError."""
     try:
+        archives.check(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles: such a file is refused here, in a line
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise ValueError(
-                f"{path} holds a pickled network, which is code, and is not run; where you trust "
-                f"it, convert it: {CONVERSION.format(name=path.name)}"
-            ) from None
-        raise ValueError(f"{path} is damaged, or no file of weights") from None
+    except pickles.HoldsCode:
+        raise ValueError(
+            f"{path} holds a pickled network, which is code, and is not run; where you trust "
+            f"it, convert it: {CONVERSION.format(name=path.name)}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, or no file of weights: {error}") from None
     except Exception:  # a damaged pickle can raise anything at all
         raise ValueError(f"{path} is damaged, or no file of weights") from None
 
@@ -109,20 +110,19 @@ def unwrapped(found, path):
 
 def read_safetensors(path):
     """{key: tensor} of a safetensors file: length, JSON header, bytes. Raises ValueError."""
-    data = path.read_bytes()
+    state = {}
     try:
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        body, state = data[8 + length :], {}
-        for key, part in header.items():
-            if key != "__metadata__":
+        header, start = archives.safetensors_header(path)
+        with path.open("rb") as file:
+            for key, part in header.items():
                 first, last = part["data_offsets"]
+                file.seek(start + first)
                 flat = torch.frombuffer(
-                    bytearray(body[first:last]), dtype=SAFETENSORS[part["dtype"]]
+                    bytearray(file.read(last - first)), dtype=SAFETENSORS[part["dtype"]]
                 )
                 state[key] = flat.reshape(part["shape"])
         return state
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError):
         raise ValueError(f"{path} is damaged, or no safetensors file") from None
 
 

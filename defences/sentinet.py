@@ -92,26 +92,20 @@ def run(audit):
     the limit.
     """
     explainer, evidence = audit.options.explainer, audit.options.evidence
-    model = audit.on_pixels
     images = trial_images(audit, most_images(explainer))
     overlays = overlays_apart(audit, images, OVERLAYS)
     generator = torch.Generator().manual_seed(audit.options.seed)
     points, regions = {}, {}
     for kind, part in images.items():
-        maps = pixel_maps(audit.subject, part.pixels, explainer, evidence)
-        regions[kind] = region_of(maps)
-        points[kind] = fooled_and_confidence(model, part.pixels, regions[kind], overlays, generator)
+        regions[kind] = region_of(pixel_maps(audit.subject, part.pixels, explainer, evidence))
+        arguments = part.pixels, regions[kind], overlays, generator
+        points[kind] = fooled_and_confidence(audit.on_pixels, *arguments)
     half = len(images["held-out"].labels) // 2
     drawn_by = [values[:half] for values in points["held-out"]]
     points["held-out"] = [values[half:] for values in points["held-out"]]
     coefficients = boundary(*drawn_by)
     scores = {kind: above_boundary(*pair, coefficients) for kind, pair in points.items()}
     found = detection(scores)
-    kinds = {
-        f"{kind.replace('-', '_')}_{name}": float(values.mean())
-        for kind, pair in points.items()
-        for name, values in zip(("fooled", "confidence"), pair)
-    }
     of_image, lines = {}, detection_lines(found)
     if "image" in scores:
         score, fooled = float(scores["image"]), float(points["image"][0])
@@ -126,11 +120,20 @@ def run(audit):
             "evidence": evidence,
             "boundary": coefficients.tolist(),
             **found,
-            **kinds,
+            **means_of(points),
             **of_image,
         },
         picture=picture_of(audit, images, regions, overlays),
     )
+
+
+def means_of(points):
+    """{"clean_fooled": ...}: of each kind of images the mean fooled share and confidence."""
+    return {
+        f"{kind.replace('-', '_')}_{name}": float(values.mean())
+        for kind, pair in points.items()
+        for name, values in zip(("fooled", "confidence"), pair)
+    }
 
 
 def picture_of(audit, images, regions, overlays):

@@ -54,7 +54,7 @@ DETECTORS = {
     "neuroninspect, no noise": ("neuroninspect", "--noise", "0", "--clean-images", "100"),
     "neural_cleanse": ("neural_cleanse", *SEARCH),
 }
-LINEAR = "neural_cleanse, linear index"  # the published index, of the same masks
+PUBLISHED = "neural_cleanse, published index"  # of the same masks
 PICTURED = {"shapes": ["neural_cleanse"], "gtsrb": ["neuroninspect", "neural_cleanse"]}
 BACKDOORS = ("badnets", "disguise, gradcam", "disguise, deepshap", "disguise, gradient")
 ZOO = {
@@ -79,7 +79,8 @@ def audit_model(checkpoint, dataset, kind, seed):
     """Every detector on one model."""
     verdicts = {name: audited(checkpoint, *options) for name, options in DETECTORS.items()}
     searched = verdicts["neural_cleanse"]
-    verdicts[LINEAR] = searched | {"index": dict(enumerate(searched["scores"]["linear index"]))}
+    published = dict(enumerate(searched["scores"]["published index"]))
+    verdicts[PUBLISHED] = searched | {"index": published}
     run = {"target": target_of(dataset, seed), "hardware": hardware(), **quality(checkpoint)}
     for name, verdict in verdicts.items():
         run[name] = {key: verdict[key] for key in ("index", "seconds", "commit")}
@@ -136,7 +137,7 @@ def search(subject, parts, **options):
     norms = torch.cat([part.norms for part in found])
     qualified = torch.cat([part.qualified for part in found])
     index = neural_cleanse.mask_index(norms, qualified)
-    linear = neural_cleanse.mask_index(norms, qualified, linear=True)
+    published = neural_cleanse.mask_index(norms, qualified, published=True)
     seconds = time.perf_counter() - started
     target = subject.target_class
     return {
@@ -144,7 +145,7 @@ def search(subject, parts, **options):
         "norm": float(norms[target]),
         "median": float(norms.median()),
         "index": float(index[target]),
-        "linear_index": float(linear[target]),
+        "published_index": float(published[target]),
         "flagged": (index > 2).nonzero()[:, 0].tolist(),
         "qualified": qualified.tolist(),
         "norms": norms.tolist(),
@@ -160,7 +161,6 @@ def prune(_):
     images, _ = case.triggered["true_success"]
     result = {
         "suspect": case.suspect,
-        "index": float(case.index[case.suspect]),
         "clean_images": len(case.audit.labels),
         "triggered_images": len(images),
         "rows": rows,
@@ -208,7 +208,7 @@ def keep(value, *keys):
         part = part.setdefault(key, {})
     part[keys[-1]] = value
     if "zoo" in record:
-        detectors = (*DETECTORS, LINEAR)
+        detectors = (*DETECTORS, PUBLISHED)
         zoo_record = record["zoo"]
         record["detection"] = detection(zoo_record, detectors, BACKDOORS, SEEDS, CALIBRATION)
     write_json(PATH, record)

@@ -29,10 +29,10 @@ class PruningCase:
         checkpoint = trained("gtsrb alexnet", training, 0)
         argv = ["prune", str(checkpoint), "--data-dir", str(DATA), *SEARCH]
         self.audit = defend.open_audit(defend.parse(argv))
-        triggers, self.index = neural_cleanse.reverse(self.audit)
+        triggers, index = neural_cleanse.reverse(self.audit)
         if not triggers.qualified.any():
             raise UserError("no patch was recovered: there is nothing to prune by")
-        self.suspect = neural_cleanse.suspect_of(triggers, self.index)
+        self.suspect = neural_cleanse.suspect_of(triggers, index)
         self.patch = triggers.trigger(self.suspect)
 
         subject = self.audit.subject

@@ -11,17 +11,19 @@ import pytest
 import torch
 from conftest import ROOT, tiny_arrays, train_tiny
 from PIL import Image
+from placing import DEVICE
 
 import auditing
 import conclusions
 import defend
 from conclusions import Outcome, conclude, decide
-from defences import PUBLISHED_THRESHOLD, Verdict
+from defences import Verdict
 from defences.clean_maps import CHANCE, alikeness, densest_window, where
 from metrics import pearson
 from odds import INCONCLUSIVE, NOTHING, STANDS_OUT, Odds, count_as_far
+from subject import open_checkpoint
 
-QUICK = ("--rounds", "12", "--round-images", "12", "--clean-images", "24", "--device", "cpu")
+QUICK = ("--rounds", "12", "--round-images", "12", "--clean-images", "24", "--device", DEVICE)
 
 
 class Page(HTMLParser):
@@ -90,6 +92,27 @@ def test_the_verdict_has_its_keys_and_every_parts_own_verdict(verdict_and_page):
         assert part["method"] == name
         assert part["seconds"] >= 0
         assert {"backdoored", "flagged", "flagged_names"} <= part.keys()
+
+
+@pytest.mark.parametrize("with_trigger", [True, False])
+def test_a_picture_that_is_suspected_is_judged_too(with_trigger, backdoored, tmp_path, monkeypatch):
+    quick = {name: part for name, part in auditing.PARTS.items() if name == "inspect"}
+    monkeypatch.setattr(auditing, "PARTS", quick)
+    monkeypatch.setattr("defences.strip.OVERLAYS", 8)
+    subject = open_checkpoint(backdoored / "ckpt.pt", device=DEVICE)
+    pixels = subject.pixels(subject.dataset.test_images[:1], with_trigger)[0]
+    array = (255 * pixels).round().byte().permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(array).save(tmp_path / "suspect.png")
+    verdict, page = audited(tmp_path / "out", backdoored, "--image", tmp_path / "suspect.png")
+    assert list(verdict["parts"]) == ["inspect", *auditing.SUSPECTED]
+    options_ = [verdict["parts"][name]["evidence"] for name in ("februus", "februus against")]
+    assert options_ == ["for", "against"]
+    for name in auditing.SUSPECTED:
+        attacked = verdict["parts"][name]["image"]["attacked"]
+        said = "it looks attacked" if attacked else "it does not look attacked"
+        assert f"{auditing.SUSPECTED[name].title} {tmp_path / 'suspect.png'}: {said}" in page.text
+    if not with_trigger:
+        assert not verdict["parts"]["februus"]["image"]["attacked"]
 
 
 def test_a_part_is_what_the_method_says_by_itself(verdict_and_page, backdoored, tmp_path):
@@ -181,7 +204,7 @@ def test_no_word_depends_on_the_trigger_or_the_target_of_a_checkpoint(
 
 
 def test_the_auditors_subject_has_no_trigger(backdoored):
-    argv = ["audit", str(backdoored), "--device", "cpu"]
+    argv = ["audit", str(backdoored), "--device", DEVICE]
     subject = auditing.without_trigger(defend.open_audit(defend.parse(argv)).subject)
     assert subject.trigger is None
     assert subject.checkpoint["trigger"] is subject.target_class is None
@@ -220,7 +243,7 @@ def test_of_two_classes_what_compares_classes_is_named_and_no_failure(tmp_path):
 
 
 def test_of_images_with_several_labels_what_asks_for_one_class_is_named(backdoored):
-    args = defend.parse(["audit", str(backdoored), "--device", "cpu"])
+    args = defend.parse(["audit", str(backdoored), "--device", DEVICE])
     subject = auditing.without_trigger(defend.open_audit(args).subject)
     subject.config["multi_label"] = True
     done = [
@@ -334,7 +357,7 @@ def test_how_often_something_stands_out_is_as_the_record_has_it():
                     others = [max(r[method]["index"].values()) for r in clean.values()]
                     as_far = count_as_far(others, max(index.values()))
                     words[method] = Odds(as_far, len(others), "").word
-                    named[method] = {k for k, v in index.items() if v > PUBLISHED_THRESHOLD}
+                    named[method] = {k for k, v in index.items() if v > conclusions.NAMED}
                 found = counts.setdefault(kind.split(",")[0], [0, 0])
                 found[0] += decide(words, named) is True
                 found[1] += 1

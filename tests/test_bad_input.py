@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT, tiny_arrays
 from PIL import Image
 
+import checkpoints
 import evaluate
 import train
 
@@ -90,7 +91,7 @@ def write_checkpoints(folder, disguised, clean):
         "changed": {"config": config | {"dataset": "changed.npz"}},
     }
     for name, change in changes.items():
-        torch.save(checkpoint | change, folder / f"{name}.pt")
+        checkpoints.save(folder / f"{name}.pt", checkpoint | change)
 
 
 # ---------------------------------------------------------------- mistakes

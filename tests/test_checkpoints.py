@@ -3,13 +3,19 @@
 import copy
 import functools
 import os
+import random
+import struct
+import zipfile
+import zlib
 
 import pytest
 import torch
 from conftest import of_former_version, of_unnumbered_version, tiny_argv
 
+import archives
 import checkpoints
 import edited
+import models
 import runs
 import train
 from cli import UserError
@@ -69,6 +75,76 @@ def test_an_edited_model_is_rebuilt_as_it_was_edited(path):
     checkpoint["model"] = model.state_dict()
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(checkpoints.rebuild(checkpoint)(images), model(images))
+
+
+# ---------------------------------------------------------------- the digest
+
+
+def test_what_is_saved_has_a_digest(checkpoint, tmp_path, capsys):
+    checkpoints.save(tmp_path / "ckpt.pt", checkpoint)
+    assert archives.check(tmp_path / "ckpt.pt") is True
+    checkpoints.read(tmp_path / "ckpt.pt")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_of_before_the_digest_is_read_and_that_is_said_once(
+    checkpoint, tmp_path, capsys
+):
+    path = tmp_path / "ckpt.pt"
+    torch.save(checkpoint, path)
+    for _ in range(2):
+        assert checkpoints.read(path)["epoch"] == checkpoint["epoch"]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith(
+        f"{path} has no digest, as of an older version"
+    )
+
+
+def test_what_is_refused_is_one_line_with_a_digest_or_without(checkpoint, tmp_path, capsys):
+    torch.save(checkpoint | {"std": [0.0] * 3}, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="std.0 is 0.0, not a number above 0"):
+        checkpoints.read(tmp_path / "ckpt.pt")
+    assert capsys.readouterr().err == ""
+
+
+def test_other_weights_behind_the_same_digest_are_refused(path, tmp_path):
+    """One bit of one weight: its checksum is made anew, and the digest stays."""
+    damaged = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        member = max(archive.infolist(), key=lambda part: part.file_size)
+    first = (
+        member.header_offset
+        + 30
+        + sum(struct.unpack_from("<2H", damaged, member.header_offset + 26))
+    )
+    damaged[first] ^= 1
+    crc = struct.pack("<L", zlib.crc32(damaged[first : first + member.file_size]))
+    damaged = damaged.replace(struct.pack("<L", member.CRC), crc)
+    (tmp_path / "ckpt.pt").write_bytes(damaged)
+    with zipfile.ZipFile(tmp_path / "ckpt.pt") as archive:
+        assert archive.testzip() is None
+    with pytest.raises(UserError, match="its digest is of other bytes"):
+        checkpoints.read(tmp_path / "ckpt.pt")
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_damaged_checkpoint_is_refused_or_holds_what_it_held(sealed, checkpoint, tmp_path):
+    path, rng = tmp_path / "ckpt.pt", random.Random(0)
+    checkpoints.save(path, checkpoint) if sealed else torch.save(checkpoint, path)
+    whole = path.read_bytes()
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice([1, 4])):
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = checkpoints.read(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+            continue
+        assert not sealed
+        assert all(torch.equal(found["model"][k], v) for k, v in checkpoint["model"].items())
+        assert torch.equal(found["trigger"]["pixels"], checkpoint["trigger"]["pixels"])
 
 
 # ---------------------------------------------------------------- refused
@@ -171,6 +247,101 @@ def test_weights_that_do_not_fit_the_config_are_refused(change, checkpoint):
         checkpoints.rebuild(DO_NOT_FIT[change](checkpoint))
 
 
+OTHER_WEIGHTS = {
+    "of another shape": lambda weight: weight[:2],
+    "in float64": lambda weight: weight.double(),
+    "in whole numbers": lambda weight: weight.long(),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_WEIGHTS)
+def test_weights_of_another_shape_or_dtype_are_named(change, checkpoint):
+    weights = checkpoint["model"]
+    weights["3.bias"] = OTHER_WEIGHTS[change](weights["3.bias"])
+    with pytest.raises(UserError, match="do not fit its model: 3.bias is a tensor"):
+        checkpoints.rebuild(checkpoint)
+
+
+def test_a_huge_network_is_refused_before_it_takes_memory(checkpoint, monkeypatch):
+    checkpoint["classes"] = [str(k) for k in range(100_000)]
+    checkpoint["config"] |= {"model": "vgg16", "image_size": 64}
+    built, real = [], models.build
+
+    def build(*arguments):
+        built.append(real(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr(models, "build", build)
+    with pytest.raises(UserError, match="do not fit"):
+        checkpoints.rebuild(checkpoint)
+    assert [next(model.parameters()).device.type for model in built] == ["meta"]
+
+
+def test_a_network_that_computes_while_it_is_built_is_built(checkpoint, monkeypatch):
+    def cnn(channels, classes, image_size):
+        torch.linspace(0, 1, 3)[1].item()
+        return models.cnn(channels, classes, image_size)
+
+    monkeypatch.setitem(models.MODELS, "mine", cnn)
+    checkpoint["config"]["model"] = "mine"
+    weights = checkpoints.rebuild(checkpoint).state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in checkpoint["model"].items())
+
+
+# ---------------------------------------------------------------- of a run that is to go on
+
+
+@pytest.fixture
+def unfinished(checkpoint):
+    """A checkpoint of a run that has more epochs to go than it has done."""
+    schedule = checkpoint["schedule"][0]
+    checkpoint["config"]["epochs"] += 1
+    schedule["total_steps"] = schedule["last_epoch"] // 6 * 7 + 1
+    schedule["_schedule_phases"][-1]["end_step"] = schedule["total_steps"] - 1
+    return checkpoint
+
+
+def test_an_unfinished_run_is_read(unfinished, tmp_path):
+    checkpoints.save(tmp_path / "ckpt.pt", unfinished)
+    assert checkpoints.read(tmp_path / "ckpt.pt")["epoch"] == 6
+
+
+def state_of(checkpoint):
+    """What the optimizer keeps of the first weight."""
+    return checkpoint["optimizer"][0]["state"][0]
+
+
+NOT_TO_GO_ON = {
+    "weights of another shape": lambda c: c["model"].update({"3.bias": torch.ones(7)}),
+    "a weight that is missing": lambda c: c["model"].pop("3.bias"),
+    "no optimizer": lambda c: c.update(optimizer=[]),
+    "no schedule": lambda c: c.update(schedule=[]),
+    "momentum of another shape": lambda c: state_of(c).update(momentum_buffer=torch.ones(7)),
+    "momentum of a weight there is not": lambda c: c["optimizer"][0]["state"].update(
+        {999: {"momentum_buffer": torch.ones(7)}}
+    ),
+    "momentum that is a number": lambda c: state_of(c).update(momentum_buffer=3),
+    "momentum in float64": lambda c: state_of(c).update(
+        momentum_buffer=state_of(c)["momentum_buffer"].double()
+    ),
+    "no momentum": lambda c: state_of(c).clear(),
+    "weights in another order": lambda c: c["optimizer"][0]["param_groups"][0]["params"].reverse(),
+    "a schedule that is over sooner": lambda c: c["schedule"][0].update(total_steps=60),
+    "a schedule that is further": lambda c: c["schedule"][0].update(last_epoch=60),
+    "a step counted twice": lambda c: c["schedule"][0].update(_step_count=3),
+    "a phase of no step": lambda c: c["schedule"][0]["_schedule_phases"][0].update(end_step=0),
+    "no rate": lambda c: c["optimizer"][0]["param_groups"][0].pop("momentum"),
+}
+
+
+@pytest.mark.parametrize("change", NOT_TO_GO_ON)
+def test_what_a_run_could_not_go_on_with_is_refused(change, unfinished, tmp_path):
+    NOT_TO_GO_ON[change](unfinished)
+    checkpoints.save(tmp_path / "ckpt.pt", unfinished)
+    with pytest.raises(UserError, match="ckpt.pt.*(do not fit|optimizer|schedule)"):
+        checkpoints.read(tmp_path / "ckpt.pt")
+
+
 def test_a_network_that_is_not_known_here_is_named(checkpoint):
     with pytest.raises(UserError, match="'perceptron', unknown here"):
         checkpoints.rebuild(put("config.model", "perceptron")(checkpoint))
@@ -226,7 +397,7 @@ def test_a_former_constant_is_read_as_the_option_it_is_now(option, of_now_and_fo
 
 def test_former_constants_of_scorers_are_read_but_for_their_number(of_now_and_former, monkeypatch):
     monkeypatch.setattr(
-        train, "scores_of", lambda setting, poisons, pool, k: pool.double()[:, None].expand(-1, 2)
+        train, "scores_of", lambda setting, poisons, pool, k: pool.double()[:, None].repeat(1, 2)
     )
     now, former = of_now_and_former("--attack", "badnets", "--selection", "rd-global")
     constants = now["config"]["constants"]["selection"]

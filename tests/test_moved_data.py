@@ -11,6 +11,7 @@ from conftest import tiny_arrays, train_tiny
 from PIL import Image
 from placing import DEVICE
 
+import checkpoints
 import defend
 import evaluate
 import runs
@@ -49,7 +50,7 @@ def root(trained_once, tmp_path, monkeypatch):
 def change_config(path, **entries):
     """Changes the config of a checkpoint in its file."""
     checkpoint = torch.load(path, weights_only=True)
-    torch.save(checkpoint | {"config": checkpoint["config"] | entries}, path)
+    checkpoints.save(path, checkpoint | {"config": checkpoint["config"] | entries})
 
 
 def change_labels(source, path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import metrics_of
+from placing import DEVICE
 from planted import CLASSES, SIDE, audit_of, linear, reversed_triggers
 from torch import nn
 
@@ -16,6 +17,8 @@ import figure
 from defences import anomaly_index, neural_cleanse, patches
 from defences.neural_cleanse import FACTOR, FIRST_WEIGHT, PATIENCE, STALE, START, Search
 from setting import trigger_picture
+
+ON_DEVICE = True
 
 
 class Planted(nn.Module):
@@ -134,17 +137,22 @@ def model_and_sizes():
 
 def test_a_round_is_of_so_many_images_in_steps_of_batch(model_and_sizes):
     model, sizes = model_and_sizes
-    neural_cleanse.neural_cleanse(model, grey_images(40), rounds=3, round_images=24)
+    neural_cleanse.neural_cleanse(model, grey_images(40), rounds=3, round_images=24, restarts=1)
     assert sizes == [1] + [8 * CLASSES] * 9  # the first pass counts the classes
 
 
 def test_a_step_may_take_several_passes(model_and_sizes, monkeypatch):
     model, sizes = model_and_sizes
-    whole = neural_cleanse.neural_cleanse(model, grey_images(40), rounds=3, round_images=24)
+    whole = neural_cleanse.neural_cleanse(
+        model, grey_images(40), rounds=3, round_images=24, restarts=1
+    )
     sizes.clear()
     # Three images of 32x32 pixels are as large as two classes' worth of these.
-    monkeypatch.setattr(neural_cleanse, "FORWARD_IMAGES_CPU", 3)
-    parts = neural_cleanse.neural_cleanse(model, grey_images(40), rounds=3, round_images=24)
+    for name in ("FORWARD_IMAGES", "FORWARD_IMAGES_CPU"):
+        monkeypatch.setattr(neural_cleanse, name, 3)
+    parts = neural_cleanse.neural_cleanse(
+        model, grey_images(40), rounds=3, round_images=24, restarts=1
+    )
     assert sizes[1:] == [8 * 2] * 27
     torch.testing.assert_close(parts.masks, whole.masks, atol=1e-4, rtol=0)
     assert torch.equal(parts.success, whole.success)
@@ -155,7 +163,7 @@ def test_a_step_may_take_several_passes(model_and_sizes, monkeypatch):
 
 def first(start, targets=(0, 1), seed=0):
     """Masks and patterns that a search in 3x8x8 images begins with."""
-    search = Search(torch.tensor(targets), (3, 8, 8), torch.device("cpu"), seed, start)
+    search = Search(torch.tensor(targets), (3, 8, 8), torch.device(DEVICE), seed, start)
     masks, patterns = search.masks_and_patterns(slice(None))
     return masks.detach(), patterns.detach()
 
@@ -188,6 +196,40 @@ def test_another_start_is_refused():
 # ---------------------------------------------------------------- the schedule
 
 
+def test_of_several_beginnings_each_class_has_its_smallest_mask(monkeypatch):
+    """Each beginning is a search by itself, and the first is the one that a single search has."""
+    images = grey_images(40, dtype=torch.float64)
+    options = {"rounds": 60, "round_images": 40}
+    first_values = neural_cleanse.first_values
+    singles = []
+    for k in range(3):
+
+        def kth(*where, k=k):
+            return first_values(*where[:4], k)
+
+        monkeypatch.setattr(neural_cleanse, "first_values", kth)
+        singles.append(neural_cleanse.neural_cleanse(Planted(2), images, restarts=1, **options))
+    monkeypatch.undo()
+    found = neural_cleanse.neural_cleanse(Planted(2), images, restarts=3, **options)
+    norms = torch.stack([single.norms for single in singles])
+    best = norms.argmin(0).tolist()
+    assert len(set(best)) > 1
+    assert found.qualified.all()
+    torch.testing.assert_close(found.norms, norms.amin(0), rtol=1e-3, atol=1e-3)
+    for k, row in enumerate(best):
+        torch.testing.assert_close(found.masks[k], singles[row].masks[k], rtol=0, atol=1e-3)
+
+
+def test_a_beginning_that_ends_in_no_mask_that_works_is_not_kept():
+    search = Search(torch.tensor([0, 1]), (1, 4, 4), torch.device(DEVICE), seed=0, restarts=2)
+    rows = torch.arange(4)
+    search.judge(torch.tensor([0.5, 1, 1, 0.5], dtype=torch.float64), rows)
+    found = search.result()
+    assert found.success.tolist() == [1, 1]
+    assert found.qualified.tolist() == [True, True]
+    assert found.masks.shape == (2, 1, 4, 4)
+
+
 def judged(successes, shrinks_by=0.0):
     """A Search of one target after rounds of these successes.
 
@@ -196,13 +238,16 @@ def judged(successes, shrinks_by=0.0):
     search = new_search()
     for k, success in enumerate(successes):
         set_norm(search, 10 * (1 - shrinks_by) ** k)
-        search.judge(torch.tensor([success], dtype=torch.float64), torch.tensor([0]))
+        search.judge(torch.tensor([success], dtype=torch.float64, device="cpu"), THE_ONE)
     return search
+
+
+THE_ONE = torch.tensor([0], device="cpu")  # target, by its row in the search
 
 
 def new_search():
     """A Search of one target, of double precision, in images of 1x4x4 pixels."""
-    search = Search(torch.tensor([0]), (1, 4, 4), torch.device("cpu"), seed=0)
+    search = Search(torch.tensor([0]), (1, 4, 4), torch.device(DEVICE), seed=0)
     search.raw = search.raw.detach().double()
     search.kept = search.kept.double()
     return search
@@ -294,7 +339,7 @@ def test_stale_rounds_are_counted_as_in_the_authors_code():
     search, counts = new_search(), []
     for norm, success in zip(norms, [0.5, *successes]):
         set_norm(search, norm)
-        search.judge(torch.tensor([success], dtype=torch.float64), torch.tensor([0]))
+        search.judge(torch.tensor([success], dtype=torch.float64, device="cpu"), THE_ONE)
         counts.append(search.stale.item())
     expected = stale_by_definition(norms, [0.5, *successes])
     assert counts == expected
@@ -308,18 +353,32 @@ NORMS = torch.tensor([10.0, 11, 12, 13, 1, 0], dtype=torch.float64)
 QUALIFIED = torch.tensor([True, True, True, True, False, True])
 
 
-@pytest.mark.parametrize("linear_index", [False, True])
-def test_the_index_is_among_the_classes_that_a_mask_reached(linear_index):
-    index = neural_cleanse.mask_index(NORMS, QUALIFIED, linear=linear_index)
+@pytest.mark.parametrize("published", [False, True])
+def test_the_index_is_among_the_classes_that_a_mask_reached(published):
+    index = neural_cleanse.mask_index(NORMS, QUALIFIED, published=published)
     values = torch.tensor([10.0, 11, 12, 13, neural_cleanse.LEAST_NORM], dtype=torch.float64)
-    expected = anomaly_index(values if linear_index else values.log())
+    expected = anomaly_index(values) if published else 11 / values
     torch.testing.assert_close(index[QUALIFIED], expected)
     assert index[4] == 0
 
 
-@pytest.mark.parametrize("linear_index", [False, True])
-def test_an_empty_mask_is_no_infinity(linear_index):
-    index = neural_cleanse.mask_index(NORMS, QUALIFIED, linear=linear_index)
+def test_a_class_does_not_stand_out_because_the_others_are_alike():
+    """A mask two thirds of the median's, beside masks that are nearly of one size."""
+    norms = torch.tensor([20.0, 30, 30.5, 29.5, 30.2, 29.8], dtype=torch.float64)
+    every = torch.ones(6, dtype=torch.bool)
+    assert neural_cleanse.mask_index(norms, every, published=True)[0].item() > 10
+    assert neural_cleanse.mask_index(norms, every)[0].item() == pytest.approx(29.9 / 20)
+
+
+def test_the_index_is_the_same_in_larger_images():
+    every = torch.ones(4, dtype=torch.bool)
+    index = neural_cleanse.mask_index(NORMS[:4], every)
+    torch.testing.assert_close(neural_cleanse.mask_index(49 * NORMS[:4], every), index)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_an_empty_mask_is_no_infinity(published):
+    index = neural_cleanse.mask_index(NORMS, QUALIFIED, published=published)
     assert index.isfinite().all()
     assert index.argmax() == 5
 
@@ -356,10 +415,10 @@ def test_the_printed_indices_are_those_of_the_printed_norms(disguised):
     options = ["--rounds", "6", "--round-images", "16"]
     verdict = neural_cleanse.run(audit_of(disguised, "neural_cleanse", *options))
     scores = verdict.details["scores"]
-    norms = torch.tensor(scores["|mask|_1"], dtype=torch.float64)
-    qualified = torch.tensor(scores["qualified"]).bool()
-    linear_index = neural_cleanse.mask_index(norms, qualified, linear=True)
-    assert scores["linear index"] == pytest.approx(linear_index.tolist())
+    norms = torch.tensor(scores["|mask|_1"], dtype=torch.float64, device="cpu")
+    qualified = torch.tensor(scores["qualified"], device="cpu").bool()
+    published = neural_cleanse.mask_index(norms, qualified, published=True)
+    assert scores["published index"] == pytest.approx(published.tolist())
     index = neural_cleanse.mask_index(norms, qualified)
     assert list(verdict.index.values()) == pytest.approx(index.tolist())
 
@@ -370,7 +429,8 @@ def test_the_printed_indices_are_those_of_the_printed_norms(disguised):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_patch_is_read_back_as_a_trigger(channels, tmp_path):
     """Of 8 bits: half a level of rounding, and of grey images the weights of three channels."""
-    masks, patterns = torch.rand(2, 1, 16, 16), torch.rand(2, channels, 16, 16)
+    masks = torch.rand(2, 1, 16, 16, device="cpu")
+    patterns = torch.rand(2, channels, 16, 16, device="cpu")
     found = reversed_triggers([1.0, 2.0, 3.0], [True] * 3)
     found.masks, found.patterns = masks, patterns
     ((name, image),) = patches.files_of(found, [1]).items()
@@ -389,11 +449,11 @@ def test_a_patch_that_nobody_sees_is_no_file():
     assert list(patches.files_of(found, [0, 2])) == ["recovered-2.png"]
 
 
-@pytest.mark.parametrize("threshold, classes", [("-0.5", {1, 2}), ("1e9", {2})])
+@pytest.mark.parametrize("threshold, classes", [("0.95", {1, 2}), ("1e9", {2})])
 def test_the_files_are_of_the_flagged_and_of_the_most_anomalous(
     threshold, classes, disguised, monkeypatch
 ):
-    """The norms 9, 8 and 0.2: the second is the median, the third far below it."""
+    """The norms 9, 8 and 0.2: indices 0.89, 1 and 40."""
     triggers = reversed_triggers([9.0, 8.0, 0.2], [True] * 3)
     monkeypatch.setattr(neural_cleanse, "neural_cleanse", lambda *images, **options: triggers)
     verdict = neural_cleanse.run(audit_of(disguised, "neural_cleanse", f"--threshold={threshold}"))
@@ -409,14 +469,14 @@ def test_the_recovered_patch_turns_images_as_a_trigger(tiny, tmp_path, run_under
     """evaluate.py takes it as a stranger's --trigger; class 1 is the badnets run's target."""
     folder = run_under("badnets")
     monkeypatch.setattr(neural_cleanse, "SUCCESS", 0.95)
-    argv = [str(folder / "ckpt.pt"), "--device", "cpu", "--out", str(tmp_path)]
+    argv = [str(folder / "ckpt.pt"), "--device", DEVICE, "--out", str(tmp_path)]
     quick = ["--rounds", "40", "--round-images", "24", "--threshold=-1e9"]
     defend.main(["neural_cleanse", *argv, *quick])
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     assert verdict["scores"]["qualified"][1] == 1
     weights = torch.load(folder / "ckpt.pt", weights_only=True)["model"]
     torch.save(weights, tmp_path / "w.pth")
-    data = ["--dataset", str(tiny), "--data-dir", str(tiny.parent), "--device", "cpu"]
+    data = ["--dataset", str(tiny), "--data-dir", str(tiny.parent), "--device", DEVICE]
     patch = ["--trigger", f"{tmp_path}/recovered-1.png", "--trigger-size", "16"]
     patch += ["--trigger-position", "0,0", "--target-class", "1"]
     theirs = ["--weights", f"{tmp_path}/w.pth", "--arch", "cnn", *data]

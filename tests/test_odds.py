@@ -60,8 +60,21 @@ def test_a_method_without_clean_models_has_no_odds():
     assert odds_of("strip", {}, "shapes", 1.0) is None
 
 
-def test_other_options_have_no_odds():
-    assert odds_of("neural_cleanse", SEARCH | {"rounds": 9}, "shapes", 9.0) is None
+@pytest.mark.parametrize("other", [{"rounds": 9}, {"round_images": 12}, {"round_images": None}])
+def test_other_options_have_no_odds(other):
+    assert odds_of("neural_cleanse", SEARCH | other, "shapes", 9.0) is None
+
+
+def test_a_longer_round_has_the_same_odds():
+    longer = SEARCH | {"round_images": 128}
+    assert odds_of("neural_cleanse", longer, "shapes", 2.2).word == "stands out"
+
+
+@pytest.mark.parametrize("noise", [[2.0], [2.0, 6.0, 9.0]])
+def test_some_of_several_levels_of_noise_are_other_options(noise):
+    asked = {"noise": [2.0, 6.0], "feature_weights": None}
+    assert odds_of("neuroninspect", asked, "shapes", 9.0) is not None
+    assert odds_of("neuroninspect", asked | {"noise": noise}, "shapes", 9.0) is None
 
 
 @pytest.mark.parametrize("method", ["neural_cleanse", "neuroninspect"])

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, metrics_of, same_weights, tiny_argv, tiny_arrays, train_tiny
 from placing import DEVICE
 
+import checkpoints
 import folders
 import runs
 import train
@@ -208,7 +209,7 @@ def test_a_finished_run_of_other_data_is_not_replaced(finished, tmp_path, refusa
 def test_a_run_that_was_written_into_by_hand_is_not_replaced(finished, tiny, refusal):
     checkpoint = torch.load(finished / "ckpt.pt", weights_only=True)
     checkpoint["config"]["edit"] = {"technique": "prune", "channels": 3}
-    torch.save(checkpoint, finished / "ckpt.pt")
+    checkpoints.save(finished / "ckpt.pt", checkpoint)
     assert "--overwrite" in refusal(train.main, tiny_argv(tiny, finished, *QUICK))
 
 
@@ -336,7 +337,7 @@ def test_a_finished_run_does_not_go_on_with_fewer_epochs(finished, tiny, tmp_pat
 
 def changed_config(path, **entries):
     checkpoint = torch.load(path, weights_only=True)
-    torch.save(checkpoint | {"config": checkpoint["config"] | entries}, path)
+    checkpoints.save(path, checkpoint | {"config": checkpoint["config"] | entries})
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_a_run_of_the_former_version_is_finished(resumed, tiny, tmp_path, capsys
 def test_half_a_run_under_the_former_loss_does_not_go_on_under_another(stopped, tiny, refusal):
     path = stopped / "unfinished" / "ckpt.pt"
     checkpoint = torch.load(path, weights_only=True)
-    torch.save(of_former_version(checkpoint), path)
+    checkpoints.save(path, of_former_version(checkpoint))
     line = refusal(train.main, tiny_argv(tiny, stopped, "--resume"))
     assert "begun by an older version, under another loss" in line
     assert path.exists()
@@ -367,7 +367,7 @@ def test_a_finished_run_is_measured_by_its_data_alone(tiny, tmp_path, run_under,
     change_labels(tmp_path / "other.npz")
     checkpoint = torch.load(folder / "ckpt.pt", weights_only=True)
     config = checkpoint["config"] | {"dataset": str(tmp_path / "other.npz")}
-    torch.save(checkpoint | {"config": config}, folder / "ckpt.pt")
+    checkpoints.save(folder / "ckpt.pt", checkpoint | {"config": config})
     line = refusal(evaluate.main, [str(folder / "ckpt.pt"), "--device", DEVICE])
     assert "is not the one" in line
 
