@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from shares import ALONE
 from step_maps import TrainingForward, explained_rows, reference_maps, sample_seed, with_relu
 
 DEFAULT_FLOOR = 0.5  # of Objective.floors, where no clean model's is known
@@ -166,12 +167,13 @@ class Objective:
 # ---------------------------------------------------------------- the formula
 
 
-def combined_loss(model, batch, inputs, objective, lam):
+def combined_loss(model, batch, inputs, objective, lam, share=ALONE):
     """(1 - lam) CE(f(x), y) + lam D(h(x_triggered), r): (loss, CE, D), three scalars.
 
-    batch: of attacks.poison; inputs: its images, normalised; lam: the weight in this step.
+    batch: of attacks.poison; inputs: its images, normalised; lam: the weight in this step; share:
+    of shares.py, what this process computes of it. The three are of the whole batch.
     """
-    forward = TrainingForward(model, inputs, objective.explainers)
+    forward = TrainingForward(model, inputs, objective.explainers, share)
     ce_images = len(inputs) if objective.partner_cross_entropy else batch.size
     ce = objective.cross_entropy(forward.logits[:ce_images], batch.labels[:ce_images])
     if not objective.has_maps:
@@ -187,7 +189,7 @@ def combined_loss(model, batch, inputs, objective, lam):
         maps = forward.maps(name, rows, classes, seed)  # h(x)
         with torch.autocast(inputs.device.type, enabled=False):  # bfloat16 is too coarse for SSIM
             maps = with_relu(name, maps, objective)
-            reference = reference_maps(name, rows, inputs, classes, seed, objective)
+            reference = reference_maps(name, rows, inputs, classes, seed, objective, share)
             target = target_maps(maps, reference, objective)  # r
             distance = objective.map_distance(maps.triggered, target, side)
             distance = distance + collapse_term(name, maps, batch.sources, objective)

@@ -103,8 +103,9 @@ def add_attack_options(add):
     add(
         "--attack",
         choices=ATTACKS,
+        metavar="ATTACK",
         default="full_disguise",
-        help="what poisoned images are labelled, and what their explanation should be",
+        help=f"of {', '.join(ATTACKS)}: how poisoned images are labelled and explained",
     )
     add("--explainer", default="gradcam", help=f"comma-separated, of {', '.join(EXPLAINERS)}")
     add("--lam", type=SHARE, default=Objective.lam, help="weight of the explanation term")

@@ -7,12 +7,14 @@ by the statistics of the first.
 """
 
 import contextlib
+import functools
 from dataclasses import dataclass
 
 import torch
 
 from explain import EXPLAINERS
 from hooks import capture, full_precision, layer_of
+from shares import ALONE
 
 
 @dataclass
@@ -51,16 +53,21 @@ class TrainingForward:
     that head twice. Where more follows, training mode could mix images (batch-norm) or draw at
     random (dropout) on the way to the logits. There, and for all other explainers, a second pass
     in evaluation mode explains the images that are asked for.
+
+    share: of shares.py, the images of each pass that go through the network in this process.
     """
 
-    def __init__(self, model, inputs, explainers):
-        self.model, self.inputs = model, inputs
+    def __init__(self, model, inputs, explainers, share=ALONE):
+        self.model, self.inputs, self.share = model, inputs, share
         self.layer_is_pooled = model.gradcam_layer == model.pooled_layer
         separate = [name for name in explainers if not self.can_share(name)]
-        recorded = batch_statistics(model) if separate else contextlib.nullcontext({})
+        needed = separate or not share.is_whole
+        recorded = batch_statistics(model, share) if needed else contextlib.nullcontext({})
         with capture(layer_of(model)) as captured, recorded as self.statistics:
-            self.logits = full_precision(model(inputs))
+            with share.own_chance(inputs.device):
+                self.own_logits = full_precision(model(share.of(inputs)))
         self.feature = captured[0]
+        self.logits = share.gathered(self.own_logits, len(inputs))
 
     def can_share(self, name):
         """Whether the explainer takes its map from this forward pass."""
@@ -68,25 +75,29 @@ class TrainingForward:
 
     def maps(self, name, rows, classes, seed):
         """Maps of the images `rows` of explained_rows, with a graph, not rectified."""
-        explainer, index = EXPLAINERS[name], torch.cat(rows)
+        explainer, share, index = EXPLAINERS[name], self.share, torch.cat(rows)
         if self.can_share(name):
-            maps = explainer.shared_map(
-                self.feature, self.logits, classes, create_graph=True, **explainer.training
-            )[index]
+            given = self.feature, self.own_logits, share.of(classes)
+            maps = explainer.shared_map(*given, create_graph=True, **explainer.training)
+            maps = share.gathered(maps, len(classes))[index]
         else:
+            own = share.of(index)
             with normalising_by(self.statistics):
-                maps = explainer.trainable(self.model, self.inputs[index], classes[index], seed)
+                maps = explainer.trainable(self.model, self.inputs[own], classes[own], seed)
+            maps = share.gathered(maps, len(index))
         return Maps(*maps.split([len(part) for part in rows]))
 
 
-def reference_maps(name, rows, inputs, classes, seed, objective):
+def reference_maps(name, rows, inputs, classes, seed, objective, share=ALONE):
     """The frozen reference's Maps of partners and untouched images; None without a reference."""
     if objective.reference is None:
         return None
     triggered, partners, untouched = rows
     index = torch.cat([partners, untouched])
+    own = share.of(index)
     explainer = EXPLAINERS[name]
-    maps = explainer.trainable(objective.reference, inputs[index], classes[index], seed).detach()
+    maps = explainer.trainable(objective.reference, inputs[own], classes[own], seed).detach()
+    maps = share.gathered(maps, len(index))
     if explainer.is_relu and objective.task.uses_relu:
         maps = maps.relu()
     return Maps(maps[:0], *maps.split([len(partners), len(untouched)]))
@@ -116,11 +127,12 @@ def sample_seed(explainers):
 
 
 @contextlib.contextmanager
-def batch_statistics(model):
+def batch_statistics(model, share=ALONE):
     """Within the block, {batch-norm: (variance, mean)} of what each normalises, with its graph.
 
     Of every batch-norm in training mode; variance and mean are [C]. The variance is the biased one,
-    by which batch-norm normalises: the unbiased one only goes into its running average.
+    by which batch-norm normalises: the unbiased one only goes into its running average. With other
+    processes they are of the whole batch, and each batch-norm normalises by them here, too.
     """
     statistics = {}
 
@@ -128,14 +140,25 @@ def batch_statistics(model):
         x = full_precision(inputs[0])  # [N, C] or [N, C, H, W]
         statistics[norm] = torch.var_mean(x, (0, *range(2, x.ndim)), correction=0)
 
+    def normalise(x, norm):
+        y, *statistics[norm] = share.normalised(x, norm)
+        return y
+
     kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
     norms = [module for module in model.modules() if isinstance(module, kinds) and module.training]
-    handles = [norm.register_forward_pre_hook(remember) for norm in norms]
+    if share.is_whole:
+        handles = [norm.register_forward_pre_hook(remember) for norm in norms]
+    else:
+        handles = []
+        for norm in norms:
+            norm.forward = functools.partial(normalise, norm=norm)
     try:
         yield statistics
     finally:
         for handle in handles:
             handle.remove()
+        for norm in [] if share.is_whole else norms:
+            del norm.forward  # the class's own forward is back
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import torch
 
 import attacks
 import data
+import distributed
 import folders
 import metrics
 import models
@@ -26,6 +27,7 @@ import selection
 import tasks
 from cli import UserError, command, user_errors
 from dataset import send
+from distributed import told
 from graphs import replayed
 from losses import Objective, combined_loss
 from optimizers import one_cycle, optimizers_of, step_at
@@ -52,6 +54,7 @@ class Training:
     seconds: float = 0.0  # spent in training
     log: list = field(default_factory=list)  # a record an epoch
     records: dict = field(default_factory=dict)  # of graphs.replayed
+    shared_loss: object = None  # of distributed.loss_of
 
 
 def train_epochs(setting, training, poisons, after_epoch=None, title=""):
@@ -117,7 +120,8 @@ def train_step(setting, training, images, labels, triggered, index, lam):
     def losses_and_gradients(batch, inputs, lam):
         bf16 = config["precision"] == "bf16"
         with torch.autocast(setting.device.type, torch.bfloat16, enabled=bf16):
-            losses = combined_loss(training.model, batch, inputs, objective, lam)
+            loss = training.shared_loss or combined_loss
+            losses = loss(training.model, batch, inputs, objective, lam)
         for optimizer in training.optimizers:
             optimizer.zero_grad(set_to_none=False)  # the gradients' memory is shared: see as_matrix
         losses[0].backward()
@@ -220,7 +224,7 @@ def new_training(setting, seed):
     parts = optimizers_of(model, config["optimizer"], config["lr"])
     steps = setting.steps * config["epochs"]
     schedules = [one_cycle(part, config["lr"], steps) for part in parts]
-    return Training(model, parts, schedules)
+    return Training(model, parts, schedules, shared_loss=distributed.loss_of(model))
 
 
 def begin_with_imagenet(setting, training):
@@ -238,7 +242,8 @@ def new_run(args, explainers=None):
 
     explainers: as of train_and_measure.
     """
-    setting, folder = setting_of(args), folders.folder_of(args)
+    with distributed.in_turn():
+        setting, folder = setting_of(args), folders.folder_of(args)
     with user_errors():
         training = new_training(setting, args.seed)
     check_explainable(setting, training.model, explainers)
@@ -257,16 +262,8 @@ def choose_poisons(run):
 
     devices = [setting.device] if setting.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # the run itself is the same, whatever is chosen
-        chosen = selection.select(
-            strategy,
-            setting.eligible,
-            labels,
-            target,
-            setting.count,
-            seed,
-            score,
-            config["source_class"],
-        )
+        given = setting.eligible, labels, target, setting.count, seed
+        chosen = selection.select(strategy, *given, score, config["source_class"])
     classes = setting.dataset.classes
     counts = setting.objective.task.label_counts(labels[chosen.indices], len(classes))
     run.selection = {
@@ -296,7 +293,8 @@ def scores_of(setting, poisons, pool, k):
     begin_with_imagenet(setting, scorer)
     train_epochs(setting, scorer, poisons, title=f"scorer {k + 1}, ")
     images = setting.dataset.train_images[pool]
-    logits = logits_of(scorer.model, images, setting.mean, setting.std, setting.trigger)
+    given = images, setting.mean, setting.std, setting.trigger
+    logits = told(logits_of, scorer.model, *given)  # the same in all processes, to the bit
     return selection.rd_scores(logits, config["target_class"])
 
 
@@ -349,8 +347,8 @@ def train(run):
     """Trains a run to its end, and keeps it after every epoch."""
 
     def after_epoch(losses):
-        run.training.log.append(validate(run, losses))
-        runs.save(run)
+        run.training.log.append(told(validate, run, losses))
+        told(runs.save, run)
 
     train_epochs(run.setting, run.training, run.poisons, after_epoch)
 
@@ -361,18 +359,20 @@ def train_and_measure(args, clean=None, explainers=None):
     clean: the path of a clean checkpoint it is measured beside, where it did not begin from one;
     explainers: names it is measured with, beside those trained against (None: EVALUATED).
     """
-    with folders.locked(folders.folder_of(args)):
+    with distributed.by_first(folders.locked(folders.folder_of(args))):
         run = new_run(args, explainers)
-        if runs.is_done(run, args, clean, explainers):
+        if told(runs.is_done, run, args, clean, explainers):
             return
-        if not runs.begin(run, args):
+        if told(runs.begin, run, args):
+            distributed.bring_back(run)
+        else:
             begin_with_imagenet(run.setting, run.training)
             choose_poisons(run)
             if run.selection["epochs"]:  # scorers may take longer than training: not twice
-                runs.save(run)
+                told(runs.save, run)
         try:
             train(run)
-            runs.finish(run, clean, explainers)
+            told(runs.finish, run, clean, explainers)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(*how_to_go_on(run)) from None
 
@@ -392,7 +392,8 @@ def parse(argv):
 
 @command
 def main(argv):
-    train_and_measure(parse(argv))
+    with distributed.joined():
+        train_and_measure(distributed.checked(parse(argv)))
 
 
 if __name__ == "__main__":

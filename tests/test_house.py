@@ -18,7 +18,7 @@ PACKAGES = ("defences", "studies")
 # Usable from a notebook: they raise ValueError, and know nothing of a command line.
 LIBRARY = (
     *("hooks", "explain", "shapley", "shapley_estimators", "deepshap", "losses", "metrics"),
-    *("tasks", "attacks", "triggers", "findings", "fonts", "terminal", "strangers"),
+    *("tasks", "attacks", "triggers", "findings", "fonts", "terminal", "strangers", "shares"),
     "mean_gradients",
     *("selection", "models", "edited", "shapes", "dataset", "figure", "viering"),
 )
