@@ -23,7 +23,7 @@ from studies.record import ROOT
 # Studies whose rows are training runs, which can be shared out.
 OF_RUNS = (
     *("foundation", "cifar10", "transfer", "efficient", "threats", "radiographs", "gpu"),
-    *("explainers", "breadth"),
+    "breadth",
 )
 
 
