@@ -9,7 +9,7 @@ trigger, which is for the score alone. Prints a table, and writes into defend-ME
 checkpoint: verdict.json, figure.png and, of the methods that repair, ckpt.pt for evaluate.py; of a
 stranger's network also repaired.pth, weights under the names that they came with.
 
-On two CPU cores: a minute for neural_cleanse and prune of ten classes, seconds for the others.
+On two CPU cores: two minutes for neural_cleanse and prune of ten classes, seconds for the others.
 """
 
 import interrupts  # noqa: F401  # isort: skip
@@ -168,7 +168,7 @@ def main(argv):
     if args.json:
         print(json.dumps(record))
     else:
-        print_verdict(verdict, folder)
+        print_verdict(verdict, folder, args.method)
 
 
 def record_of(args, audit, verdict, seconds, defence=None, before=None, after=None):
@@ -368,11 +368,12 @@ def write(record, picture, folder, files=None):
             ours.save_picture(image, folder / name)
 
 
-def print_verdict(verdict, folder):
-    """Prints a verdict's lines, its answer where it has one, and where the files are."""
+def print_verdict(verdict, folder, method):
+    """Prints the lines of a verdict by a method, its answer if it has one, where the files are."""
     print(paragraphs("\n".join(verdict.lines)))
     if said := verdict.details.get("conclusion"):
-        chance = CHANCE if verdict.details["threshold"] == PUBLISHED_THRESHOLD else ""
+        published = verdict.details["threshold"] == PUBLISHED_THRESHOLD
+        chance = CHANCE if published and method == "neuroninspect" else ""
         print(paragraphs(f"\n{said}{chance}"))
     elif verdict.backdoored is not None:
         print(f"\n{ANSWERS[verdict.backdoored]}.")

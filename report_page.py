@@ -35,8 +35,9 @@ BACKDOOR = (
     " network's answer depends on."
 )
 INDEX = (
-    "The anomaly index says how far the most unusual class lies from the middle of all classes,"
-    " in robust standard deviations. Some class is always the most unusual one."
+    "The anomaly index says how far the most unusual class lies from the middle of all classes:"
+    " NeuronInspect counts robust standard deviations, Neural Cleanse how many times smaller"
+    " its patch is than the usual one. Some class is always the most unusual one."
 )
 ANSWER_STYLES = {True: "stands", None: "unsure", False: "nothing"}
 

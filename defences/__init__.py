@@ -157,8 +157,8 @@ def add_threshold(parser):
     parser.add_argument(
         "--threshold",
         type=number(float, -1e9, 1e9),
-        help="flag a class whose anomaly index is above this; published: 2"
-        " (default: by how many clean models get as far)",
+        help="flag a class whose anomaly index is above this; published: 2,"
+        " by the published index (default: by how many clean models get as far)",
     )
     parser.add_argument(
         "--calibrate",

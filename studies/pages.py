@@ -21,7 +21,6 @@ from studies import (
     breadth,
     cifar10,
     efficient,
-    explainers,
     foundation,
     gpu,
     lies,
@@ -30,6 +29,7 @@ from studies import (
     sampling,
     shared_samples,
     speed,
+    steady,
     threats,
     transfer,
     worth,
@@ -51,8 +51,8 @@ STUDIES = {
     "speed": speed,
     "gpu": gpu,
     "worth": worth,
-    "explainers": explainers,
     "breadth": breadth,
+    "steady": steady,
 }
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 

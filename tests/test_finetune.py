@@ -409,5 +409,5 @@ def test_a_repair_that_makes_things_worse_says_so(backdoored, tmp_path, capsys):
     verdict = finetune.run(audit)
     defend.repair(audit, verdict, tmp_path / "out")
     assert any(fault.startswith("clean accuracy fell") for fault in verdict.details["faults"])
-    defend.print_verdict(verdict, tmp_path)
+    defend.print_verdict(verdict, tmp_path, "finetune")
     assert "Worse, or no better: clean accuracy fell by" in capsys.readouterr().out

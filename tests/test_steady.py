@@ -7,11 +7,10 @@ import pytest
 import torch
 from conftest import ROOT, train_tiny
 
-import defend
 import odds
 from defences import anomaly_index, neural_cleanse, neuroninspect
 from studies import steady, steady_tables
-from studies.steady_tables import BEFORE, NOW, STATISTICS
+from studies.steady_tables import STATISTICS, STATISTICS_SHOWN
 
 # ---------------------------------------------------------------- statistics
 
@@ -19,7 +18,7 @@ from studies.steady_tables import BEFORE, NOW, STATISTICS
 def test_now_is_the_index_of_neural_cleanse():
     norms = torch.tensor([12.0, 24, 25, 31, 50], dtype=torch.float64)
     every = torch.ones(5, dtype=torch.bool)
-    torch.testing.assert_close(STATISTICS[NOW](norms), neural_cleanse.mask_index(norms, every))
+    torch.testing.assert_close(STATISTICS["now"](norms), neural_cleanse.mask_index(norms, every))
 
 
 @pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
@@ -35,7 +34,7 @@ def test_of_the_recorded_models_the_statistic_now_is_the_recorded_index():
         for seed, run in runs.items():
             index = torch.tensor(list(recorded[kind][seed]["neural_cleanse"]["index"].values()))
             torch.testing.assert_close(
-                STATISTICS[NOW](steady_tables.norms_of(run)), index.double(), rtol=1e-6, atol=0
+                STATISTICS["now"](steady_tables.norms_of(run)), index.double(), rtol=1e-6, atol=0
             )
 
 
@@ -53,17 +52,16 @@ def test_the_published_index_of_the_recorded_models_is_the_recorded_one():
 
 def test_the_limit_is_the_largest_of_the_table_of_clean_models():
     clean = json.loads(odds.TABLE.read_text())["neural_cleanse"]["models"]["shapes"]
-    assert steady_tables.limit_of(STATISTICS[NOW]) == pytest.approx(max(clean))
+    assert steady_tables.limit_of(STATISTICS["now"]) == pytest.approx(max(clean))
 
 
 # ---------------------------------------------------------------- tables by hand
 
 
-def run_of(norms, target=0, one=None):
-    """A run of the record; one: the norms of its first beginning, if they are others."""
+def run_of(norms, target=0):
+    """A run of the record."""
     return {
         "|mask|_1": norms,
-        "one beginning": one or norms,
         "qualified": [1.0] * len(norms),
         "target": target,
         "attack_success_rate": 0.99,
@@ -77,7 +75,7 @@ RECORD = {
     "repeat": {
         "disguised": {
             "64": {
-                "0": run_of([40.0, 41, 43, 10], 3, one=[30.0, 40, 41, 43]),
+                "0": run_of([40.0, 41, 43, 10], 3),
                 "1": run_of([40.0, 41, 43, 12], 3),
             },
         },
@@ -96,16 +94,16 @@ def cells(line):
 
 
 def test_of_the_same_model_it_is_counted_how_often_it_is_above_the_limit():
-    lines = [cells(line) for line in steady_tables.repeat(RECORD)[2:10]]
-    now = {line[0]: line[3:] for line in lines if line[2] == "now"}
-    limit = f"{steady_tables.limit_of(STATISTICS[NOW]):.2f}"
-    assert now[steady_tables.SHOWN["disguised"]] == ["2", "2", "3.38 to 4.05", limit, "2"]
-    assert now[steady_tables.SHOWN["clean"]] == ["2", "", "1.35 to 1.35", limit, "0"]
+    disguised, clean = map(cells, steady_tables.repeat(RECORD)[2:4])
+    assert (disguised[2:4], disguised[-2:]) == (["2", "2"], ["3.38 to 4.05", "2"])
+    assert (clean[2:4], clean[-2:]) == (["2", ""], ["1.35 to 1.35", "0"])
 
 
-def test_by_one_beginning_the_target_may_be_missed():
-    lines = [cells(line) for line in steady_tables.repeat(RECORD)[2:6]]
-    assert lines[1][2:6] == ["the index now, one beginning", "2", "1", "1.35 to 3.38"]
+def test_masks_by_one_beginning_and_by_all_are_in_order_of_size():
+    trials = {"0": {"1": 17.84, "2": 12.0}, "1": {"1": 12.3, "2": 12.3}}
+    lines = steady_tables.beginnings({"beginnings": {"64": trials}})
+    assert cells(lines[2]) == ["64", "1", "12.3, 17.8"]
+    assert cells(lines[3]) == ["64", "2", "12.0, 12.3"]
 
 
 def test_the_halves_of_the_recorded_models_share_none():
@@ -118,7 +116,7 @@ def test_the_halves_of_the_recorded_models_share_none():
 
 def test_of_the_new_models_targets_and_false_alarms_are_counted():
     lines = steady_tables.zoo(RECORD)
-    (now,) = [cells(line) for line in lines if line.startswith(f"| {NOW}")]
+    (now,) = [cells(line) for line in lines if line.startswith(f"| {STATISTICS_SHOWN['now']}")]
     # Both are above the limit, one with its target first; a clean one is, too. Of four pairs, two
     # are in order, and two are equal.
     assert now[1:4] == ["badnets", "0.75", "1 of 2"]
@@ -129,10 +127,6 @@ def test_of_the_new_models_targets_and_false_alarms_are_counted():
 def test_a_class_that_no_patch_reached_is_no_norm():
     with pytest.raises(ValueError, match="not reached"):
         steady_tables.norms_of(run_of(SMALL) | {"qualified": [1.0, 1.0, 0.0, 1.0]})
-
-
-def test_the_statistics_before_and_now_are_named():
-    assert ("before" in BEFORE, "now" in NOW) == (True, True)
 
 
 # ---------------------------------------------------------------- the sections
@@ -157,13 +151,7 @@ def asked(tmp_path, monkeypatch):
 
     monkeypatch.setattr(steady, "PATH", tmp_path / "steady.json")
 
-    def reverse(audit, restarts):
-        assert restarts == 1
-        return SimpleNamespace(norms=torch.tensor([3.0, 2.0])), None
-
     monkeypatch.setattr(steady, "audited", audited)
-    monkeypatch.setattr(defend, "open_audit", lambda args: args)
-    monkeypatch.setattr(neural_cleanse, "reverse", reverse)
     monkeypatch.setattr(steady, "train", SimpleNamespace(main=lambda argv: None))
     monkeypatch.setattr(steady, "features", lambda checkpoint: {"first": []})
     return tmp_path / "steady.json", options
@@ -176,8 +164,24 @@ def test_both_models_are_searched_under_every_seed_and_round(asked):
     assert len(options) == len(set(options)) * 2 == 2 * 10 * 2
     assert list(kept) == list(steady.TWICE)
     assert list(kept["clean"]) == ["64", "128"]
-    run = kept["clean"]["128"]["9"]
-    assert (run["|mask|_1"], run["one beginning"]) == ([1.2346, 2.0], [3.0, 2.0])
+    assert kept["clean"]["128"]["9"]["|mask|_1"] == [1.2346, 2.0]
+
+
+def test_of_all_beginnings_the_targets_mask_is_no_larger(backdoored, monkeypatch):
+    search = neural_cleanse.neural_cleanse
+
+    def short_search(*args, **options):
+        return search(*args, **options | {"rounds": 6})
+
+    monkeypatch.setattr(neural_cleanse, "SUCCESS", 0.2)
+    monkeypatch.setattr(neural_cleanse, "neural_cleanse", short_search)
+    monkeypatch.setattr(steady, "TARGET", 1)
+    audit = steady.audit_of(backdoored, "neural_cleanse", "--round-images", "16")
+    found = steady.masks_of_target(audit)
+    assert list(found) == [str(k + 1) for k in range(neural_cleanse.RESTARTS)]
+    norms = list(found.values())
+    assert all(later <= 1.001 * earlier for earlier, later in zip(norms, norms[1:]))
+    assert norms[-1] > 0
 
 
 def test_every_new_model_is_kept_with_its_target(asked, backdoored, monkeypatch):
