@@ -1,9 +1,17 @@
-"""The table on speed: what explaining costs, and what training through explanations costs.
+"""The tables on speed: what explaining costs, and what training through explanations costs.
 
-    python -m studies.speed
+    python -m studies.speed                      # everything
+    python -m studies.speed cleanse command      # some records
 
-Calls bench.py on the small cnn, and writes results/speed.json. It compares with shap, captum and
-grad-cam, as far as they are installed.
+    cnn          explainers and their peers, training steps; agreement with shap
+    resnet18     a training step of ResNet-18
+    kernelshap   seconds to a given error
+    cleanse      Neural Cleanse of all classes at once, one by one, and as published
+    memory       peak memory while images are explained
+    command      where the seconds of the first command of README.md go
+
+Calls bench.py, and writes results/speed-NAME.json, of cnn results/speed.json. It compares with
+shap, captum and grad-cam, as far as they are installed.
 """
 
 import bench
@@ -12,9 +20,24 @@ from studies.record import RESULTS
 from studies.tables import header, line, note, of_record
 
 PAGE = "results/speed.md"
-DURATION = "about 2 minutes on one core"
+DURATION = "about 20 minutes on one core"
 
-PATH = RESULTS / "speed.json"
+RECORDS = {  # the words that bench.py is given
+    "cnn": [],
+    "resnet18": ["steps", "--model", "resnet18", "--explainer", "gradcam"],
+    "kernelshap": ["kernelshap", "--turns", "3"],
+    "cleanse": ["cleanse", "--turns", "3"],
+    "memory": ["memory"],
+    "command": ["command"],
+}
+
+
+def path_of(name):
+    """The Path of a record of RECORDS."""
+    return RESULTS / ("speed.json" if name == "cnn" else f"speed-{name}.json")
+
+
+# ---------------------------------------------------------------- tables
 
 
 def rates(record):
@@ -33,7 +56,14 @@ def rates(record):
         f"{record['training_precision']}, median of {record['turns']} turns, "
         f"torch {record['torch']}"
     )
-    return [*lines, "", note(about, [record["hardware"]], [record["commit"]])]
+    return [*lines, "", note_on(record, about)]
+
+
+def note_on(record, about):
+    """The line below a table: about what it is, by which clock, on what and at which commit."""
+    if record.get("clock") == "cpu":
+        about += ", seconds that the process computed"
+    return note(about, [record["hardware"]], [record["commit"]])
 
 
 def readable(value):
@@ -65,14 +95,91 @@ def agreement(record):
     return lines
 
 
-TABLES = of_record("speed", {"rates": rates, "agreement": agreement})
+def same_error(record):
+    """Each peer at its coalitions beside ours at the number that reaches the same error."""
+    found = record["parts"]["kernelshap"]
+    titles = ["explainer", "coalitions", "error", "seconds", "of the time of"]
+    lines = header(titles)
+    for peer, row in found["peers"].items():
+        cells = [found["coalitions"], f"{row['error']:.1%}", readable(row["seconds"]), ""]
+        lines.append(line([f"{peer}'s KernelSHAP", *cells]))
+    for row in found["same_error"]:
+        peer, count = row["peer"], row["coalitions"]
+        if count is None:
+            lines.append(line([row["explainer"], "more", "", "", peer]))
+            continue
+        error = found["errors"][row["explainer"]][str(count)]
+        share = f"{peer}: {row['seconds'] / found['peers'][peer]['seconds']:.2f}"
+        lines.append(
+            line([row["explainer"], count, f"{error:.1%}", readable(row["seconds"]), share])
+        )
+    about = (
+        f"{record['model']}, {found['images']} images of shapes, {found['patches']} patches,"
+        f" {found['draws']} draws, accuracy of the network {found['accuracy']:.2f}; forward passes"
+        f" alone take {found['forward_share']:.0%} of kernelshap's time at {found['coalitions']}"
+    )
+    return [*lines, "", note_on(record, about)]
+
+
+def errors(record):
+    """The error of each number of coalitions, by explainer."""
+    found = record["parts"]["kernelshap"]["errors"]
+    counts = list(next(iter(found.values())))
+    lines = header(["coalitions", *counts])
+    for name, of_count in found.items():
+        lines.append(line([name, *(f"{of_count[count]:.1%}" for count in counts)]))
+    return lines
+
+
+def cleanse(record):
+    """Seconds of a round of Neural Cleanse, by way of searching."""
+    lines = header(["search", "images a round, for a class", "images a second", "seconds a round"])
+    for name, row in record["parts"]["cleanse"].items():
+        speeds = readable(row["images_per_second"]), readable(row["seconds_a_round"])
+        lines.append(line([name, row["images_a_round"], *speeds]))
+    return [*lines, "", note_on(record, f"{record['model']}, ten classes of {bench.SIDE} px")]
+
+
+def memory(record):
+    """MB that are needed while images are explained, without their maps, by number of images."""
+    found = record["parts"]["memory"]
+    counts = list(next(iter(found.values())))
+    lines = header(["explainer", *(f"{int(n):,} images" for n in counts), "their maps"])
+    for name, of_count in found.items():
+        megabytes = [(row["working"] - row["maps"]) / 1e6 for row in of_count.values()]
+        maps = of_count[counts[-1]]["maps"] / 1e6
+        lines.append(line([name, *(f"{value:.0f}" for value in megabytes), f"{maps:.1f}"]))
+    return [*lines, "", note(f"{record['model']}, MB", [record["hardware"]], [record["commit"]])]
+
+
+def parts_of_command(record):
+    """Seconds of each part of the command."""
+    found = record["parts"]["command"]
+    total = sum(found["seconds"].values())
+    lines = header(["part", "seconds", "share"])
+    for name, seconds in {**found["seconds"], "all": total}.items():
+        lines.append(line([name, f"{seconds:.1f}", f"{seconds / total:.0%}"]))
+    about = f"`python train.py {found['options']}`"
+    return [*lines, "", note_on(record, about)]
+
+
+TABLES = {
+    **of_record("speed", {"rates": rates, "agreement": agreement}),
+    **of_record("speed-resnet18", {"resnet18": rates}),
+    **of_record("speed-kernelshap", {"same_error": same_error, "errors": errors}),
+    **of_record("speed-cleanse", {"cleanse": cleanse}),
+    **of_record("speed-memory", {"memory": memory}),
+    **of_record("speed-command", {"command": parts_of_command}),
+}
 
 
 @command
 def main(argv):
-    if argv:
-        raise UserError(f"speed has no rows: {argv[0]!r} is none")
-    bench.main(["--out", str(PATH)])
+    for name in argv:
+        if name not in RECORDS:
+            raise UserError(f"no record {name!r} of speed: one of {', '.join(RECORDS)}")
+    for name in argv or RECORDS:
+        bench.main([*RECORDS[name], "--out", str(path_of(name))])
 
 
 if __name__ == "__main__":
