@@ -181,16 +181,15 @@ class Worker:
         self.connection, theirs = context.Pipe()
         arguments = (theirs, self.study, self.threads)
         self.process = context.Process(target=serve, args=arguments, daemon=True)
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         before = os.environ.copy()
         try:
             os.environ.update(environment(self.index, self.threads))
-            self.process.start()
+            with interrupts_held_back():
+                self.process.start()
         finally:
             for name in set(os.environ) - set(before):
                 os.environ.pop(name)
             os.environ.update(before)
-            signal.signal(signal.SIGINT, handler)
         theirs.close()
 
     def end(self):
@@ -212,6 +211,19 @@ class Worker:
             self.process.join()
             self.connection.close()
         self.run = self.process = self.connection = None
+
+
+@contextlib.contextmanager
+def interrupts_held_back():
+    """Within the block Ctrl-C waits; a process that is started there never gets one."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows: see `serve`
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def environment(index, threads):

@@ -53,11 +53,15 @@ def study_in(folder, tiny, more=""):
     def start(*argv):
         command = [sys.executable, "small.py", f"{options} --device cpu", *argv]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        return subprocess.Popen(
-            command, cwd=folder, env=environment, start_new_session=True, **pipes
-        )
+        where = dict(cwd=folder, env=environment, start_new_session=True)
+        return subprocess.Popen(command, preexec_fn=heed_interrupts, **where, **pipes)
 
     return start
+
+
+def heed_interrupts():
+    """A suite that was started in the background hands on that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ended(process, code=0):
@@ -201,6 +205,18 @@ def test_ctrl_c_ends_all_processes_in_one_line(tiny, tmp_path):
     while any(os.path.exists(f"/proc/{child}") for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_ctrl_c_while_a_process_is_started_is_not_lost():
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with jobs.interrupts_held_back():
+                os.kill(os.getpid(), signal.SIGINT)
+                held_back = True
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert held_back
 
 
 # ---------------------------------------------------------------- by themselves
