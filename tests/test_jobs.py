@@ -60,8 +60,9 @@ def study_in(folder, tiny, more=""):
 
 
 def heed_interrupts():
-    """A suite that was started in the background hands on that Ctrl-C is ignored."""
+    """Whoever started the suite may have it ignore Ctrl-C, or hold it back; that is handed on."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def ended(process, code=0):
