@@ -11,7 +11,7 @@ import os
 import signal
 import time
 import traceback
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 
 import torch
 
@@ -207,8 +207,9 @@ class Worker:
     def stop(self):
         """Ends the process at once."""
         if self.process is not None:
-            self.process.terminate()
-            self.process.join()
+            if self.process.pid is not None:  # otherwise it was interrupted before it began
+                self.process.terminate()
+                self.process.join()
             self.connection.close()
         self.run = self.process = self.connection = None
 
@@ -219,6 +220,7 @@ def interrupts_held_back():
     if not hasattr(signal, "pthread_sigmask"):  # Windows: see `serve`
         yield
         return
+    resource_tracker.ensure_running()  # else the first process starts it, which ends the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
