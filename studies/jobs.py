@@ -19,7 +19,7 @@ import folders
 from cli import Parser, UserError, first_line, message_of, number
 
 AT_WORK = "another process is at work"  # what folders.locked says of a folder that is taken
-PATIENCE = 5.0  # seconds until a run that others wait for, and a process elsewhere has, is asked
+PATIENCE = 5.0  # seconds between two tries of a run that another process has and others need
 
 
 # ---------------------------------------------------------------- options
@@ -89,7 +89,7 @@ class Queue:
         return None
 
     def can_begin(self, run):
-        """Whether all that a run needs is done, and it is no longer given time."""
+        """Whether all that a run needs is done, and PATIENCE is over if another process had it."""
         on_time = time.monotonic() >= self.not_before.get(run, 0)
         return on_time and self.done.issuperset(self.needs[run])
 
@@ -221,11 +221,16 @@ def interrupts_held_back():
         yield
         return
     resource_tracker.ensure_running()  # else the first process starts it, which ends the block
+    came = []  # to another thread, which does not hold it back
+    handler = signal.signal(signal.SIGINT, lambda *given: came.append(given))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if came and callable(handler):
+            handler(*came[0])
 
 
 def environment(index, threads):

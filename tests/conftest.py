@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     placing.use(config.getoption("--device"))
+    # What runs in the background ignores Ctrl-C, and so do the command lines that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
