@@ -124,10 +124,8 @@ def in_turn():
 
 def bring_back(run):
     """Makes a run that the first process has resumed the same in the others."""
-    if several():
-        checkpoint = told(checkpoints.read, run.unfinished / "ckpt.pt")
-        if not is_first():
-            runs.bring_back(run, checkpoint)
+    if several():  # in the first, too: reading may have drawn random numbers there
+        runs.bring_back(run, told(checkpoints.read, run.unfinished / "ckpt.pt"))
 
 
 # ---------------------------------------------------------------- the step

@@ -11,7 +11,9 @@ others: everything, at no cost.
 """
 
 import contextlib
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,7 @@ class Share:
 
     rank: int = 0
     size: int = 1
+    steps: Any = field(default_factory=itertools.count, compare=False)  # that drew by themselves
 
     @property
     def is_whole(self):
@@ -49,7 +52,9 @@ class Share:
             yield
             return
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(int(torch.randint(2**31, ())) + self.rank)
+            # The draw is undone with the block: steps that draw nothing else would have one seed.
+            seed = int(torch.randint(2**31, ())) + next(self.steps) * self.size + self.rank
+            torch.manual_seed(seed)
             yield
 
     def normalised(self, x, norm):
@@ -118,7 +123,7 @@ class Normalised(torch.autograd.Function):
         dist.all_reduce(sums)
         scaled, shifted, of_variance, of_mean = (sums / count).to(mean.dtype).chunk(4)
         scale = (variance + ctx.eps).rsqrt()
-        # By way of the statistics: a line in x, which batch_norm with a variance of 1 draws.
+        # The part by way of mean and variance, slope (x - mean) + level: batch_norm computes it.
         slope = 2 * of_variance - weight * scale.square() * scaled
         level = of_mean - weight * scale * shifted
         of_x += F.batch_norm(x, mean, torch.ones_like(mean), slope, level, eps=0.0)

@@ -60,6 +60,19 @@ def test_every_row_is_of_one_process(size):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def test_each_step_and_each_process_draws_numbers_of_its_own():
+    shares = [Share(rank, 2) for rank in range(2)]
+    torch.manual_seed(0)
+    drawn = []
+    for share in shares * 2:
+        with share.own_chance(torch.device("cpu")):
+            drawn.append(float(torch.rand(())))
+    after = torch.rand(())
+    torch.manual_seed(0)
+    assert len(set(drawn)) == 4
+    assert after == torch.rand(())
+
+
 def test_alone_a_process_has_everything_as_it_is():
     rows = torch.rand(4, 3)
     assert ALONE.of(rows) is rows and ALONE.gathered(rows, 4) is rows
