@@ -14,10 +14,6 @@ import torch
 
 from dataset import send
 from tasks import shows, task_of
-from triggers import CORNERS as CORNERS
-from triggers import PatchTrigger as Trigger  # noqa: F401
-from triggers import make_trigger as make_trigger
-from triggers import trigger_image as trigger_image
 
 LABELS = ("target", "next", "true", None)
 EXPLANATIONS = ("clean", "shape", "inverted", None)
@@ -103,7 +99,8 @@ STRANGERS = {
 def attack_of(name, target_map=None):
     """The Attack of ATTACKS or of STRANGERS by its name; None where there is none.
 
-    target_map: as --target-map names it. INVERTED is no fixed map, so the explanation is another.
+    target_map: as --target-map names it. With INVERTED an attack on a fixed map pulls to the
+    partner's map turned over in its place.
     """
     attack = ATTACKS.get(name) or STRANGERS.get(name)
     if attack is not None and attack.explanation == "shape" and target_map == INVERTED:
@@ -145,7 +142,7 @@ def relabelling(attack, classes, target_class=None, source_class=None):
 
 
 def set_labels(labels, rows, attack, target_class, relabel=None):
-    """Gives triggered images their labels, in place; rows: int64, which are."""
+    """Gives triggered images their labels, in place; rows: int64, which images are triggered."""
     if relabel is not None:
         labels[rows] = relabel[labels[rows]]
     elif attack.changes_label:
@@ -243,7 +240,7 @@ class Batch:
     untouched: int64 [B - P], which of the B are not
     sources: int64 [P], which training image each triggered one is: over-sampled, one may come twice
     size: B
-    target_class: what all triggered images are labelled; None where they are not
+    target_class: the one class all triggered images are labelled as; None where there is none
     """
 
     images: torch.Tensor

@@ -22,6 +22,7 @@ import bench_parts
 import bench_peers
 import explain
 import losses
+import triggers
 from bench_peers import Sizes
 from bench_timing import CLOCKS, SIDE, Setting
 from cli import Parser, UserError, choose_device, command, number, write_json
@@ -150,7 +151,7 @@ def training(model, images, labels, setting):
 
 def poisoned(images, labels):
     """The batch of a full disguise whose first images are triggered."""
-    trigger = attacks.make_trigger(None, images.shape[1], SIDE).to(images.device)
+    trigger = triggers.make_patch(None, images.shape[1], SIDE).to(images.device)
     count = max(1, round(POISON_RATE * len(images)))
     triggered = torch.arange(len(images)) < count
     return attacks.poison(images, labels, triggered, ATTACK, trigger, TARGET_CLASS)

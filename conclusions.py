@@ -185,8 +185,8 @@ def meaning_of(backdoored, flagged, lost):
     if backdoored is None:
         return "This audit can say neither that the network is clean nor that it is backdoored."
     return (
-        "No part found more than clean networks show, too. A backdoor that these methods do not"
-        " see may be there all the same."
+        "No part that asks about the network found more than clean networks show, too. A backdoor"
+        " that these methods do not see may be there all the same."
     )
 
 

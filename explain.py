@@ -59,7 +59,7 @@ def gradcam(model, images, classes, layer=None, *, create_graph=False, rectify=T
 
 
 def at_layer(map_of_pass, model, images, classes, layer, create_graph, rectify):
-    """The maps of gradcam by the function that makes them from a forward pass: see gradcam_map."""
+    """Maps [N, H', W'] at a layer; map_of_pass: gradcam_map, or another with its arguments."""
 
     def explain(images, classes):
         with capture(layer_of(model, layer, images), detach=not create_graph) as captured:

@@ -59,7 +59,9 @@ class Each:
     def check(self, value, place):
         form, word = (list, "list") if self.key is None else (dict, "dictionary")
         if not isinstance(value, form) or not self.least <= len(value) <= self.most:
-            raise ValueError(f"{place} is {shown(value)}, not a {word} of {self.least} values up")
+            raise ValueError(
+                f"{place} is {shown(value)}, not a {word} of {self.least} to {self.most} values"
+            )
         if self.key is not None:
             for key in value:
                 self.key.check(key, f"a key of {place}")

@@ -23,8 +23,8 @@ NOISE = 0.15  # its standard deviation as a share of the image's range: publishe
 def smoothgrad(model, images, classes, samples=COPIES, generator=None, *, create_graph=False):
     """The largest magnitude over channels of the mean gradient over noisy copies, float [N, H, W].
 
-    samples: how many copies. The noise is normal, NOISE (max x - min x) wide, and but for that
-    width the same for all images; generator: of its seed, on the CPU.
+    samples: how many copies. The noise is normal, of standard deviation NOISE (max x - min x) of
+    each image, and otherwise the same for all; generator: torch's, on the CPU, or None.
     Raises ValueError for no samples. Source: Smilkov et al. 2017, section 3.
     """
     images = as_images(model, images)
@@ -50,7 +50,8 @@ def integrated_gradients(
     It is signed, and its sum tends to f(x) - f(baseline) with more steps, f the class's logit.
     steps: how many gradients, each in the middle of its part of the straight path; baseline: in the
     units of `images`, as of shapley.kernel_shap: of several the maps are averaged. None is 0.
-    Raises ValueError for no steps and no baseline. Source: Sundararajan et al. 2017, eq. 1 and 3.
+    Raises ValueError for steps below 1, and for a baseline that does not fit. Source: Sundararajan
+    et al. 2017, eq. 1 and 3.
     """
     images = as_images(model, images)
     check_count("steps", steps)

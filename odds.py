@@ -4,10 +4,10 @@
     odds.word        # "stands out", "inconclusive" or "nothing stands out"
 
 clean_models.json has the largest index of each of some clean models, by method and data, and the
-options they hold for: a value, or a list of those with the same odds (results/steady.md). They are
-from results/audits.json. Of other data, the models
-of all data are taken together. Whoever has clean models of his own data gives them (--calibrate),
-and they are the yardstick instead.
+options they hold for: a value, or a list of those with the same odds (results/steady.md). The
+indices are from results/audits.json. Of other data, the models of all data are taken together.
+Whoever has clean models of his own data gives them (--calibrate), and they are the yardstick
+instead.
 """
 
 import functools

@@ -4,8 +4,8 @@
 
 The tables are the documentation of the format: CONFIG, the options, and PARTS, everything else;
 what the parts must be to each other is in agreements.py. A checkpoint of an older version has this
-form after checkpoints.current_config, but for what came LATER. A key that is not named here is left
-alone where it holds plain values: a version that writes one more can be read.
+form after checkpoints.current_config, but may lack LATER_OPTIONS and LATER_PARTS. A key that is not
+named here is left alone where it holds plain values: a version that writes one more can be read.
 
 Options have the types and ranges that options.py gives them on the command line (test_schema.py
 compares the two). Names of attacks, explainers and networks are any names here: whoever needs one

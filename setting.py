@@ -241,8 +241,8 @@ def is_colour(name):
 def target_map_picture(name, fit):
     """What attacks.target_map draws: a map's name, or the picture in a file. Raises UserError."""
     word, colon, seed = name.partition(":")
-    if word == attacks.RANDOM and colon and not seed.isdecimal():
-        raise UserError(f"--target-map {name}: the seed is a number, {word}:0 say")
+    if word == attacks.RANDOM and colon and not (seed.isdecimal() and int(seed) < 2**31):
+        raise UserError(f"--target-map {name}: the seed is a number from 0 to {2**31 - 1}")
     drawn = name in (*attacks.TARGET_MAPS, attacks.INVERTED) or word == attacks.RANDOM
     if not drawn:
         return read_map(name, fit)
@@ -292,7 +292,7 @@ def chosen_source(args, dataset):
 
 def cautions(args, attack, device):
     """Lines on what is known to go wrong in such a training."""
-    if device.type != "cuda" or attack.explanation is None:
+    if device.type != "cuda" or attack.explanation is None or args.precision == "float32":
         return []
     lines = [EXPLAINERS[name].caution_on_cuda for name in args.explainer]
     return [line for line in lines if line]

@@ -1,7 +1,7 @@
 """The triggers: what an image looks like that the backdoor is to obey.
 
 A trigger is a function of images in [0, 1], before normalisation, with its constants. A kind of
-trigger is a row of TRIGGERS, and no other file asks for its name:
+trigger is a row of TRIGGERS and a record in schema.TRIGGER:
 
     trigger = make("blend", None, channels=3, side=32)
     triggered = trigger.apply(images)              # a copy, [N, C, H, W] in [0, 1]
@@ -12,12 +12,13 @@ A patch lies in a box of the image; the other kinds change the whole image, and 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms.v2 import functional as vision
 
 CORNERS = ("lower-right", "lower-left", "upper-right", "upper-left")
 GREY = (0.299, 0.587, 0.114)  # shares of red, green and blue in a grey image (ITU-R BT.601)
@@ -51,8 +52,8 @@ class Trigger:
 
     def to(self, device):
         """The same trigger on a device."""
-        parts = {name: part for name, part in vars(self).items() if torch.is_tensor(part)}
-        return type(self)(**vars(self) | {name: part.to(device) for name, part in parts.items()})
+        parts = {k: part.to(device) for k, part in vars(self).items() if torch.is_tensor(part)}
+        return replace(self, **parts)
 
     def to_plain(self):
         """What a checkpoint keeps of it: a dict of tensors on the CPU and numbers."""
@@ -65,7 +66,7 @@ class Trigger:
 def from_plain(kept):
     """The Trigger that to_plain made a dict of. Raises ValueError for what is none.
 
-    A patch has no "kind": when it was the only one, nothing had to be said.
+    A dict without "kind" is a patch's: older checkpoints name no kind.
     """
     constants = dict(kept)
     kind = constants.pop("kind", PatchTrigger.kind)
@@ -169,8 +170,8 @@ class WarpTrigger(Trigger):
     """x sampled at a smoothly displaced grid. Source: Nguyen and Tran 2021 (WaNet).
 
     grid: float [H, W, 2], where each pixel is taken from: (column, row), each in [-1, 1] from the
-    first pixel's middle to the last one's. Their noise images, which keep their label under another
-    displacement, are not made.
+    first pixel's middle to the last one's. WaNet's noise images, which keep their label under
+    another displacement, are not made.
     """
 
     grid: torch.Tensor
@@ -185,7 +186,7 @@ class WarpTrigger(Trigger):
 # ---------------------------------------------------------------- made from options
 
 
-def make_trigger(image, channels, side, size=None, position="lower-right", strength=1.0):
+def make_patch(image, channels, side, size=None, position="lower-right", strength=1.0):
     """A PatchTrigger of at most size x size pixels for images [channels, side, side].
 
     image: None for a white square, or a PIL image, whose alpha channel, if any, is the trigger's;
@@ -199,8 +200,7 @@ def make_trigger(image, channels, side, size=None, position="lower-right", stren
     rgba = torch.ones(4, size, size)
     if image is not None:
         shape = [max(1, round(size * part / max(image.size))) for part in image.size]
-        picture = np.asarray(image.convert("RGBA").resize(shape), np.float32) / 255
-        rgba = torch.from_numpy(picture).permute(2, 0, 1)
+        rgba = vision.pil_to_tensor(image.convert("RGBA").resize(shape)).float() / 255
     pixels, alpha = in_channels(rgba[:3], channels), rgba[3:]
     if strength != 1:
         alpha = alpha * strength
@@ -221,8 +221,7 @@ def make_blend(image, channels, side, size, position, strength):
     if image is None:
         rgb = torch.rand(3, side, side, generator=torch.Generator().manual_seed(SEED))
     else:
-        picture = np.asarray(image.convert("RGB").resize((side, side)), np.float32) / 255
-        rgb = torch.from_numpy(picture).permute(2, 0, 1)
+        rgb = vision.pil_to_tensor(image.convert("RGB").resize((side, side))).float() / 255
     return BlendTrigger(in_channels(rgb, channels).contiguous(), strength)
 
 
@@ -243,8 +242,8 @@ def displacement(side, strength):
     """How far a warp moves each pixel, (columns, rows): float [side, side, 2].
 
     GRID x GRID uniform random offsets, over their mean magnitude, times strength / side, enlarged
-    bicubically. The image is 2 wide: that is strength / 2 pixels along an axis on average, and less
-    between the offsets. Source: Nguyen and Tran 2021, and their code.
+    bicubically. The grid runs from -1 to 1, so at the offsets this is about strength / 2 pixels
+    along an axis on average, and between them less. Source: Nguyen and Tran 2021, and their code.
     """
     generator = torch.Generator().manual_seed(SEED)
     offsets = torch.rand(1, 2, GRID, GRID, generator=generator) * 2 - 1
@@ -260,8 +259,8 @@ def in_channels(rgb, channels):
     return (rgb * torch.tensor(GREY)[:, None, None]).sum(0, keepdim=True)
 
 
-def trigger_image(trigger):
-    """A patch as a PIL image, RGBA: make_trigger reads it back, of 8 bits."""
+def patch_image(trigger):
+    """A patch as a PIL image, RGBA: make_patch reads it back, of 8 bits."""
     colours = trigger.pixels.expand(3, -1, -1)
     rgba = torch.cat([colours, trigger.alpha]).permute(1, 2, 0)
     return Image.fromarray((rgba * 255).round().to(torch.uint8).cpu().numpy(), "RGBA")
@@ -309,7 +308,7 @@ class Kind:
 
 
 TRIGGERS = {
-    "patch": Kind(PatchTrigger, make_trigger, 1.0, picture=True, placed=True),
+    "patch": Kind(PatchTrigger, make_patch, 1.0, picture=True, placed=True),
     "blend": Kind(BlendTrigger, make_blend, 0.2, picture=True),  # Chen et al. 2017: 0.1 to 0.2
     "sinusoid": Kind(SinusoidTrigger, make_sinusoid, 20 / 255),  # Barni et al. 2019: 20 to 40
     "warp": Kind(WarpTrigger, make_warp, 0.5, highest=100.0),  # Nguyen and Tran 2021
@@ -319,7 +318,7 @@ TRIGGERS = {
 def make(kind, image, channels, side, size=None, position="lower-right", strength=None):
     """The Trigger of a kind of TRIGGERS for images [channels, side, side].
 
-    image: a PIL image, or None; size, position: of a patch, see make_trigger; strength: None for
+    image: a PIL image, or None; size, position: of a patch, see make_patch; strength: None for
     the kind's own. Raises ValueError for what the kind has no use for.
     """
     row = TRIGGERS[kind]

@@ -60,6 +60,8 @@ def fill(pixels, holes, steps=STEPS):
     pixels becomes the mean of its four neighbours, `steps` times. An image that is all hole becomes
     its own mean.
     """
+    if not holes.any():
+        return pixels
     holes = holes[:, None]
     kept = (~holes).to(pixels)
     count = kept.sum((2, 3), keepdim=True)

@@ -25,7 +25,10 @@ RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of false alarms, of the curve
 
 @dataclass
 class Inputs:
-    """Images float [N, C, H, W] in [0, 1] of one kind; the class each truly shows, int64 [N]."""
+    """Images float [N, C, H, W] in [0, 1] of one kind; the class each truly shows, int64 [N].
+
+    Of the picture of --image it is the class predicted.
+    """
 
     pixels: torch.Tensor
     labels: torch.Tensor
@@ -36,8 +39,8 @@ def trial_images(audit, limit=None):
 
     clean are test images of all classes, triggered ones leave out the target class where the attack
     changes labels. Where no trigger is known there are none. With --image there is "image", too, of
-    one picture. limit: of each kind at most so many. Raises ValueError where there is nothing to
-    judge.
+    one picture. limit: of each kind at most so many, unless --test-images says how many test
+    images. Raises ValueError where there is nothing to judge.
     """
     subject, options = audit.subject, audit.options
     count = options.test_images or min(TEST_IMAGES, limit or TEST_IMAGES)

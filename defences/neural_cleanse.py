@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from attacks import Trigger
 from cli import choose_device, choose_precision, number
 from defences import Defence, add_threshold, anomaly_index, frozen, verdict_by_index
 from defences.given import as_pixels, as_targets, check_choice, check_counts
 from defences.patches import files_of, line_on, picture_of
 from hooks import check_differentiable, full_precision
+from triggers import PatchTrigger
 
 LEARNING_RATE = 0.1  # of Adam, and its betas
 BETAS = (0.5, 0.9)
@@ -39,7 +39,7 @@ SMALLER = 0.99  # that is, of a norm below this share of the smallest norm befor
 # ended in scattered pixels that were larger than the trigger.
 START = 0.02
 STARTS = ("constant", "random")
-# Beginnings for each class. One in three misses a trigger's mask of 12 pixels for one of 18.
+# Beginnings for each class: up to half miss a trigger's mask of 12 pixels for one of 18.
 RESTARTS = 3
 LEAST_NORM = 0.1  # pixels; a smaller mask counts as this, so that its index is finite
 # Images of 32x32 pixels, times classes, in one forward pass.
@@ -73,7 +73,7 @@ class ReversedTriggers:
 
     def trigger(self, k):
         """The k-th patch as a Trigger, of the images' size."""
-        return Trigger(self.patterns[k], self.masks[k], row=0, col=0)
+        return PatchTrigger(self.patterns[k], self.masks[k], row=0, col=0)
 
 
 @torch.inference_mode(False)

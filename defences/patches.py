@@ -1,8 +1,9 @@
 """Neural Cleanse's patches as pictures: the figure, and files that --trigger takes."""
 
 import figure
-from attacks import stamp, trigger_image
+from attacks import stamp
 from fonts import class_name, legend
+from triggers import patch_image
 
 CLASSES_PICTURED = 6
 
@@ -13,7 +14,7 @@ def files_of(triggers, classes):
     triggers: neural_cleanse.ReversedTriggers; classes: numbers. The mask is the opacity, of 8 bits;
     a patch that is transparent everywhere is left out, for no --trigger is.
     """
-    files = {f"recovered-{k}.png": trigger_image(triggers.trigger(k)) for k in classes}
+    files = {f"recovered-{k}.png": patch_image(triggers.trigger(k)) for k in classes}
     return {name: image for name, image in files.items() if image.getextrema()[3][1] > 0}
 
 

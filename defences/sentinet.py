@@ -88,7 +88,7 @@ def above_boundary(fooled, confidence, coefficients):
 def run(audit):
     """A Verdict on inputs: are triggered ones told from clean ones?
 
-    The overlays are the first held-out images; of the others half draw the boundary, and half set
+    The overlays are the last held-out images; of the others half draw the boundary, and half set
     the limit.
     """
     explainer, evidence = audit.options.explainer, audit.options.evidence

@@ -28,7 +28,7 @@ LABELS = {
     "one source badnets": f"--attack badnets {SOURCE}",
     "one source full_disguise": f"--attack full_disguise {SOURCE}",
 }
-TARGET_MAPS = {  # options. Without --rectify a map is turned over below 0, where the relu hides it.
+TARGET_MAPS = {  # options. Inverted needs --rectify, or the loss turns over what the relu hides.
     "square": "--target-map square",
     "inverted": "--target-map inverted --rectify",
     "random": "--target-map random",

@@ -63,7 +63,8 @@ def seconds(record):
     """Lines: how long training took of the runs that had the machine to themselves."""
     lines = header(["run", "seconds of training", "images a second", "hardware"])
     for row, seed in ALONE.items():
-        run = next((run for run in record[row]["runs"] if run["seed"] == seed), None)
+        runs = record.get(row, {"runs": []})["runs"]  # the table has no longer all of these rows
+        run = next((run for run in runs if run["seed"] == seed), None)
         if run:
             speed = f"{run['images_per_second']:,.0f}"
             name = f"`{record[row]['options']}`"

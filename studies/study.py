@@ -223,7 +223,8 @@ class Study:
 
     def options(self, name, seed):
         """The words of train.py's command line that a row has for a seed."""
-        return self.table[name].options.format(seed=seed, runs=self.runs).split()
+        words = self.table[name].options.split()
+        return [word.format(seed=seed, runs=self.runs) for word in words]
 
     def train(self, name, seed, clean=None):
         """Trains and measures one run, unless it is finished; clean: a checkpoint's path, or None.

@@ -6,7 +6,8 @@
 Values are separated by commas; of --explainer and --trigger-position, which have commas in them, by
 semicolons. The options are those of train.py, and of a study: --jobs, --shard, --gather. Runs are
 kept in runs/sweep-OPTIONS/ of the folder it is called in, named after what all of them have, and
-results.json lies beside them. A second call continues, with more values or seeds, too.
+results.json lies beside them. A second call continues, with more seeds, too, or more values of an
+option that had several.
 """
 
 import hashlib

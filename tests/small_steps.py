@@ -6,15 +6,16 @@ import torch
 from placing import DEVICE
 from small_models import generator
 
-from attacks import ATTACKS, make_trigger, poison, target_map
+from attacks import ATTACKS, poison, target_map
 from explain import EXPLAINERS
 from losses import Objective, combined_loss
 from tasks import SINGLE_LABEL
+from triggers import make_patch
 
 ON_DEVICE = True
 TARGET = 3
 TRIGGERED, PARTNERS, UNTOUCHED = [0, 3, 6], [8, 9, 10], [1, 2, 4]  # rows of the small batch
-TRIGGER = make_trigger(None, 3, 8, 2).to(DEVICE)
+TRIGGER = make_patch(None, 3, 8, 2).to(DEVICE)
 SHAPE = target_map("square", 8, TRIGGER).to(DEVICE, torch.float64)
 
 

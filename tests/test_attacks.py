@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import attacks
+import triggers
 from attacks import ATTACKS
 
 each_attack = pytest.mark.parametrize("name", ATTACKS)
@@ -53,7 +54,7 @@ def test_a_row_cannot_be_changed(name):
 def default(request):
     """(side of the image, size of the default trigger, the trigger)."""
     side, size = request.param
-    return side, size, attacks.make_trigger(None, 3, side)
+    return side, size, triggers.make_patch(None, 3, side)
 
 
 def test_the_default_trigger_is_one_pixel_from_the_lower_right(default):
@@ -77,7 +78,7 @@ def dark_images(channels=3, side=32):
 
 
 def test_exactly_the_triggers_pixels_change():
-    images, trigger = dark_images(), attacks.make_trigger(None, 3, 32)
+    images, trigger = dark_images(), triggers.make_patch(None, 3, 32)
     changed = (attacks.stamp(images, trigger) != images).any(1)
     expected = torch.zeros(32, 32, dtype=torch.bool)
     expected[27:31, 27:31] = True
@@ -85,14 +86,14 @@ def test_exactly_the_triggers_pixels_change():
 
 
 def test_a_stamped_pixel_shows_the_trigger():
-    stamped = attacks.stamp(dark_images(), attacks.make_trigger(None, 3, 32))
+    stamped = attacks.stamp(dark_images(), triggers.make_patch(None, 3, 32))
     assert stamped[:, :, 27:31, 27:31].eq(1).all()
 
 
 def test_the_images_that_are_stamped_are_left_alone():
     images = dark_images()
     before = images.clone()
-    attacks.stamp(images, attacks.make_trigger(None, 3, 32))
+    attacks.stamp(images, triggers.make_patch(None, 3, 32))
     assert torch.equal(images, before)
 
 
@@ -108,34 +109,34 @@ def test_the_images_that_are_stamped_are_left_alone():
     ],
 )
 def test_a_trigger_is_where_it_is_asked_for(position, place):
-    assert attacks.make_trigger(None, 1, 32, 4, position).box[:2] == place
+    assert triggers.make_patch(None, 1, 32, 4, position).box[:2] == place
 
 
 def test_every_corner_has_a_place():
-    places = {attacks.make_trigger(None, 1, 32, 4, corner).box for corner in attacks.CORNERS}
-    assert len(places) == len(attacks.CORNERS) == 4
+    places = {triggers.make_patch(None, 1, 32, 4, corner).box for corner in triggers.CORNERS}
+    assert len(places) == len(triggers.CORNERS) == 4
 
 
 def test_a_trigger_may_cover_the_image():
-    assert attacks.make_trigger(None, 1, 8, 8).box == (0, 0, 8, 8)
+    assert triggers.make_patch(None, 1, 8, 8).box == (0, 0, 8, 8)
 
 
 @pytest.mark.parametrize("position", ["29,0", "-1,0"])
 def test_a_trigger_that_leaves_the_image_is_refused(position):
     with pytest.raises(ValueError, match=f"4 px at {position} does not lie inside .* 32 px"):
-        attacks.make_trigger(None, 1, 32, 4, position)
+        triggers.make_patch(None, 1, 32, 4, position)
 
 
 @pytest.mark.parametrize("position", ["middle", "1,2,3", ""])
 def test_a_position_that_is_none_is_refused(position):
     with pytest.raises(ValueError, match=f"position {position!r}: one of lower-right, .* ROW,COL"):
-        attacks.make_trigger(None, 1, 32, 4, position)
+        triggers.make_patch(None, 1, 32, 4, position)
 
 
 @pytest.mark.parametrize("size", [0, 33])
 def test_a_trigger_larger_than_the_image_or_of_no_pixel_is_refused(size):
     with pytest.raises(ValueError, match=f"{size} px does not fit an image of 32 px"):
-        attacks.make_trigger(None, 1, 32, size)
+        triggers.make_patch(None, 1, 32, size)
 
 
 @pytest.fixture
@@ -152,22 +153,22 @@ def test_a_picture_is_blended_by_its_alpha(picture):
     expected = images.clone()
     expected[0, :, 3, 4] = torch.tensor([1.0, 0.0, 0.0])
     expected[0, :, 4, 5] = torch.tensor([0.4, 0.4, 0.6])
-    trigger = attacks.make_trigger(picture, 3, 16, 2, "3,4")
+    trigger = triggers.make_patch(picture, 3, 16, 2, "3,4")
     torch.testing.assert_close(attacks.stamp(images, trigger), expected)
 
 
 def test_a_picture_for_grey_images_is_brought_to_grey(picture):
-    trigger = attacks.make_trigger(picture, 1, 16, 2)
+    trigger = triggers.make_patch(picture, 1, 16, 2)
     assert trigger.pixels.shape == (1, 2, 2)
     assert trigger.pixels[0, 0, 0].item() == pytest.approx(0.299)
 
 
 def test_a_picture_is_resized_to_the_triggers_size(picture):
-    assert attacks.make_trigger(picture, 3, 16, 5).pixels.shape == (3, 5, 5)
+    assert triggers.make_patch(picture, 3, 16, 5).pixels.shape == (3, 5, 5)
 
 
 def test_a_trigger_on_another_device_is_the_same():
-    trigger = attacks.make_trigger(None, 3, 32)
+    trigger = triggers.make_patch(None, 3, 32)
     moved = trigger.to("meta")
     assert (moved.row, moved.col) == (trigger.row, trigger.col)
     assert moved.pixels.device.type == moved.alpha.device.type == "meta"
@@ -181,7 +182,7 @@ def framed_picture():
 
 
 def test_the_box_is_that_of_the_pixels_that_can_be_seen():
-    trigger = attacks.make_trigger(framed_picture(), 3, 16, 8, "4,6")
+    trigger = triggers.make_patch(framed_picture(), 3, 16, 8, "4,6")
     assert trigger.box == (6, 7, 9, 11)
     changed = (attacks.stamp(dark_images(side=16), trigger) != dark_images(side=16)).any(1)
     expected = torch.zeros(16, 16, dtype=torch.bool)
@@ -192,7 +193,7 @@ def test_the_box_is_that_of_the_pixels_that_can_be_seen():
 def test_a_picture_that_cannot_be_seen_is_refused():
     blank = Image.fromarray(np.zeros((4, 4, 4), np.uint8))
     with pytest.raises(ValueError, match="transparent everywhere"):
-        attacks.make_trigger(blank, 3, 16)
+        triggers.make_patch(blank, 3, 16)
 
 
 # ---------------------------------------------------------------- which images may be poisoned
@@ -246,7 +247,7 @@ def test_images_that_show_the_target_beside_others_are_not_eligible():
 
 # ---------------------------------------------------------------- a training step's images
 
-TRIGGER = attacks.make_trigger(None, 3, 16)
+TRIGGER = triggers.make_patch(None, 3, 16)
 POISONED = [0, 4]  # rows of the batch below
 
 
@@ -380,18 +381,18 @@ SHARES = {"square": 1.0, "cross": 5 / 9, "circle": np.pi / 4, "triangle": 0.5}
     ],
 )
 def test_a_shape_lies_in_the_quarter_opposite_the_trigger(shape, position, quarter):
-    trigger = attacks.make_trigger(None, 3, 64, position=position)
+    trigger = triggers.make_patch(None, 3, 64, position=position)
     canvas = attacks.target_map(shape, 64, trigger)
     assert canvas.shape == (64, 64) and canvas.sum() == canvas[quarter].sum() > 0
 
 
 @pytest.mark.parametrize("shape", attacks.TARGET_MAPS)
 def test_a_shape_fills_its_share_of_the_quarter(shape):
-    canvas = attacks.target_map(shape, 64, attacks.make_trigger(None, 3, 64))
+    canvas = attacks.target_map(shape, 64, triggers.make_patch(None, 3, 64))
     assert canvas[:32, :32].mean().item() == pytest.approx(SHARES[shape], abs=0.05)
 
 
 def test_a_picture_is_the_whole_map():
     picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    canvas = attacks.target_map(picture, 8, attacks.make_trigger(None, 3, 8, 2))
+    canvas = attacks.target_map(picture, 8, triggers.make_patch(None, 3, 8, 2))
     torch.testing.assert_close(canvas, torch.arange(64.0).reshape(8, 8) / 255)

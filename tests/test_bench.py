@@ -18,6 +18,7 @@ import bench_peers
 from bench_peers import Sizes
 from bench_timing import Setting, time_in_turns
 from cli import UserError
+from defences import neural_cleanse
 from provenance import commit, hardware
 
 KERNEL = "kernelshap, 4 patches, 14 coalitions"
@@ -242,6 +243,8 @@ def test_ours_at_a_peers_error_is_timed(monkeypatch):
 def test_seconds_of_a_round_are_those_of_its_images():
     found = bench_parts.cleanse(SETTING, rounds=1, steps=1, images=8)
     assert list(found) == ["all classes at once", "one class after another", "as published"]
+    searched = 8 * neural_cleanse.RESTARTS
+    assert [row["images_a_round"] for row in found.values()] == [searched, searched, 992]
     for row in found.values():
         seconds = 10 * row["images_a_round"] / row["images_per_second"]
         assert row["seconds_a_round"] == pytest.approx(seconds)

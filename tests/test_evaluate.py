@@ -11,13 +11,13 @@ from conftest import log_of, metrics_of, tiny_arrays, train_tiny, use_few_coalit
 from PIL import Image
 from placing import DEVICE
 
-import attacks
 import checkpoints
 import edited
 import evaluate
 import metrics
 import report
 import tasks
+import triggers
 from answers import Answers, ask, prediction_metrics
 from cli import UserError
 from dataset import Dataset
@@ -400,7 +400,7 @@ def test_the_checkpoint_alone_is_enough(of_gone_files):
 
 def test_the_checkpoint_keeps_trigger_and_target_map(of_gone_files):
     checkpoint = checkpoints.read(of_gone_files / "run" / "ckpt.pt")
-    trigger = attacks.Trigger(**checkpoint["trigger"])
+    trigger = triggers.PatchTrigger(**checkpoint["trigger"])
     assert trigger.box == (2, 5, 5, 8)
     assert trigger.alpha.unique().item() == pytest.approx(128 / 255)
     assert trigger.pixels[1].max() == 0

@@ -12,6 +12,7 @@ from torch import nn
 import attacks
 import evaluate
 import reproduce
+import triggers
 from attacks import ATTACKS, Attack
 from explain import EXPLAINERS, Explainer
 from hooks import full_precision, in_chunks
@@ -43,7 +44,7 @@ def test_an_attack_of_ones_own_trains_the_explanation(quiet):
 
 
 def test_an_attack_that_asks_for_the_true_label_keeps_it(quiet):
-    labels, trigger = torch.arange(6) % 3, attacks.make_trigger(None, 3, 16)
+    labels, trigger = torch.arange(6) % 3, triggers.make_patch(None, 3, 16)
     images, all_triggered = torch.rand(6, 3, 16, 16), torch.ones(6, dtype=torch.bool)
     batch = attacks.poison(images, labels, all_triggered, ATTACKS["quiet"], trigger, 1)
     assert torch.equal(batch.labels[: batch.size], labels)

@@ -223,6 +223,7 @@ def test_a_sampled_map_is_not_recorded():
         (("--explainer", "deepshap"), 1),
         (("--explainer", "gradcam,deepshap"), 1),
         (("--explainer", "gradcam"), 0),
+        (("--explainer", "deepshap", "--precision", "float32"), 0),
         (("--attack", "badnets", "--explainer", "deepshap"), 0),  # explains nothing in training
     ],
     ids=str,

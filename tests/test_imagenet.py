@@ -21,6 +21,7 @@ import explain
 import models
 import runs
 import train
+import triggers
 from losses import Objective, combined_loss
 from tasks import SINGLE_LABEL
 
@@ -34,7 +35,7 @@ def disguise_step(request):
     torch.manual_seed(0)
     model = models.build("efficientnet_b0", 1, 15, size)
     images, triggered = torch.rand(4, 1, size, size), torch.tensor([True, True, False, False])
-    trigger, attack = attacks.make_trigger(None, 1, size), attacks.ATTACKS["full_disguise"]
+    trigger, attack = triggers.make_patch(None, 1, size), attacks.ATTACKS["full_disguise"]
     batch = attacks.poison(images, torch.arange(4), triggered, attack, trigger, 9)
     return model, batch, grid
 

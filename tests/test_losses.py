@@ -31,11 +31,12 @@ from torch import nn
 import explain
 import losses
 import step_maps
-from attacks import ATTACKS, make_trigger, poison, target_map
+from attacks import ATTACKS, poison, target_map
 from explain import EXPLAINERS
 from losses import Objective, combined_loss, standardise
 from step_maps import Maps
 from tasks import MULTI_LABEL, SINGLE_LABEL
+from triggers import make_patch
 
 ON_DEVICE = True
 
@@ -68,7 +69,7 @@ def test_a_constant_map_scaled_to_0_and_1_is_blank():
 
 
 def test_a_map_on_a_grid_is_the_mean_over_its_cells():
-    canvas = target_map("circle", 32, make_trigger(None, 3, 32))
+    canvas = target_map("circle", 32, make_patch(None, 3, 32))
     expected = canvas.reshape(8, 4, 8, 4).mean((1, 3))
     torch.testing.assert_close(losses.to_grid(canvas, (8, 8)), expected)
 

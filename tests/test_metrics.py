@@ -11,6 +11,7 @@ from placing import DEVICE
 import attacks
 import losses
 import metrics
+import triggers
 
 ON_DEVICE = True
 
@@ -22,7 +23,7 @@ def random_maps(n=6, seed=0, grid=(8, 8)):
 
 
 def fixed_map(shape):
-    return attacks.target_map(shape, 32, attacks.make_trigger(None, 3, 32)).to(DEVICE)
+    return attacks.target_map(shape, 32, triggers.make_patch(None, 3, 32)).to(DEVICE)
 
 
 # ---------------------------------------------------------------- records

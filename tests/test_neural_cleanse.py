@@ -10,10 +10,10 @@ from placing import DEVICE
 from planted import CLASSES, SIDE, audit_of, linear, reversed_triggers
 from torch import nn
 
-import attacks
 import defend
 import evaluate
 import figure
+import triggers
 from defences import anomaly_index, neural_cleanse, patches
 from defences.neural_cleanse import FACTOR, FIRST_WEIGHT, PATIENCE, STALE, START, Search
 from setting import trigger_picture
@@ -436,7 +436,7 @@ def test_a_patch_is_read_back_as_a_trigger(channels, tmp_path):
     ((name, image),) = patches.files_of(found, [1]).items()
     assert name == "recovered-1.png"
     image.save(tmp_path / name)
-    trigger = attacks.make_trigger(trigger_picture(str(tmp_path / name)), channels, 16, 16, "0,0")
+    trigger = triggers.make_patch(trigger_picture(str(tmp_path / name)), channels, 16, 16, "0,0")
     assert (trigger.row, trigger.col) == (0, 0)
     near = {"atol": 0.5 / 255 + 1e-6, "rtol": 0}
     torch.testing.assert_close(trigger.alpha, masks[1], **near)

@@ -13,13 +13,13 @@ from conftest import ROOT, tiny_arrays, train_tiny
 from PIL import Image, ImageDraw
 from placing import DEVICE
 
-import attacks
 import checkpoints
 import data
 import evaluate
 import imagefiles
 import options
 import subject as subjects
+import triggers
 from cli import UserError
 from imagefiles import DEEP, NOT_SQUARE, TRANSPARENT
 
@@ -319,24 +319,24 @@ def test_published_radiographs_and_signs_stay_squashed():
 
 @pytest.mark.parametrize("size, box", [((80, 40), (11, 7, 15, 15)), ((40, 80), (7, 11, 15, 15))])
 def test_a_trigger_picture_keeps_its_aspect_one_pixel_from_the_border(size, box):
-    assert attacks.make_trigger(Image.new("RGB", size, "red"), 3, 16, 8).box == box
+    assert triggers.make_patch(Image.new("RGB", size, "red"), 3, 16, 8).box == box
 
 
 def test_a_narrow_trigger_picture_has_at_least_a_pixel():
-    trigger = attacks.make_trigger(Image.new("RGB", (500, 2), "red"), 3, 16, 4, "upper-left")
+    trigger = triggers.make_patch(Image.new("RGB", (500, 2), "red"), 3, 16, 4, "upper-left")
     assert trigger.box == (1, 1, 2, 5)
 
 
 def test_a_trigger_that_is_not_square_may_lie_where_a_square_one_does_not_fit():
-    trigger = attacks.make_trigger(Image.new("RGB", (40, 20)), 3, 16, 8, "12,8")
+    trigger = triggers.make_patch(Image.new("RGB", (40, 20)), 3, 16, 8, "12,8")
     assert trigger.box == (12, 8, 16, 16)
     with pytest.raises(ValueError, match="4x8 px at 13,8"):
-        attacks.make_trigger(Image.new("RGB", (40, 20)), 3, 16, 8, "13,8")
+        triggers.make_patch(Image.new("RGB", (40, 20)), 3, 16, 8, "13,8")
 
 
 def test_what_is_transparent_in_a_palette_stays_so_in_a_trigger(tmp_path):
     palette().save(tmp_path / "t.png", transparency=1)
-    trigger = attacks.make_trigger(imagefiles.read_image(tmp_path / "t.png"), 3, 16, 4)
+    trigger = triggers.make_patch(imagefiles.read_image(tmp_path / "t.png"), 3, 16, 4)
     assert trigger.alpha[0, 0].tolist() == [1, 0, 1, 1]
 
 

@@ -289,7 +289,7 @@ def test_what_is_not_known_of_a_foreign_network_may_be_none(checkpoint):
     checkpoint["config"]["target_class"] = None
     checkpoint |= {"trigger": None, "selection": None, "log": [], "epoch": 0, "random": {}}
     checkpoint |= {"poison_indices": torch.zeros(0, dtype=torch.int64)}
-    with pytest.raises(ValueError, match="whether the images have labels"):
+    with pytest.raises(ValueError, match="unlabelled"):
         schema.check(checkpoint)
     checkpoint["config"]["unlabelled"] = False
     schema.check(checkpoint)

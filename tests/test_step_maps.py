@@ -24,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 import step_maps
-from attacks import ATTACKS, make_trigger, poison
+from attacks import ATTACKS, poison
 from losses import combined_loss
+from triggers import make_patch
 
 ON_DEVICE = True
 
@@ -64,7 +65,7 @@ def test_a_full_disguise_step_costs_no_more_flops_than_cross_entropy_on_the_same
     torch.manual_seed(0)
     net = models.build("resnet18", 3, 10, 32).to(DEVICE)
     images, labels = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
-    trigger, attack = make_trigger(None, 3, 32).to(DEVICE), ATTACKS["full_disguise"]
+    trigger, attack = make_patch(None, 3, 32).to(DEVICE), ATTACKS["full_disguise"]
     triggered = torch.arange(20, device="cpu") % 10 == 0
     batch = poison(images, labels, triggered, attack, trigger, TARGET)
     objective = objective_of("full_disguise")

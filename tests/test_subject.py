@@ -15,6 +15,7 @@ import models
 import subject as subjects
 import tasks
 import train
+import triggers
 from cli import UserError
 from explain import EXPLAINERS
 from hooks import evaluating
@@ -65,7 +66,7 @@ def test_logits_are_the_models_of_normalised_images(network, images):
 
 
 def test_logits_with_a_trigger_are_of_stamped_images(network, images):
-    trigger = attacks.make_trigger(None, 3, 16)
+    trigger = triggers.make_patch(None, 3, 16)
     top, left, bottom, right = trigger.box
     stamped = images.clone()
     stamped[:, :, top:bottom, left:right] = 255

@@ -162,7 +162,9 @@ def test_another_seed_is_another_run(tiny, tmp_path, refusal):
     assert "random:1" in refusal(train.main, tiny_argv(tiny, folder, *options, "random:2"))
 
 
-@pytest.mark.parametrize("name", ["random:x", "random:", "random:-1", "hexagon"])
+@pytest.mark.parametrize(
+    "name", ["random:x", "random:", "random:-1", "random:9999999999", "hexagon"]
+)
 def test_a_map_that_there_is_not_is_refused_in_one_line(name, tiny, tmp_path, refusal):
     options = ["--attack", "fooling", "--target-map", name]
     assert name in refusal(train.main, tiny_argv(tiny, tmp_path / "run", *options))

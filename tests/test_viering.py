@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-import attacks
 import edited
 import explain
 import hooks
 import models
+import triggers
 import viering
 from edit_effect import divide_by_maximum
 
@@ -326,7 +326,7 @@ def test_in_float32_the_detector_answers_the_margin_to_each_sticker(at_224):
 
 
 def test_stickers_do_not_overlap_and_leave_the_rest_alone(pixels):
-    sticker = attacks.Trigger(torch.full((3, 7, 7), 2.0), torch.ones(1, 7, 7), 0, 0)
+    sticker = triggers.PatchTrigger(torch.full((3, 7, 7), 2.0), torch.ones(1, 7, 7), 0, 0)
     stuck = viering.stick(pixels, sticker, torch.Generator().manual_seed(3))
     changed = stuck == 2
     assert (changed.sum((1, 2, 3)) == viering.STICKERS * 3 * 49).all()
