@@ -2,6 +2,7 @@
 
     python defend.py audit runs/NAME/ckpt.pt     # defend-audit/report.html and verdict.json
     python defend.py audit CKPT --image FILE     # and is this picture attacked?
+    python defend.py audit CKPT --calibrate CLEAN1 CLEAN2 ...  # beside clean models of your own
 
 The auditor knows the network and clean images, and no trigger: whatever a checkpoint says of one is
 taken out before the first part begins. What does not apply is named with its reason. conclusions.py
@@ -31,7 +32,7 @@ import ours
 import report_page
 from cli import Parser, number, replace_file, user_errors, write_json
 from conclusions import Outcome, conclude
-from defences import Defence, predict
+from defences import Defence, add_calibrate, predict
 from defences.clean_maps import densest_window, where
 from metrics import finite
 from terminal import Working, duration, print_note, width, wrapped
@@ -180,17 +181,41 @@ def options_of(name, part, args):
     return argparse.Namespace(**own | given | told)
 
 
-def run_part(name, audit, record_of):
-    """The Outcome of one part; record_of: see run. A ValueError is a reason why there is none."""
-    part, subject = parts_for(audit.options)[name], audit.subject
+def given_to(name, audit, calibration=None):
+    """The Audit as one part is given it."""
+    part = parts_for(audit.options)[name]
     count = part.images or len(audit.labels)
-    given = replace(
+    return replace(
         audit,
         pixels=audit.pixels[:count],
         labels=audit.labels[:count],
         inputs=audit.inputs[:count],
         options=options_of(name, part, audit.options),
+        calibration=calibration,
     )
+
+
+def calibrations(clean):
+    """{part: the highest index of each clean model}, of the parts that compare classes.
+
+    clean: {title: Audit} of each. Raises UserError for a model that such a part has no answer on.
+    """
+    found = {name: [] for name, part in PARTS.items() if part.defence.compares_classes and clean}
+    for title, audit in clean.items():
+        audit = replace(audit, subject=without_trigger(audit.subject))
+        for name, values in found.items():
+            title_of_part = f"{title}: {name}"
+            print_note(title_of_part)
+            with user_errors(f"{title_of_part}: "), Working(title_of_part) as audit.say:
+                verdict = PARTS[name].defence.run(given_to(name, audit))
+            values.append(max(verdict.index.values()))
+    return found
+
+
+def run_part(name, audit, record_of, calibration=None):
+    """The Outcome of one part; record_of: see run. A ValueError is a reason why there is none."""
+    part, subject = parts_for(audit.options)[name], audit.subject
+    given = given_to(name, audit, calibration)
     reason, verdict = why_not(name, part.defence, subject), None
     start = time.perf_counter()
     if reason is None:
@@ -207,14 +232,14 @@ def run_part(name, audit, record_of):
     return Outcome(name, part.title, part.meaning, verdict, reason, seconds, record)
 
 
-def run_parts(audit, record_of):
+def run_parts(audit, record_of, calibrated):
     """The Outcomes of all parts, in their order; each one's name is said as it starts."""
     outcomes, parts = [], parts_for(audit.options)
     for k, (name, part) in enumerate(parts.items(), 1):
         title = f"audit, part {k} of {len(parts)}, {name}"
         print_note(f"{title}: {part.title}")
         with Working(title) as audit.say:
-            outcomes.append(run_part(name, audit, record_of))
+            outcomes.append(run_part(name, audit, record_of, calibrated.get(name)))
     return outcomes
 
 
@@ -268,17 +293,17 @@ def facts_of(audit, accuracy, seconds):
 # ---------------------------------------------------------------- the command
 
 
-def run(args, folder, audit, record_of):
+def run(args, folder, audit, record_of, clean=()):
     """Audits by all parts, then writes the page and verdict.json and prints a summary.
 
-    record_of(options, audit, verdict, seconds, defence): one part's verdict.json. Nothing is
-    written before all parts are done.
+    record_of(options, audit, verdict, seconds, defence): one part's verdict.json. clean: {title:
+    Audit} of clean models, the yardstick. Nothing is written before all parts are done.
     """
     start = time.perf_counter()
     audit = replace(audit, subject=without_trigger(audit.subject))
     with user_errors(f"{args.checkpoint}: "):
         accuracy = accuracy_of(audit)
-    outcomes = run_parts(audit, record_of)
+    outcomes = run_parts(audit, record_of, calibrations(dict(clean)))
     seconds = round(time.perf_counter() - start, 2)
     classes = audit.subject.classes
     conclusion = conclude(outcomes, classes, source_of(args), accuracy)
@@ -336,13 +361,14 @@ def summary(conclusion, folder):
 
 
 def add_options(parser):
-    """Adds the options of the slow part, and the picture that is suspected."""
+    """Adds the options of the slow part, clean models, and the picture that is suspected."""
     most = number(int, 1, 100_000)
     parser.add_argument("--rounds", type=most, help="most rounds of Neural Cleanse (default: its)")
     parser.add_argument(
         "--round-images", type=most, help="images in a round of Neural Cleanse (default: its)"
     )
     parser.add_argument("--image", metavar="FILE", help="a picture that may carry a trigger")
+    add_calibrate(parser)
 
 
 AUDIT = Defence(

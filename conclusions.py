@@ -352,8 +352,11 @@ def steps(backdoored, flagged, classes, source, lost=False):
             ("Until that is settled, do not use it where this answer can do harm.", None),
             ("If you cannot train it anew, take the channels out that the patch excites, and"
              " measure what is left:", f"python defend.py prune {source}"),
+            ("or train it on for a few epochs on clean pictures with labels, which any repair must"
+             " beat:", f"python defend.py finetune {source}"),
         ]  # fmt: skip
     return result + [
-        ("Audit some networks of the same kind that you know to be clean. Only then do you know how"
-         " often this page says so for nothing:", "python defend.py audit CLEAN-CKPT"),
+        ("Compare it with networks of the same kind that you know to be clean. Only then do you"
+         " know how often this page says so for nothing:",
+         f"python defend.py audit {source} --calibrate CLEAN-1.pt CLEAN-2.pt ..."),
     ]  # fmt: skip

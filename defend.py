@@ -156,7 +156,7 @@ def main(argv):
     if few := few_images(audit):
         print_note(few)
     if args.method == auditing.NAME:
-        return auditing.run(args, folder, audit, record_of)
+        return auditing.run(args, folder, audit, record_of, clean_audits(args))
     audit.calibration = calibration_of(args)
     start = time.perf_counter()
     with user_errors(f"{args.method}: "), Working(args.method) as audit.say:
@@ -195,21 +195,24 @@ def record_of(args, audit, verdict, seconds, defence=None, before=None, after=No
     return finite(record | verdict.details)
 
 
-def calibration_of(args):
-    """The highest index of each clean model of --calibrate; None without any. Raises UserError."""
-    paths = getattr(args, "calibrate", None)
-    if not paths:
-        return None
-    values = []
+def clean_audits(args):
+    """{title: the Audit} of each clean model of --calibrate. Raises UserError where one is none."""
+    paths, audits = getattr(args, "calibrate", None) or [], {}
     for k, path in enumerate(paths, 1):
         told = {"checkpoint": path, "weights": None, "dataset": None, "arch": None}
-        clean = argparse.Namespace(**vars(args) | told)
         check_clean(checkpoints.read(path), path)
-        audit = open_audit(clean)
-        title = f"{args.method}, clean model {k} of {len(paths)}"
-        with user_errors(f"{path}: "), Working(title) as audit.say:
+        title = f"clean model {k} of {len(paths)}, {path}"
+        audits[title] = open_audit(argparse.Namespace(**vars(args) | told))
+    return audits
+
+
+def calibration_of(args):
+    """The highest index of each clean model of --calibrate; None without any. Raises UserError."""
+    values = []
+    for title, audit in clean_audits(args).items():
+        with user_errors(f"{title}: "), Working(f"{args.method}, {title}") as audit.say:
             values.append(max(METHODS[args.method].run(audit).index.values()))
-    return values
+    return values or None
 
 
 def folder_of(args):

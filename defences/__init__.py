@@ -160,6 +160,11 @@ def add_threshold(parser):
         help="flag a class whose anomaly index is above this; published: 2,"
         " by the published index (default: by how many clean models get as far)",
     )
+    add_calibrate(parser)
+
+
+def add_calibrate(parser):
+    """Adds --calibrate, the option of whatever compares a model with clean ones."""
     parser.add_argument(
         "--calibrate",
         nargs="+",

@@ -124,6 +124,24 @@ def test_a_part_is_what_the_method_says_by_itself(verdict_and_page, backdoored, 
         assert part[key] == alone[key], key
 
 
+def test_clean_models_of_the_auditors_own_are_the_yardstick(
+    backdoored, tiny, tmp_path, monkeypatch
+):
+    quick = {name: auditing.PARTS[name] for name in ("inspect", "neuroninspect")}
+    monkeypatch.setattr(auditing, "PARTS", quick)
+    clean = train_tiny(tiny, tmp_path / "clean", "--attack", "none") / "ckpt.pt"
+    verdict, page = audited(tmp_path / "out", backdoored, "--calibrate", clean, clean)
+    own, _ = audited(tmp_path / "own", clean)
+    largest = max(own["parts"]["neuroninspect"]["index"].values())
+    as_far = 2 * (largest >= max(verdict["parts"]["neuroninspect"]["index"].values()))
+    odds = verdict["parts"]["neuroninspect"]["odds"]
+    assert (odds["clean_models"], odds["as_far"]) == (2, as_far)
+    assert "of 2 clean models given" in page.text
+    with pytest.raises(SystemExit, match="2"):
+        audited(tmp_path / "bad", backdoored, "--calibrate", backdoored / "ckpt.pt")
+    assert not (tmp_path / "bad").exists()
+
+
 def test_the_page_is_whole_and_depends_on_nothing(verdict_and_page):
     _, page = verdict_and_page
     assert page.open == []
