@@ -6,8 +6,9 @@ from the paper: a search begins from masks that are nearly transparent everywher
 times smaller than the median mask its own is. The paper's, shown beside it, divides by the spread
 of the classes, which among ten is so uncertain that it decides the verdict (results/steady.md).
 
-All classes are searched at once, as one batch of masks, and each from RESTARTS beginnings, of which
-the smallest mask that works is kept; ten classes of 32x32 take two minutes on a CPU core.
+All classes are searched at once, as one batch of masks, and each from RESTARTS beginnings. After
+TRIAL_ROUNDS only the one with the smallest mask that works goes on (results/steady.md). Ten classes
+of 32x32 take a minute or two on a CPU core.
 """
 
 from dataclasses import dataclass, replace
@@ -35,17 +36,16 @@ PATIENCE = 5  # rounds in a row that reach SUCCESS, or do not, before it changes
 FACTOR = 2.0  # it is multiplied by this, or divided by this ** 1.5
 STALE = 25  # rounds without a smaller mask that end a search, once the weight went up and down
 SMALLER = 0.99  # that is, of a norm below this share of the smallest norm before
-# Every mask's first value under start="constant". In a pilot, searches that began from random masks
-# ended in scattered pixels that were larger than the trigger.
+# Every mask's first value under start="constant". From random masks searches ended, in a pilot, in
+# scattered pixels that were larger than the trigger.
 START = 0.02
 STARTS = ("constant", "random")
 # Beginnings for each class: up to half miss a trigger's mask of 12 pixels for one of 18.
 RESTARTS = 3
+TRIAL_ROUNDS = 30  # after which a class's other beginnings end, once one has a mask that works
 LEAST_NORM = 0.1  # pixels; a smaller mask counts as this, so that its index is finite
-# Images of 32x32 pixels, times classes, in one forward pass.
-FORWARD_IMAGES = 8192
+FORWARD_IMAGES = 8192  # of 32x32 pixels, times classes, in one forward pass
 FORWARD_IMAGES_CPU = 512
-
 CLASSES_NEEDED = 3  # that a patch reaches: of fewer, none is far from the median
 
 
@@ -88,6 +88,7 @@ def neural_cleanse(
     precision="float32",
     start="constant",
     restarts=RESTARTS,
+    trial_rounds=TRIAL_ROUNDS,
     print_status=lambda line: None,
 ):
     """For each target class the smallest patch that turns images into it: ReversedTriggers.
@@ -98,13 +99,15 @@ def neural_cleanse(
     rounds: at most so many. After each, masks are judged, and the weight of their size may change:
     shorter rounds are a shorter schedule.
     round_images: images in a round, or all there are.
-    precision: "bf16" or "float32"; start: of STARTS, the masks' first values; restarts: how many
-    beginnings, each with a pattern of its own, are tried for a class.
+    precision: "bf16" or "float32"; start: of STARTS, the masks' first values.
+    restarts: beginnings tried for a class, each with a pattern of its own; trial_rounds: after so
+    many only the one with the smallest mask that works goes on.
     print_status: is called with a line of progress after each round.
     Raises ValueError for arguments that are not as said here.
     """
     images = as_pixels(model, images)
-    check_counts(rounds=rounds, round_images=round_images, restarts=restarts)
+    check_counts(rounds=rounds, round_images=round_images)
+    check_counts(restarts=restarts, trial_rounds=trial_rounds)
     check_choice(("float32", "bf16"), precision=precision)
     targets = as_targets(model, images, targets)
     search = Search(targets, images.shape[1:], images.device, seed, start, restarts)
@@ -116,8 +119,10 @@ def neural_cleanse(
             generator = torch.Generator().manual_seed(seed + k)
             rows = torch.randperm(len(images), generator=generator)[:round_images]
             search.judge(one_round(model, images, rows, search, active, precision), active)
-            whole = search.done.view(restarts, -1).all(0).sum()
-            done = f"{int(whole)} of {len(targets)} classes done"
+            if k + 1 >= trial_rounds:
+                search.end_larger()
+            ended = int(search.done.view(restarts, -1).all(0).sum())
+            done = f"{ended} of {len(targets)} classes done"
             print_status(f"round {k + 1} of {rounds} at most: {done}")
     return search.result()
 
@@ -181,7 +186,6 @@ class Search:
         self.kept = self.raw.detach().clone()
         self.norm = torch.full((count,), torch.inf, dtype=torch.float64)  # infinity: none qualified
         self.success = torch.zeros(count, dtype=torch.float64)
-        # The schedule.
         self.weight = torch.zeros(count, dtype=torch.float64)
         self.rounds = torch.zeros(count, dtype=torch.int64)
         self.stale = torch.zeros(count, dtype=torch.int64)  # rounds in a row without a smaller mask
@@ -207,6 +211,12 @@ class Search:
         self.keep_smaller_masks(success, took_part, works)
         self.change_weights(works)
         self.done |= self.raised & self.lowered & (self.stale >= STALE)
+
+    def end_larger(self):
+        """Ends all beginnings but the one with the smallest mask, of each class with one at all."""
+        norms = self.norm.view(self.restarts, -1)
+        larger = torch.arange(self.restarts)[:, None] != norms.argmin(0)
+        self.done |= (larger & norms.isfinite().any(0)).flatten()
 
     def keep_smaller_masks(self, success, took_part, works):
         """Until a mask works the last one is kept, from then on the smallest that works."""
@@ -376,6 +386,7 @@ def settings(options):
         "batch": BATCH,
         "least": LEAST_NORM,
         "restarts": RESTARTS,
+        "trial_rounds": TRIAL_ROUNDS,
         "index": "median / norm",
     }
 

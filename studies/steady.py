@@ -3,8 +3,8 @@
     python -m studies.steady           # everything; a second call continues
     python -m studies.steady repeat    # a section
 
-    beginnings  the target's mask of README's first model, by one beginning and by several
-    repeat      Neural Cleanse of that model and of a clean one of shapes, ten seeds each
+    beginnings  the target's mask of README's first model, by one beginning and by two
+    repeat      Neural Cleanse of that model and of a clean one of shapes, ten other seeds each
     draws       NeuronInspect of both on two draws of images
     chance      how large its index is where there is nothing but noise
     zoo         Neural Cleanse of 24 new models of shapes
@@ -36,7 +36,10 @@ TWICE = {  # options of train.py
     "clean": "--attack none",
 }
 TARGET = 3  # train.py's default
-TRIALS = range(10)  # seeds of the search and of its clean images
+TRIALS = range(10)  # seeds of the search and of its clean images, in `beginnings`
+AGAIN = range(
+    10, 20
+)  # in `repeat`: the number of beginnings and TRIAL_ROUNDS were chosen on TRIALS
 ROUND_IMAGES = (64, 128)
 # None of them is a seed of studies/zoo.py, or of its pilot.
 ZOO = {
@@ -56,27 +59,28 @@ def model(name):
     return folder / "ckpt.pt"
 
 
-def trials():
+def trials(seeds):
     """Yields (images in a round, seed, options of defend.py) of every trial."""
     for count in ROUND_IMAGES:
-        for seed in TRIALS:
+        for seed in seeds:
             yield str(count), str(seed), ("--seed", str(seed), "--round-images", str(count))
 
 
 def beginnings():
     """The target's mask, by the first beginning alone and by the first few."""
     checkpoint = model("disguised")
-    for count, seed, options in trials():
+    for count, seed, options in trials(TRIALS):
         audit = audit_of(checkpoint, "neural_cleanse", *options)
         keep(masks_of_target(audit), "beginnings", count, seed)
 
 
 def masks_of_target(audit):
-    """{number of beginnings, up to RESTARTS: the norm of the target's mask}."""
+    """{number of beginnings, below RESTARTS, all to their end: the norm of the target's mask}."""
     options = {"round_images": audit.options.round_images, "seed": audit.options.seed}
     options["precision"] = neural_cleanse.precision_of(audit.options)
+    options["trial_rounds"] = neural_cleanse.ROUNDS
     found = {}
-    for restarts in range(1, neural_cleanse.RESTARTS + 1):
+    for restarts in range(1, neural_cleanse.RESTARTS):
         triggers = neural_cleanse.neural_cleanse(
             audit.on_pixels, audit.pixels, [TARGET], restarts=restarts, **options
         )
@@ -88,7 +92,7 @@ def repeat():
     """The same two models, again and again."""
     for name in TWICE:
         checkpoint = model(name)
-        for count, seed, options in trials():
+        for count, seed, options in trials(AGAIN):
             run = searched(checkpoint, *options) | {"target": TARGET}
             keep(run, "repeat", name, count, seed)
 

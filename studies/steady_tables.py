@@ -77,7 +77,7 @@ def target_first(runs):
 
 def repeat(record):
     """How often the same model stands out, by the index before and by the one now."""
-    titles = ["model", "images in a round", "searches", "target's mask the smallest"]
+    titles = ["model", "images in a round", "searches", "target's mask the smallest", "its pixels"]
     for when in ("before", "now"):
         titles += [f"largest index, {when}", f"above {limit_of(STATISTICS[when]):.2f}"]
     lines = header(titles)
@@ -86,7 +86,8 @@ def repeat(record):
         for count, trials in record["repeat"].get(name, {}).items():
             runs = list(trials.values())
             every += runs
-            cells = [shown, count, len(runs), "" if name == "clean" else target_first(runs)]
+            cells = [shown, count, len(runs)]
+            cells += ["", ""] if name == "clean" else [target_first(runs), range_of_target(runs)]
             for when in ("before", "now"):
                 values = tops(runs, STATISTICS[when])
                 cells.append(f"{values.min():.2f} to {values.max():.2f}")
@@ -94,6 +95,12 @@ def repeat(record):
             lines.append(line(cells))
     about = "the limits are the largest of the ten recorded clean models, of one beginning"
     return [*lines, "", note(about, *origin_of(every))]
+
+
+def range_of_target(runs):
+    """The smallest and the largest norm of the target's mask, in words."""
+    norms = [float(norms_of(run)[run["target"]]) for run in runs]
+    return f"{min(norms):.1f} to {max(norms):.1f}"
 
 
 def beginnings(record):

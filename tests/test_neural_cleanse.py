@@ -199,7 +199,7 @@ def test_another_start_is_refused():
 def test_of_several_beginnings_each_class_has_its_smallest_mask(monkeypatch):
     """Each beginning is a search by itself, and the first is the one that a single search has."""
     images = grey_images(40, dtype=torch.float64)
-    options = {"rounds": 60, "round_images": 40}
+    options = {"rounds": 60, "round_images": 40, "trial_rounds": 60}
     first_values = neural_cleanse.first_values
     singles = []
     for k in range(3):
@@ -218,6 +218,35 @@ def test_of_several_beginnings_each_class_has_its_smallest_mask(monkeypatch):
     torch.testing.assert_close(found.norms, norms.amin(0), rtol=1e-3, atol=1e-3)
     for k, row in enumerate(best):
         torch.testing.assert_close(found.masks[k], singles[row].masks[k], rtol=0, atol=1e-3)
+
+
+def test_after_the_trial_only_the_beginning_with_the_smallest_mask_goes_on():
+    """Of a class that no mask reached yet, all beginnings do."""
+    search = Search(torch.tensor([0, 1]), (1, 4, 4), torch.device(DEVICE), seed=0, restarts=3)
+    inf = torch.inf  # rows: both targets under the first beginning, both under the second, ...
+    search.norm = torch.tensor([5.0, inf, 3.0, inf, inf, inf], dtype=torch.float64)
+    search.end_larger()
+    assert search.done.tolist() == [True, False, False, False, True, False]
+    search.norm[1] = 7.0
+    search.end_larger()
+    assert search.done.tolist() == [True, False, False, True, True, True]
+
+
+def test_a_trial_ends_beginnings_where_it_should(monkeypatch):
+    images, rounds = grey_images(40), []
+    judge = Search.judge
+
+    def judged(search, success, active):
+        rounds.append(len(active))
+        judge(search, success, active)
+
+    monkeypatch.setattr(Search, "judge", judged)
+    options = {"rounds": 40, "round_images": 40, "restarts": 3, "trial_rounds": 30}
+    found = neural_cleanse.neural_cleanse(Planted(2), images, **options)
+    assert found.qualified.all()
+    count = len(found.norms)
+    assert rounds[:30] == [3 * count] * 30
+    assert rounds[30] == count
 
 
 def test_a_beginning_that_ends_in_no_mask_that_works_is_not_kept():
