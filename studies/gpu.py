@@ -48,6 +48,7 @@ ROWS = {
     "`full_disguise`": "full_disguise",
     "`full_disguise` on `shapes`, not recorded": "shapes",
 }
+RUNS, GPUS = 1000, (1, 8, 64)  # of a sweep
 # Runs beside which nothing else ran on the machine: by row the seed.
 ALONE = {
     "none": 0,
@@ -59,22 +60,35 @@ ALONE = {
 }
 
 
+def alone(record):
+    """Yields (options, run) of the runs that had the machine to themselves."""
+    for row, seed in ALONE.items():
+        runs = record.get(row, {"runs": []})["runs"]  # the table has no longer all of these rows
+        yield from ((record[row]["options"], run) for run in runs if run["seed"] == seed)
+
+
 def seconds(record):
     """Lines: how long training took of the runs that had the machine to themselves."""
     lines = header(["run", "seconds of training", "images a second", "hardware"])
-    for row, seed in ALONE.items():
-        runs = record.get(row, {"runs": []})["runs"]  # the table has no longer all of these rows
-        run = next((run for run in runs if run["seed"] == seed), None)
-        if run:
-            speed = f"{run['images_per_second']:,.0f}"
-            name = f"`{record[row]['options']}`"
-            lines.append(line([name, f"{run['train_seconds']:.0f}", speed, run["hardware"]]))
+    for options, run in alone(record):
+        cells = [f"{run['train_seconds']:.0f}", f"{run['images_per_second']:,.0f}"]
+        lines.append(line([f"`{options}`", *cells, run["hardware"]]))
+    return lines
+
+
+def sweep(record):
+    """Lines: hours of training that a sweep of RUNS such runs is, by number of GPUs."""
+    lines = header([f"{RUNS:,} runs of", *(f"hours, GPUs: {count}" for count in GPUS), "hardware"])
+    for options, run in alone(record):
+        hours = RUNS * run["train_seconds"] / 3600
+        cells = [f"{hours / count:.2g}" for count in GPUS]
+        lines.append(line([f"`{options}`", *cells, run["hardware"]]))
     return lines
 
 
 TABLES = {
     "runs": Table("gpu", ROWS, COLUMNS, "attack", origin=True),
-    **of_record("gpu", {"seconds": seconds}),
+    **of_record("gpu", {"seconds": seconds, "sweep": sweep}),
     **of_record("gpu-speed", {"rates": rates}),
 }
 
