@@ -27,7 +27,8 @@ def as_images(model, images, what="images", at_least=0):
     """The images as they are, float [N, C, H, W]; their values are not looked at.
 
     what: their name in a message; at_least: how many there must be.
-    Raises ValueError for a model that is no module, and for anything but such a tensor.
+    Raises ValueError for a model that is no module, and for anything but such a tensor, dense and
+    of a pixel or more.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model is a torch.nn.Module, not {type(model).__name__}")
@@ -36,10 +37,13 @@ def as_images(model, images, what="images", at_least=0):
     if not isinstance(images, torch.Tensor):
         kind = type(images).__name__
         raise ValueError(f"{what}: a float tensor [N, C, H, W], not {kind}: see torch.from_numpy")
+    check_dense(what, images)
     if images.ndim != 4:
         hint = f": give {what}[None]" if images.ndim == 3 else ""
         raise ValueError(f"{what}: [N, C, H, W], not {list(images.shape)}{hint}")
-    if not images.is_floating_point():
+    if 0 in images.shape[1:]:
+        raise ValueError(f"{what}: of a channel and a pixel or more, not {list(images.shape)}")
+    if not images.is_floating_point() or images.itemsize == 1:  # of 8 bits torch cannot compute
         raise ValueError(
             f"{what}: float, as the model takes them, not {images.dtype}:"
             f" {what}.float() / 255, normalised as in training"
@@ -50,6 +54,13 @@ def as_images(model, images, what="images", at_least=0):
         with torch.inference_mode(False):
             return images.clone()
     return images
+
+
+def check_dense(what, tensor):
+    """Raises ValueError for a sparse, nested or quantised tensor; what: its name."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        kind = "nested" if tensor.is_nested else f"{tensor.layout} of {tensor.dtype}"
+        raise ValueError(f"{what}: a dense tensor, as torch.rand gives one, not {kind}")
 
 
 def as_classes(classes, count):
@@ -65,6 +76,7 @@ def as_classes(classes, count):
         classes = torch.as_tensor(classes)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{wanted}, not {type(classes).__name__}: {error}") from None
+    check_dense("classes", classes)
     count = classes.numel() if count is None else count
     whole = not (classes.dtype.is_floating_point or classes.dtype.is_complex)
     if classes.dtype == torch.bool or not (whole or classes.numel() == 0):
@@ -116,6 +128,7 @@ def could_be_logits(value, count):
     """Whether a part of an output is a float tensor [count, K] or [count]."""
     return (
         isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
         and value.dtype.is_floating_point
         and value.ndim in (1, 2)
         and len(value) == count

@@ -7,13 +7,11 @@ Training through them takes second derivatives, as of explain.gradient: those of
 everywhere, so the weights move, and not which units are active.
 """
 
-from numbers import Integral
-
 import torch
 
 from dataset import send
 from hooks import as_images, chunk_size, derivative, full_precision, in_chunks
-from shapley import as_baselines, as_generator
+from shapley import as_baselines, as_generator, is_whole
 
 COPIES = 50  # of an image, in a measurement; published for both
 TRAINING_COPIES = 8  # in a training step, all of whose graphs are kept
@@ -24,7 +22,7 @@ def smoothgrad(model, images, classes, samples=COPIES, generator=None, *, create
     """The largest magnitude over channels of the mean gradient over noisy copies, float [N, H, W].
 
     samples: how many copies. The noise is normal, of standard deviation NOISE (max x - min x) of
-    each image, and otherwise the same for all; generator: torch's, on the CPU, or None.
+    each image, and otherwise the same for all; generator: on the CPU; None: one of seed 0.
     Raises ValueError for no samples. Source: Smilkov et al. 2017, section 3.
     """
     images = as_images(model, images)
@@ -89,5 +87,5 @@ def mean_gradient(model, images, classes, copy, count, create_graph):
 
 def check_count(name, value):
     """Raises ValueError for anything but a whole number from 1 on."""
-    if not isinstance(value, Integral) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ValueError(f"{name}: a whole number, 1 or more, not {value!r}")

@@ -300,6 +300,17 @@ def test_a_data_poisoner_stamps_and_labels_the_stored_images(images, labels):
     assert torch.equal(stored, (images * 255).to(torch.uint8)) and labels[0] == 0
 
 
+def test_a_data_poisoner_rounds_what_is_between_two_levels():
+    trigger = triggers.make("blend", None, 1, 16, strength=0.3)
+    images, rows = torch.full((3, 1, 16, 16), 100, dtype=torch.uint8), torch.tensor([0, 2])
+    found, _ = attacks.poisoned_data(
+        images, torch.zeros(3, dtype=torch.int64), rows, ATTACKS["badnets"], trigger, 1
+    )
+    exact = 0.7 * 100 + 0.3 * 255 * trigger.pattern
+    assert (found[rows].float() - exact).abs().max() < 0.501
+    assert torch.equal(found[1], images[1])
+
+
 def test_a_label_that_is_kept_is_kept_in_the_data(images, labels):
     stored = (images * 255).to(torch.uint8)
     attack = attacks.Attack(label="true", explanation=None)

@@ -206,6 +206,15 @@ def test_images_are_resized_a_few_at_a_time(monkeypatch):
     assert torch.equal(data.resize(some_images(), 4).train_images, at_once)
 
 
+def test_a_smaller_image_is_a_mean_of_pixels_not_some_of_them():
+    """Stripes become grey, though plain bilinear would read their dark pixels alone."""
+    stripes = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    stripes[..., 0::4] = stripes[..., 3::4] = 255
+    small = data.resize_images(stripes, 8)
+    assert small.shape == (2, 3, 8, 8)
+    assert (small.float() - 127.5).abs().max() < 20
+
+
 def test_a_checkpoint_knows_its_data_by_digest_and_class_names():
     dataset = some_images()
     assert data.is_same_data({"classes": ["a"], "data": dataset.digest}, dataset)
@@ -265,6 +274,25 @@ def test_an_image_is_mirrored_or_left_as_it_is(shapes):
     assert [s != f for s, f in zip(same, flipped)] == [True] * 40
     assert any(same)
     assert any(flipped)
+
+
+def test_half_of_the_images_are_mirrored():
+    images = torch.arange(2).expand(400, 1, 1, 2)
+    torch.manual_seed(0)
+    share = data.augment(images, 0, True)[:, 0, 0, 0].double().mean()
+    assert abs(share - 0.5) < 0.1  # four standard deviations
+
+
+def test_shifts_reach_both_sides_equally_often():
+    """Of an image that says where each pixel was; each shift is one in five along either side."""
+    rows, columns = torch.meshgrid(torch.arange(9), torch.arange(9), indexing="ij")
+    images = torch.stack([rows, columns]).expand(1000, -1, -1, -1)
+    torch.manual_seed(0)
+    middle = data.augment(images, 2, False)[:, :, 4, 4] - 4  # [N, 2]
+    counts = torch.zeros(5, 5).index_put_(tuple((middle + 2).T), torch.ones(1000), accumulate=True)
+    assert abs(counts.sum(0) / 1000 - 0.2).max() < 0.06
+    assert abs(counts.sum(1) / 1000 - 0.2).max() < 0.06
+    assert counts.min() > 0  # the two directions are drawn by themselves
 
 
 def test_a_shifted_image_is_a_window_of_the_padded_one(shapes):

@@ -357,6 +357,13 @@ def test_a_small_image_has_an_earlier_layer(images):
     assert found is model.layer2  # 4x4 cells: layer3 has 2x2
 
 
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (1, 16)])
+def test_a_grid_is_fine_enough_along_both_sides(shape, net):
+    wide = torch.zeros(2, 3, *shape)
+    with pytest.raises(ValueError, match="not a feature map of 4x4 or finer: choose an earlier"):
+        explain.gradcam(net, wide, 0, net[3])
+
+
 def test_a_model_without_a_feature_map_is_refused(images):
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     with pytest.raises(ValueError, match="no module gives a feature map of 4x4 or finer at 8x8"):

@@ -181,6 +181,22 @@ def test_a_search_may_start_with_random_masks_as_published():
     assert torch.equal(patterns, first("constant", seed=5)[1])
 
 
+def test_each_target_begins_with_a_pattern_of_its_own():
+    """The same in every search of one seed, whichever targets are beside it."""
+    _, patterns = first("constant", (0, 1, 2))
+    assert all((patterns[i] != patterns[k]).any() for i, k in ((0, 1), (0, 2), (1, 2)))
+    assert torch.equal(first("constant", (2,))[1][0], patterns[2])
+
+
+@pytest.mark.parametrize("start", neural_cleanse.STARTS)
+def test_each_restart_begins_with_a_pattern_of_its_own(start):
+    given = torch.tensor([0, 1], device="cpu"), (3, 8, 8), 0, start
+    values = [neural_cleanse.first_values(*given, restart=k) for k in range(3)]
+    for i, k in ((0, 1), (0, 2), (1, 2)):
+        assert (values[i][:, 1:] != values[k][:, 1:]).any()
+        assert (values[i][:, 0] != values[k][:, 0]).any() == (start == "random")
+
+
 def test_start_changes_what_is_found():
     images = grey_images(16)
     constant = neural_cleanse.neural_cleanse(Planted(2), images, rounds=2)

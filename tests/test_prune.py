@@ -49,6 +49,15 @@ def test_channel_scores_are_means_of_norms(planted_channel, images, norm, of_map
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("norm", prune.NORMS)
+def test_a_channel_responds_as_much_with_its_sign_changed(planted_channel, images, norm):
+    scores = prune.channel_scores(planted_channel, images, "0", norm)
+    for parameter in planted_channel[0].parameters():
+        parameter.data.neg_()
+    changed = prune.channel_scores(planted_channel, images, "0", norm)
+    torch.testing.assert_close(changed, scores)
+
+
 def test_feature_maps_that_are_not_finite_are_refused(planted_channel, images):
     planted_channel[0].weight.data[2] = torch.nan
     with pytest.raises(ValueError, match="7 of 7 maps are not finite"):

@@ -153,6 +153,14 @@ def test_a_patch_equal_to_the_baseline_has_no_share(net, half_empty, explain):
 
 
 @each_explainer
+def test_a_patch_that_differs_in_one_channel_has_a_share(net, images, explain):
+    image = torch.zeros_like(images[:1])
+    image[:, 1, :6, :6] = images[:1, 1, :6, :6]
+    values = explain(net, image, CLASSES[:1], 2, 14)[0].flatten()
+    assert values[0] != 0 and values[1:].tolist() == [0, 0, 0]
+
+
+@each_explainer
 def test_the_sample_is_spent_on_the_other_patches(net, half_empty, explain):
     """Of 8 patches 254 coalitions are all, and the values exact."""
     values = explain(net, half_empty, CLASSES[:2], 4, 254, 0.25)
@@ -225,7 +233,9 @@ def test_a_set_of_one_baseline_is_that_baseline(net, images, explain):
 
 
 @each_explainer
-@pytest.mark.parametrize("upper_half, active", [((0.25, 0.25), 2), ((0.25, 0.5), 4)])
+@pytest.mark.parametrize(
+    "upper_half, active", [((0.25, 0.25), 2), ((0.25, 0.5), 4), ((0.5, 0.25), 4)]
+)
 def test_a_patch_is_left_out_where_it_equals_every_baseline(
     net, images, upper_half, active, explain
 ):
@@ -297,6 +307,7 @@ def test_patches_differ_in_height_and_width_by_a_pixel_at_most(patches, side):
     patch = shapley.patch_of_pixel(patches, side, side)
     heights = (patch[:, 0] // patches).bincount()
     assert patch.unique().tolist() == list(range(patches**2))
+    assert patch[0].max() == patches - 1  # they are counted along rows
     assert heights.max() - heights.min() <= 1 and torch.equal(patch.T % patches, patch // patches)
 
 

@@ -58,6 +58,15 @@ def test_a_row_limits_how_many_images_it_explains_in_a_step(monkeypatch):
     assert [part.tolist() for part in rows] == [TRIGGERED[:2], PARTNERS[:2], UNTOUCHED[:2]]
 
 
+def test_each_step_has_a_sample_of_its_own_that_torchs_seed_decides():
+    def seeds():
+        torch.manual_seed(5)
+        return [step_maps.sample_seed(["gradcam", "kernelshap"]) for _ in range(3)]
+
+    assert len(set(seeds())) == 3 and seeds() == seeds()
+    assert step_maps.sample_seed(["gradcam", "deepshap"]) is None
+
+
 # ---------------------------------------------------------------- the training step's forward pass
 
 

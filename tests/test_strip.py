@@ -32,6 +32,14 @@ def test_blended_with_itself_an_image_has_its_own_entropy():
     torch.testing.assert_close(found, expected.cpu(), atol=1e-5, rtol=1e-5)
 
 
+def test_the_entropy_is_the_mean_over_overlays():
+    model = linear(torch.randn(CLASSES, 1, SIDE, SIDE))
+    image, overlays = torch.rand(1, 1, SIDE, SIDE), torch.rand(7, 1, SIDE, SIDE)
+    each = [blended_entropy(model, image, overlay[None]) for overlay in overlays]
+    found = blended_entropy(model, image, overlays)
+    torch.testing.assert_close(found, torch.stack(each).mean(0), atol=1e-5, rtol=1e-5)
+
+
 def test_a_planted_trigger_keeps_its_class_whatever_is_blended_in():
     weights = 0.1 * torch.randn(CLASSES, 1, SIDE, SIDE)
     weights[:, :, :3, :3] = 0

@@ -70,8 +70,9 @@ def test_logits_with_a_trigger_are_of_stamped_images(network, images):
     top, left, bottom, right = trigger.box
     stamped = images.clone()
     stamped[:, :, top:bottom, left:right] = 255
-    logits = logits_of(network, images, [0.0] * 3, [1.0] * 3, trigger)
-    assert torch.equal(logits, logits_of(network, stamped, [0.0] * 3, [1.0] * 3))
+    mean, std = [0.2, 0.3, 0.4], [0.5, 0.6, 0.7]
+    logits = logits_of(network, images, mean, std, trigger)
+    assert torch.equal(logits, logits_of(network, stamped, mean, std))
 
 
 def test_logits_do_not_depend_on_how_many_images_are_asked_at_a_time(network, images, monkeypatch):
