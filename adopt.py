@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import attacks
+import card
 import checkpoints
 import data
 import strangers
@@ -35,6 +36,7 @@ STATISTICS = {  # mean and standard deviation by channel, of images in [0, 1]
     "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),  # images in [-1, 1]
     "none": ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
 }
+MAX_NAMES = 2**20  # letters of --classes FILE
 FOLDER_SIZE = 224  # pixels a side of unlabelled pictures, unless another is asked for
 CHANCE = 1.5  # times a constant answer's accuracy: below, something was told wrongly
 
@@ -180,7 +182,8 @@ def names_of_classes(args, dataset, count, labelled):
     names = dataset.classes if labelled else [str(k) for k in range(count)]
     if args.classes:
         try:
-            text = Path(args.classes).read_text(encoding="utf-8")
+            with open(args.classes, encoding="utf-8") as file:
+                text = file.read(MAX_NAMES)
         except (OSError, UnicodeDecodeError):
             raise UserError(f"--classes {args.classes} cannot be read as text") from None
         names = [line.strip() for line in text.splitlines() if line.strip()]
@@ -328,6 +331,7 @@ def main(argv):
     subject = adopted(args, choose_device("cpu"))
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.save(out, subject.checkpoint)
+    card.write_beside(out.parent, card.text(subject))
     print(f"Written: {out}. It is measured by: python evaluate.py {out}", file=sys.stdout)
 
 

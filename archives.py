@@ -45,6 +45,8 @@ def check(path):
     memory than twice the file and 200 MB.
     """
     path = Path(path)
+    if path.is_fifo():  # it would be waited for, and cannot be read twice
+        raise ValueError("it is a pipe")
     try:
         with path.open("rb") as file:
             start = file.read(len(OLD_MAGIC))

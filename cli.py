@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import glob
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from terminal import columns_of, is_terminal, print_note, wrapped
 INTERRUPTED = 130  # exit code: 128 and the number of SIGINT
 # Options that name files: a leading ~ is the user's home.
 PATHS = ("out", "data_dir", "dataset", "weights", "classes", "image", "trigger", "target_map")
+LONGEST_WORD = 300  # characters of a word in a message; of a path's part there are up to 255
 PIPE_CLOSED = 141  # 128 and the number of SIGPIPE, as a shell says of `yes | head`
 
 
@@ -65,6 +67,16 @@ class Parser(argparse.ArgumentParser):
                 setattr(parsed, name, os.path.expanduser(value))
         return parsed
 
+    def parse_known_args(self, args=None, namespace=None):
+        """What argparse returns. Raises UserError where it, or the system, would stumble."""
+        args = sys.argv[1:] if args is None else list(args)
+        for word in args:
+            if "\0" in word:
+                self.error(f"{word!r} has a NUL in it")
+            if word.startswith("--") and word.endswith("=--"):  # argparse drops the value
+                self.error(f"argument {word[:-3]}: expected one argument")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
         raise UserError(message)
 
@@ -111,13 +123,21 @@ def escape_what_consoles_lack():
 def message_of(error):
     """The line that a command line ends in after an exception; None where it is a bug of ours."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        return " ".join(map(abridged, str(error).split()))
     if isinstance(error, OSError):
-        return f"{error.strerror or error}: {error.filename or 'while reading or writing'}"
+        place = abridged(str(error.filename or "while reading or writing"))
+        return f"{error.strerror or error}: {place}"
+    if str(error).startswith("Symlink loop"):  # pathlib's, of Path.resolve until Python 3.13
+        return abridged(str(error))
     if is_out_of_memory(error):
         remedy = "lower --batch-size or --image-size, or use --device cpu"
         return f"the device's memory is full: {remedy}"
     return None
+
+
+def abridged(word):
+    """A word, without its middle where it is longer than LONGEST_WORD."""
+    return word if len(word) <= LONGEST_WORD else f"{word[:100]}…{word[-50:]}"
 
 
 def flush_output():
@@ -181,19 +201,44 @@ def first_line(error):
 def replace_file(path, write):
     """Calls write(temporary path), then moves what it wrote to `path`: nobody sees half a file.
 
-    Raises UserError where that fails.
+    What processes that were killed left of writing to `path` is removed. Raises UserError where
+    that fails.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        remove_halves(path)
         write(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        reason = getattr(error, "strerror", None) or first_line(error)
+    except (OSError, RuntimeError) as error:
+        # On a full disk torch.save raises RuntimeError, of whatever else it could not do.
+        reasons = [getattr(part, "strerror", None) for part in (error, error.__context__)]
+        reason = next(filter(None, reasons), None) or first_line(error)
         raise UserError(f"cannot write {path}: {reason}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def remove_halves(path):
+    """Removes the temporary files of replace_file, for `path`, whose processes run no more."""
+    for half in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        process = half.suffix[1:]
+        if process.isdecimal() and not is_running(int(process)):
+            half.unlink(missing_ok=True)
+
+
+def is_running(process):
+    """Whether a process of this id runs on this machine; True where that cannot be asked."""
+    if os.name == "nt":  # there, os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's, or no number of a process
+        pass
+    return True
 
 
 def write_json(path, record):
@@ -219,6 +264,11 @@ def checkpoint_path(text):
             f" or take {path / 'unfinished' / 'ckpt.pt'}"
         )
     raise argparse.ArgumentTypeError(f"there is no ckpt.pt in the folder {text}")
+
+
+def is_count(text):
+    """Whether a text is a whole number from 0, of so few digits that Python reads it."""
+    return text.isdecimal() and len(text) < 19
 
 
 def number(kind, low, high, *, above=False):

@@ -10,14 +10,14 @@ What cannot be read is a UserError: one line that names the file.
 import contextlib
 import logging
 import os
-import unicodedata
+import threading
 import warnings
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cli import UserError, first_line
-from terminal import print_note
+from terminal import print_note, printable
 
 # How a picture that is not square becomes square, and how that is said.
 FITS = {
@@ -36,7 +36,39 @@ CHANGES = {
     TRANSPARENT: "transparent in places, laid on white",
     BLACK: f"without a value above 1, all but black ({MEANT_AS_0_AND_1[:-1]})",
 }
+LARGE = 2**24  # pixels, which take ten bytes each and more while they are decoded
+ONE_AT_A_TIME = threading.Lock()  # large pictures, however many threads decode
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+
+
+class Silence:
+    """Within a block, what code in C prints on standard error goes nowhere; for several threads.
+
+    libtiff says there what is wrong with a picture, without its name.
+    """
+
+    def __init__(self):
+        self.lock, self.blocks, self.kept = threading.Lock(), 0, None
+
+    def __enter__(self):
+        with self.lock, contextlib.suppress(OSError):  # standard error may be closed
+            self.blocks += 1
+            if self.blocks == 1:
+                self.kept = os.dup(2)
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 2)
+                os.close(nowhere)
+
+    def __exit__(self, *exception):
+        with self.lock:
+            self.blocks -= 1
+            if self.blocks == 0 and self.kept is not None:
+                os.dup2(self.kept, 2)
+                os.close(self.kept)
+                self.kept = None
+
+
+SILENCE = Silence()
 
 # Pillow warns of odd tags, palettes and large pictures, which are read all the same; what cannot
 # be read is said by us, in one line.
@@ -62,11 +94,16 @@ def read_image(path, say=False):
 
 def open_image(path):
     """(the picture of read_image, a set of what was done to it: DEEP, FRAMES). Raises UserError."""
+    if os.path.exists(path) and not is_whole_file(path):
+        raise UserError(f"{shown(path)} cannot be read as an image: it is empty, or no file")
     try:
         image = Image.open(path)
+        if image.format == "EPS":
+            raise ValueError("PostScript is a program, which is not run: save it as PNG")
         frames = has_frames(image, path)
         deep = any(is_deep(str(tile[-1])) for tile in image.tile)
-        image.load()
+        with SILENCE if image.format == "TIFF" else contextlib.nullcontext():
+            image.load()
         with contextlib.suppress(Exception):  # Pillow raises anything for tags that make no sense
             image = ImageOps.exif_transpose(image)
         deep = deep or image.mode[0] in "IF"
@@ -74,6 +111,11 @@ def open_image(path):
         return (eight_bits(image) if deep else image), changes
     except Exception as error:  # a damaged file can raise anything at all
         raise UserError(unreadable(path, error)) from None
+
+
+def is_whole_file(path):
+    """Whether a path is a file with something in it: a pipe or a device would be waited for."""
+    return os.path.isfile(path) and os.path.getsize(path) > 0
 
 
 def has_frames(image, path):
@@ -108,6 +150,8 @@ def unreadable(path, error):
 
 def is_heic(path):
     """Whether a file is a HEIC picture by its first bytes, whatever it is called."""
+    if not is_whole_file(path):
+        return False
     try:
         with open(path, "rb") as file:
             head = file.read(12)
@@ -125,6 +169,15 @@ def is_too_large(path):
         return True
     except Exception:  # damaged in another way
         return False
+
+
+def is_large(path):
+    """Whether a file is a picture of more than LARGE pixels that Pillow reads."""
+    if not is_whole_file(path):
+        return False
+    with contextlib.suppress(Exception), Image.open(path) as image:
+        return image.width * image.height > LARGE
+    return False
 
 
 def too_large():
@@ -171,14 +224,15 @@ def decode(path, size, mode, fit):
     mode: "L" or "RGB"; fit: of FITS. What was done: a set of the keys of CHANGES, and NOT_SQUARE.
     Raises UserError.
     """
-    image, changes = open_image(path)
-    try:
-        image, transparent = opaque(image)
-        image = image.convert(mode)
-        black = max(np.ravel(image.getextrema())[1::2]) == 1
-        pixels = np.array(square(image, size, fit))
-    except Exception as error:  # of a colour space that Pillow does not convert
-        raise UserError(unreadable(path, error)) from None
+    with ONE_AT_A_TIME if is_large(path) else contextlib.nullcontext():
+        image, changes = open_image(path)
+        try:
+            image, transparent = opaque(image)
+            image = image.convert(mode)
+            black = max(np.ravel(image.getextrema())[1::2]) == 1
+            pixels = np.array(square(image, size, fit))
+        except Exception as error:  # of a colour space that Pillow does not convert
+            raise UserError(unreadable(path, error)) from None
     not_square = image.width != image.height
     found = {TRANSPARENT: transparent, NOT_SQUARE: not_square, BLACK: black}
     return pixels, changes | {change for change, is_so in found.items() if is_so}
@@ -246,11 +300,4 @@ def shown(name):
         text = os.fspath(name).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half of a surrogate pair, no byte of a file's name
         text = os.fspath(name).encode("utf-8", "backslashreplace")
-    text = text.decode("utf-8", "backslashreplace")
-    control = ("Cc", "Zl", "Zp")
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in control
-        else character
-        for character in text
-    )
+    return printable(text.decode("utf-8", "backslashreplace"))

@@ -24,8 +24,8 @@ from PIL import Image
 
 from cli import UserError
 from foldernotes import HEIC, counted, done, drawn_note, unread_notes
-from imagefiles import decode, shown
-from npzfiles import fingerprint_of, from_npz, keep_npz, listed
+from imagefiles import decode, is_whole_file, shown
+from npzfiles import fingerprint_of, from_npz, keep_npz, listed, texts_of
 from terminal import print_note
 
 TRAIN = ("train", "training")  # what the folder of a split may be called, in any case
@@ -58,9 +58,8 @@ def from_folder(folder, data_dir, size, fit):
         arrays = decode_all(listing, size, fit)
         keep_npz(kept, {"fingerprint": fingerprint, **arrays})
     dataset = from_npz(kept)
-    with np.load(kept) as arrays:
-        for note in [*listing.notes, *arrays["notes"].tolist()]:
-            print_note(note)
+    for note in [*listing.notes, *texts_of(kept, "notes")]:
+        print_note(note)
     return dataset
 
 
@@ -207,6 +206,8 @@ def is_candidate(path, reasons):
     suffix = path.suffix.lower()
     if path.is_dir():
         reasons["sub-folder"] += 1
+    elif path.exists() and not path.is_file():  # it would be waited for
+        reasons["special file"] += 1
     elif suffix in picture_suffixes() or suffix in HEIC or (not suffix and has_picture(path)):
         return True
     else:
@@ -222,6 +223,8 @@ def picture_suffixes():
 
 def has_picture(path):
     """Whether a file begins as a picture does."""
+    if not is_whole_file(path):
+        return False
     with contextlib.suppress(Exception), Image.open(path):
         return True
     return False

@@ -7,34 +7,22 @@ What cannot be read, or is not what it should be, is a UserError: one line that 
 is read otherwise than it was written, or not used, is said in a line on standard error.
 """
 
-import zipfile
-import zlib
 from collections import Counter
 
 import numpy as np
 import torch
 
-from cli import UserError, first_line, replace_file
+from cli import UserError, replace_file
 from dataset import Dataset
 from imagefiles import MEANT_AS_0_AND_1, shown
-from terminal import print_note
+from npzmembers import HoldsObjects, members_of, open_npz, read_member
+from terminal import print_note, shortened
 
 SPLITS = ("train", "test")
 PARTS = ("images", "labels", "patients")
 MAX_LABEL = 99_999  # a larger number is an identifier, not a class
 NAMED = 6  # keys, labels or names that are listed in a line; of more, the first ones
-
-# What numpy raises for a file that is no .npz, is cut short, or holds Python objects.
-UNREADABLE_NPZ = (
-    OSError,
-    ValueError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+LONGEST = 100  # columns of each
 
 
 # ---------------------------------------------------------------- kept
@@ -56,11 +44,16 @@ def fingerprint_of(path):
 
     A file without a fingerprint is the user's own, and never overwritten.
     """
+    return next(iter(texts_of(path, "fingerprint")), None)
+
+
+def texts_of(path, key):
+    """The list of str in an .npz under a key; [] where there is none, or none can be read."""
     try:
-        with np.load(path) as arrays:
-            return str(arrays["fingerprint"])
-    except (*UNREADABLE_NPZ, KeyError):
-        return None
+        with open_npz(path) as archive:
+            return as_texts(read_member(archive, members_of(archive)[key]))
+    except (ValueError, KeyError):
+        return []
 
 
 # ---------------------------------------------------------------- read
@@ -112,13 +105,14 @@ def read_arrays(path):
     Raises UserError for a file that cannot be read, and for a key that is missing.
     """
     try:
-        with np.load(path) as file:
-            keys = keys_used(file.files, path)
-            arrays = {key: read_array(file, keys[key], path) for key in keys}
-            ours = "fingerprint" in file.files
-            unused = [key for key in file.files if key not in keys.values()]
-    except UNREADABLE_NPZ as error:
-        raise UserError(f"{path} cannot be read as .npz: {why_unreadable(path, error)}") from None
+        with open_npz(path) as archive:
+            members = members_of(archive)
+            keys = keys_used(members, path)
+            arrays = {key: read_array(archive, members, keys[key], path) for key in keys}
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as .npz: {error}") from None
+    ours = "fingerprint" in members
+    unused = [key for key in members if key not in keys.values()]
     if keys["test_images"] != "test_images":
         print_note(f"{path} has no test_images: val_images are the test set.")
     if unused and not ours:
@@ -127,13 +121,6 @@ def read_arrays(path):
             + " (train_images are split for validation)." * any("val" in key for key in unused)
         )
     return arrays
-
-
-def why_unreadable(path, error):
-    """What is wrong with a file that numpy cannot read, in one line; an exception's is numpy's."""
-    if isinstance(error, OSError) and error.errno or zipfile.is_zipfile(path):
-        return first_line(error)
-    return "it is of another format, or cut short; numpy.savez writes an .npz"
 
 
 def keys_used(present, path):
@@ -152,17 +139,15 @@ def keys_used(present, path):
     return {key: source for key, source in keys.items() if source in present}
 
 
-def read_array(file, key, path):
+def read_array(archive, members, key, path):
     """One array of an open .npz. Raises UserError for one of Python objects."""
     try:
-        return np.asarray(file[key])
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-    raise UserError(
-        f"{path}: {key} is an array of Python objects, which is not read: save it as "
-        + ("np.array(names, dtype=str)" if key == "classes" else "numbers, np.array(..., int)")
-    )
+        return read_member(archive, members[key])
+    except HoldsObjects:
+        raise UserError(
+            f"{path}: {key} is an array of Python objects, which is not read: save it as "
+            + ("np.array(names, dtype=str)" if key == "classes" else "numbers, np.array(..., int)")
+        ) from None
 
 
 def as_images(images, path):
@@ -291,9 +276,11 @@ def check_names(names, path):
     """The names. Raises UserError where two are the same, one is empty or of several lines."""
     for name, count in Counter(names).items():
         if count > 1:
-            raise UserError(f"{path}: {count} classes are called {name!r}: give each its own name")
+            name = shortened(repr(name), LONGEST)
+            raise UserError(f"{path}: {count} classes are called {name}: give each its own name")
         if not name.strip() or shown(name) != name:  # line breaks, and other control characters
-            raise UserError(f"{path}: a class is called {name!r}: give it a name of one line")
+            name = shortened(repr(name), LONGEST)
+            raise UserError(f"{path}: a class is called {name}: give it a name of one line")
     return names
 
 
@@ -371,6 +358,6 @@ def check_patients(arrays, path):
 
 def listed(names):
     """Names, separated by commas: of many the first NAMED, and how many more there are."""
-    names = [shown(name) for name in names]
+    names = [shortened(shown(name), LONGEST) for name in names]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

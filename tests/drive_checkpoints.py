@@ -8,27 +8,24 @@ Networks are trained for seconds. Each case is one file that evaluate.py measure
 unfinished run, train.py goes on with, in this process and under a time limit. A damaged file has
 bytes changed, lost or added; of a wrong one a single value, and its digest is made anew. What is
 printed is how many were refused in one line, or after notes about the data; accepted with what the
-whole file holds, or what was written; accepted with another content; ended in a traceback; or hung.
-The exit code is 1 unless the last three are 0.
+whole file holds, or what was written; and how many ended in one of the ways of driving.FAULTS. The
+exit code is 1 unless the last are 0.
 """
 
 import argparse
-import collections
 import contextlib
 import copy
 import io
-import json
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import numpy as np
 import torch
 from conftest import tiny_arrays
+from driving import DAMAGES, FAULTS, counted, finish, outcome_of, report
 
 import adopt
 import checkpoints
@@ -38,16 +35,7 @@ import runs
 import train
 from kinds import shown
 
-SECONDS = 60  # a case may take
-OUTCOMES = (
-    *("refused in one line", "refused after notes", "accepted, as it should be"),
-    *("accepted, another content", "traceback", "hang"),
-)
 EVALUATE = ("--explain-images", "2", "--explainer", "gradcam", "--device", "cpu")
-
-
-class Hang(BaseException):
-    """A case took longer than SECONDS."""
 
 
 # ---------------------------------------------------------------- whole checkpoints
@@ -101,56 +89,6 @@ def stopped_after_one_epoch(argv):
     with contextlib.suppress(KeyboardInterrupt):
         train.train_epochs(run.setting, run.training, run.poisons, after_epoch)
     return run.unfinished / "ckpt.pt"
-
-
-# ---------------------------------------------------------------- damage
-
-
-def region(data, rng):
-    """(first, last) of the bytes to damage: anywhere, the structure, or the tables at the end."""
-    structure = data.find(b"data.pkl")
-    places = [(0, len(data)), (0, len(data)), (structure, structure + 8000), (0, 200)]
-    places += [(len(data) - 6000, len(data)), (len(data) - 300, len(data))]
-    first, last = rng.choice(places)
-    return max(0, first), min(last, len(data))
-
-
-def flip_bit(data, rng):
-    place = rng.randrange(*region(data, rng))
-    data[place] ^= 1 << rng.randrange(8)
-
-
-def change_bytes(data, rng):
-    for _ in range(rng.randint(1, 16)):
-        data[rng.randrange(*region(data, rng))] = rng.randrange(256)
-
-
-def blank_block(data, rng):
-    place, length = rng.randrange(*region(data, rng)), rng.choice([16, 64, 512, 4096])
-    data[place : place + length] = bytes(len(data[place : place + length]))
-
-
-def copy_block(data, rng):
-    source, place = rng.randrange(len(data)), rng.randrange(*region(data, rng))
-    block = data[source : source + rng.choice([16, 512, 4096])]
-    data[place : place + len(block)] = block
-
-
-def cut(data, rng):
-    del data[rng.choice([rng.randrange(len(data)), len(data) - rng.randint(1, 300)]) :]
-
-
-def lose_bytes(data, rng):
-    place = rng.randrange(*region(data, rng))
-    del data[place : place + rng.choice([1, 2, 64, 512])]
-
-
-def add_bytes(data, rng):
-    place = rng.choice([rng.randrange(*region(data, rng)), len(data)])
-    data[place:place] = rng.randbytes(rng.choice([1, 2, 64, 512]))
-
-
-DAMAGES = (flip_bit, change_bytes, blank_block, copy_block, cut, lose_bytes, add_bytes)
 
 
 # ---------------------------------------------------------------- wrong values
@@ -262,45 +200,6 @@ def same(one, other):
 # ---------------------------------------------------------------- a case
 
 
-@contextlib.contextmanager
-def limited(seconds):
-    """Within the block, Hang is raised after so many seconds."""
-
-    def ring(*_):
-        raise Hang
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def outcome_of(main, argv, as_written):
-    """(one of OUTCOMES, what was said last) of a command line on a file.
-
-    as_written: whether the file, if it can be read, holds what it should.
-    """
-    said, printed = io.StringIO(), io.StringIO()
-    try:
-        with limited(SECONDS), contextlib.redirect_stderr(said):
-            with contextlib.redirect_stdout(printed):
-                main(argv)
-        return OUTCOMES[2] if as_written else OUTCOMES[3], said.getvalue()[-300:]
-    except SystemExit as stopped:
-        lines = said.getvalue().splitlines()
-        line = lines[-1] if lines else ""
-        refused = stopped.code == 2 and line.split(":")[0] in ("evaluate.py", "train.py")
-        outcome = OUTCOMES[min(len(lines) - 1, 1)] if refused else "traceback"
-        return outcome, "\n".join(lines)
-    except Hang:
-        return "hang", said.getvalue()[-300:]
-    except BaseException:
-        return "traceback", traceback.format_exc()[-1500:]
-
-
 def drive(found, folder, count, seed, make):
     """(how many cases ended how, [what was said of each that should not have]).
 
@@ -308,7 +207,7 @@ def drive(found, folder, count, seed, make):
     make(whole bytes, checkpoint, path, rng): writes a case; returns it in words, and what the file
     holds if it may be accepted.
     """
-    counts, faults = collections.Counter(dict.fromkeys(OUTCOMES, 0)), []
+    outcomes, faults = [], []
     with contextlib.redirect_stderr(io.StringIO()):  # one of them has no digest
         contents = {name: checkpoints.read(whole) for name, (whole, *_) in found.items()}
     for case in range(count):
@@ -324,11 +223,11 @@ def drive(found, folder, count, seed, make):
             read_back = checkpoints.read(path)
         where = [str(path)] if main is evaluate.main else ["--out", str(run)]
         outcome, said = outcome_of(main, [*where, *options], same(read_back, content))
-        counts[outcome] += 1
-        if outcome in OUTCOMES[3:]:
+        outcomes.append(outcome)
+        if outcome in FAULTS:
             faults.append(f"case {case}, {name}, {words}: {outcome}\n{said}")
         shutil.rmtree(run)
-    return dict(counts), faults
+    return counted(outcomes), faults
 
 
 def damaged(kept, checkpoint, path, rng):
@@ -386,12 +285,8 @@ def main(argv=None):
             ("one wrong value", args.wrong, wrong_value),
         ):
             results[name], faults = drive(found, folder, count, args.seed, make)
-            print("\n\n".join(faults), end="\n" if faults else "")
-            print(f"{name}: {json.dumps(results[name])}", flush=True)
-    if args.out:
-        record = {"seed": args.seed, "torch": str(torch.__version__), **results}
-        Path(args.out).write_text(json.dumps(record, indent=1) + "\n")
-    return int(any(counts[outcome] for counts in results.values() for outcome in OUTCOMES[3:]))
+            report(name, results[name], faults)
+    return finish(results, args)
 
 
 if __name__ == "__main__":

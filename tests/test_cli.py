@@ -244,3 +244,44 @@ def test_progress_elsewhere_is_a_line_each():
     terminal.print_progress("step 1", False, stream)
     terminal.print_progress("step 2", True, stream)
     assert stream.getvalue() == "step 1\nstep 2\n"
+
+
+# ---------------------------------------------------------------- hostile
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--out", "a\0b"], "NUL"),
+        (["--epochs=--"], "argument --epochs: expected one argument"),
+        (["--epochs", "--"], "argument --epochs: expected one argument"),
+    ],
+)
+def test_what_argparse_or_the_system_stumbles_over_is_the_users_mistake(parser, argv, text):
+    with pytest.raises(UserError, match=text):
+        parser.parse_args(argv)
+
+
+def test_a_loop_of_links_is_one_line(refusal, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+
+    @cli.command
+    def main(argv):
+        (tmp_path / "loop").resolve()  # from Python 3.13 on no error
+        raise UserError("Symlink loop from here")
+
+    assert "Symlink loop" in refusal(main, [])
+
+
+@pytest.mark.parametrize("error", [UserError("no " + "9" * 5000), OSError(36, "long", "x" * 5000)])
+def test_a_line_is_not_thousands_of_characters(error, refusal):
+    assert 100 < len(refusal(ending_in(error), [])) < 400
+
+
+def test_a_line_does_not_change_the_terminal(refusal):
+    assert "\\x1b[31m" in refusal(ending_in(UserError("no \x1b[31mred")), [])
+
+
+@pytest.mark.parametrize(("text", "is_so"), [("0", 1), ("12", 1), ("9" * 5000, 0), ("²", 0)])
+def test_what_is_a_count(text, is_so):
+    assert cli.is_count(text) == bool(is_so)

@@ -1,8 +1,14 @@
 """One picture on a disk: what is read is what was written, and a mistake is one line."""
 
+import contextlib
+import os
+import random
+
 import numpy as np
 import pytest
-from PIL import Image
+from driving import limited
+from hostile_pictures import PICTURES, TOLERANCE
+from PIL import EpsImagePlugin, Image
 
 import imagefiles
 from cli import UserError
@@ -100,3 +106,60 @@ def test_a_picture_of_0_and_1_looks_black(tmp_path, value, black):
     for mode in ("L", "RGB"):
         changes = imagefiles.decode(tmp_path / "x.png", 4, mode, "crop")[1]
         assert changes == ({imagefiles.BLACK} if black else set())
+
+
+# ---------------------------------------------------------------- hostile
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.touch()]
+)
+def test_what_is_empty_or_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "x.png")
+    with limited(5), pytest.raises(UserError, match="x.png cannot be read .*empty, or no file"):
+        imagefiles.decode(tmp_path / "x.png", 16, "RGB", "crop")
+
+
+@pytest.mark.parametrize("name", ["x.eps", "x.png"])
+def test_postscript_is_not_run(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", None)  # to call it is an error
+    PICTURES["PostScript"].write(tmp_path / name, None)
+    with pytest.raises(UserError, match="a program, which is not run"):
+        imagefiles.read_image(tmp_path / name)
+
+
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    entered = []
+    once = contextlib.contextmanager(lambda: (yield entered.append(1)))
+    monkeypatch.setattr(imagefiles, "LARGE", 100)
+    for side in (10, 11):
+        Image.new("L", (side, side)).save(tmp_path / "x.png")
+        monkeypatch.setattr(imagefiles, "ONE_AT_A_TIME", once())
+        imagefiles.decode(tmp_path / "x.png", 16, "RGB", "crop")
+    assert entered == [1]
+
+
+@pytest.mark.parametrize(
+    "name", ["TIFF of odd packing", "TIFF, JPEG inside", "cut tif", "TIFF of 65,535 samples"]
+)
+def test_code_in_c_prints_nothing(tmp_path, capfd, name):
+    PICTURES[name].write(tmp_path / "x.tif", random.Random(0))
+    with pytest.raises(UserError):
+        imagefiles.read_image(tmp_path / "x.tif")
+    os.write(2, b"after")  # standard error is there again
+    assert capfd.readouterr().err == "after"
+
+
+RIGHT = [
+    *("LAB", "CMYK, JPEG", "CMYK, TIFF", "one bit", "palette, half transparent", "animated WebP"),
+    *("16 bits", "16 bits a colour", "32 bits", "floats with NaN", "infinite floats", "1x5000 px"),
+    *("TIFF, its directory in a loop", "JPEG with tags in a loop", "JPEG with tags of 4 GB"),
+]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_an_odd_picture_is_read_as_it_looks(tmp_path, name):
+    path = tmp_path / f"x{PICTURES[name].suffix}"
+    grey = PICTURES[name].write(path, random.Random(0))
+    pixels, _ = imagefiles.decode(path, 16, "RGB", "crop")
+    assert abs(pixels.mean() - grey) < TOLERANCE

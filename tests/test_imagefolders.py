@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from driving import limited
 from PIL import Image
 
 import data
@@ -459,3 +460,37 @@ def test_a_folder_of_0_and_1_alone_is_warned_of_once(pets, load):
         path.unlink()
         Image.fromarray(np.eye(30, dtype=np.uint8)).save(path.with_suffix(".png"))
     assert load(pets)[1].count("multiply them by 255") == 1
+
+
+# ---------------------------------------------------------------- hostile folders
+
+
+def test_pipes_devices_and_loops_are_left_out_and_not_waited_for(pets, load):
+    dark = pets / "train" / "dark"
+    os.mkfifo(dark / "a.png")
+    os.mkfifo(dark / "b")
+    (dark / "c.png").symlink_to("/dev/zero")
+    (dark / "d.png").symlink_to("d.png")
+    (dark / "e").symlink_to("..")
+    with limited(10):
+        dataset, said = load(pets)
+    assert len(dataset.train_labels) == 6
+    assert "train/dark: 3 special files, 1 sub-folder" in said
+    assert "1 picture cannot be decoded and is left out: train/dark/d.png" in said
+
+
+@pytest.mark.parametrize("notes", [None, np.arange(2), np.array("one"), np.array([None])])
+def test_a_kept_file_whose_notes_are_others_is_still_read(pets, load, kept, notes):
+    load(pets)
+    path = next(kept.iterdir())
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files if key != "notes"}
+    np.savez(path, **arrays, **({} if notes is None else {"notes": notes}))
+    assert len(load(pets)[0].train_labels) == 6
+
+
+def test_a_pipe_in_the_place_of_a_kept_file_is_the_users(pets, load, kept):
+    kept.mkdir()
+    os.mkfifo(kept / "pets_16_crop.npz")
+    with limited(5), pytest.raises(UserError, match="a file of yours"):
+        load(pets)

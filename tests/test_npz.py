@@ -1,12 +1,18 @@
 """Data sets that are one .npz: what other tools write is read, or refused in one line."""
 
+import os
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_arrays
+from drive_data import HEADERS, header, members_of, npy, with_header, write_npz
+from driving import limited
 
 import data
 import npzfiles
+import npzmembers
 from cli import UserError
 
 
@@ -316,3 +322,109 @@ def test_images_of_0_and_1_are_warned_of(tmp_path, capsys, keys):
     if keys:
         assert f"no value in {' and '.join(keys)} of" in said and "by 255" in said
         assert int(dataset.train_images.max()) == 1  # used as they are
+
+
+# ---------------------------------------------------------------- hostile files
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Function (bytes of train_images, compression): why the .npz is refused, in one line."""
+
+    def why(content, compression=zipfile.ZIP_STORED):
+        arrays = members_of(tiny_arrays(30, 12))
+        members = [(name, content if "train_im" in name else kept) for name, kept in arrays]
+        write_npz(tmp_path / "x.npz", members, compression)
+        with pytest.raises(UserError, match="x.npz cannot be read as .npz: ") as error:
+            npzfiles.from_npz(tmp_path / "x.npz")
+        assert "\n" not in str(error.value) and capsys.readouterr().err == ""
+        return str(error.value)
+
+    return why
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("an open bracket", "three quotes", "brackets in brackets", "a NUL", "many signs"),
+        *("a number and a word", "a number of Python 2", "10^30 images", "10^12 images"),
+        *("2^62 images", "a bool for a side", "an array for a type", "a text of no letters"),
+    ],
+)
+def test_a_header_that_lies_or_does_not_parse_is_refused(refused, name):
+    refused(with_header(HEADERS[name], b"\x07" * 100))
+
+
+@pytest.mark.parametrize("name", ["version 9", "longer", "more", "less", "pickle"])
+def test_a_member_that_is_no_whole_array_is_refused(refused, name):
+    array = npy(tiny_arrays(30, 12)["train_images"])
+    refused(
+        {
+            "version 9": array[:6] + b"\x09" + array[7:],
+            "longer": with_header(header((30,)), b"", 2, 2**31),
+            "more": array + b"more",
+            "less": array[:-1],
+            "pickle": b"\x80\x04.",
+        }[name]
+    )
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compressed_member_that_is_damaged_is_refused(tmp_path, compression):
+    path = tmp_path / "x.npz"
+    write_npz(path, members_of(tiny_arrays(30, 12)), compression)
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("train_images.npy")
+    raw = bytearray(path.read_bytes())
+    start = member.header_offset + 30 + len(member.filename)
+    raw[start + 20 : start + member.compress_size] = bytes(member.compress_size - 20)
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="cannot be read as .npz: train_images.npy: "):
+        npzfiles.from_npz(path)
+
+
+def test_more_than_the_memory_is_refused_before_it_is_taken(tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", **tiny_arrays(30, 12))
+    monkeypatch.setattr(npzmembers, "memory", lambda: 30 * 16 * 16 * 3)
+    npzfiles.from_npz(tmp_path / "x.npz")
+    monkeypatch.setattr(npzmembers, "memory", lambda: 30 * 16 * 16 * 3 - 1)
+    with pytest.raises(UserError, match="23,040 bytes, more than this machine's memory"):
+        npzfiles.from_npz(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ""])
+def test_an_array_that_is_there_twice_is_refused(tmp_path, suffix):
+    members = members_of(tiny_arrays(30, 12))
+    other = f"train_images{suffix}", npy(np.zeros((30, 16, 16), np.uint8))
+    write_npz(tmp_path / "x.npz", [*members, other])
+    with pytest.raises(UserError, match="two arrays called train_images"):
+        npzfiles.from_npz(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to("/dev/null"),
+    ],
+)
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "x.npz")
+    with limited(5), pytest.raises(UserError, match="it is no file"):
+        data.load(str(tmp_path / "x.npz"))
+    assert npzfiles.fingerprint_of(tmp_path / "x.npz") is None
+
+
+def test_columns_first_and_the_other_byte_order_are_read(load):
+    arrays = tiny_arrays(30, 12)
+    images = np.asfortranarray(arrays["train_images"])
+    dataset, said = load(train_images=images, **labels(lambda part: part.astype(">i8")))
+    assert np.array_equal(dataset.train_images.permute(0, 2, 3, 1).numpy(), images)
+    assert torch.equal(dataset.train_labels, torch.from_numpy(TRAIN)) and said == ""
+
+
+def test_a_long_name_is_abridged(load):
+    with pytest.raises(UserError, match="give it a name of one line") as error:
+        load(classes=["a \n" * 5000, "b", "c"])
+    assert len(str(error.value)) < 400

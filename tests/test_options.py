@@ -1,17 +1,20 @@
 """train.py's command line: what is left open is filled in, and --help shows each default once."""
 
+import argparse
 import re
 
 import pytest
 
 import models
 import options
+import setting
 import train
 from attacks import ATTACKS
 from cli import UserError
 from losses import DEFAULT_FLOOR, Objective
 from options import DEFAULTS, DataDefaults
 from selection import STRATEGIES
+from studies import jobs, sweep
 
 # ---------------------------------------------------------------- what is left open
 
@@ -88,6 +91,30 @@ def test_selection_is_refused_where_no_label_is_changed(attack, strategy):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_can_be_asked_for(strategy):
     assert options.parse(["--selection", strategy]).selection == strategy
+
+
+MANY = "9" * 5000  # digits: more than Python reads
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: setting.class_index(MANY, ["0", "1"]),
+        lambda: setting.target_map_picture(f"random:{MANY}", "crop"),
+        lambda: sweep.seeds_of(f"0-{MANY}"),
+        lambda: sweep.seeds_of("0-1000"),
+        lambda: options.parse(["--epochs", MANY]),
+        lambda: options.parse(["--trigger-strength", MANY]),
+    ],
+)
+def test_a_number_beyond_any_use_is_refused(read):
+    with pytest.raises(UserError):
+        read()
+
+
+def test_a_share_of_many_digits_is_refused():
+    with pytest.raises(argparse.ArgumentTypeError):
+        jobs.shard(f"1/{MANY}")
 
 
 # ---------------------------------------------------------------- networks
@@ -190,7 +217,8 @@ def test_help_shows_no_default_twice(help_by_option):
 def test_help_shows_a_default_of_all_but_switches_and_what_may_be_absent(help_by_option):
     without = {name for name, text in help_by_option.items() if "default:" not in text}
     switches = {"--pretrained", "--class-weights", "--rectify", "--cuda-graphs"}
-    assert without == {"--reference", *switches, "--resume", "--overwrite"}
+    absent = {"--reference", "--and", "--resume", "--overwrite", "--export"}
+    assert without == absent | switches
 
 
 @pytest.mark.parametrize(
