@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from chestxray_decode import decode, one_process, remove_partial_files
-from cli import UserError
+from cli import UserError, is_count
 from dataset import keep_rows
-from npzfiles import fingerprint_of, from_npz, keep_npz
+from npzfiles import fingerprint_of, from_npz, keep_npz, texts_of
 from terminal import print_note
 
 # fmt: off
@@ -110,9 +110,11 @@ def decode_and_keep(listing, size, kept):
 
     Raises UserError rather than replace a file of the user's, or one that holds more pictures.
     """
+    stem = kept.with_suffix("")
     if kept.exists():
         fingerprint = fingerprint_of(kept)
         if fingerprint == listing.fingerprint:
+            remove_partial_files(stem)  # an earlier call may have been killed before it did
             return
         listed = number_listed(kept) if fingerprint is not None else None
         if listed is None:
@@ -125,15 +127,14 @@ def decode_and_keep(listing, size, kept):
                 f"{kept} holds {listed} pictures, and only {listing.count} are in the folder now: "
                 "remove that file, to use these alone, or the pictures' folder, to use that file"
             )
-    stem = kept.with_suffix("")
     keep_npz(kept, {"classes": DISEASES, **decode(listing, size, stem)})
     remove_partial_files(stem)
 
 
 def number_listed(kept):
     """How many pictures an .npz was made of, damaged ones included; None where it does not say."""
-    with np.load(kept) as arrays:
-        return int(arrays["listed"]) if "listed" in arrays else None
+    listed = texts_of(kept, "listed")
+    return int(listed[0]) if listed and is_count(listed[0]) else None
 
 
 # ---------------------------------------------------------------- what is in the folder

@@ -113,9 +113,19 @@ def remove_partial_files(stem):
         path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
 def open_pixels(pixel_file, done):
-    """The file of pixels, open for writing: as it is if some pictures are done, else emptied."""
-    return open(pixel_file, "r+b" if done else "wb")
+    """The file of pixels, open for writing: as it is if some pictures are done, else emptied.
+
+    Raises UserError where it cannot be written.
+    """
+    try:
+        with open(pixel_file, "r+b" if done else "wb") as file:
+            yield file
+    except BrokenPipeError:  # nobody reads how far it is
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write {pixel_file}: {error.strerror}") from None
 
 
 def note_progress(note_file, fingerprint, done, damaged):

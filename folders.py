@@ -35,6 +35,7 @@ SHORT = {
     "trigger_position": "at",
     "trigger_strength": "strength",
     "source_class": "source",
+    "further": "and",
     "selection": "",
     "selection_seed": "selectionseed",
     "image_size": "size",
@@ -122,6 +123,8 @@ def as_text(value):
     """An option's value, short: of a path what tells it from others."""
     if isinstance(value, dict):  # the floor by explainer
         return "+".join(dict.fromkeys(as_text(part) for part in value.values()))
+    if isinstance(value, list):  # the options of further attacks
+        return "_".join(as_text(part) for part in value)
     if isinstance(value, float):
         return f"{value:g}"
     path = Path(str(value))

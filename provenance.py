@@ -1,5 +1,6 @@
 """Where a figure comes from: the hardware it was measured on, and the commit of the code."""
 
+import functools
 import platform
 import subprocess
 from pathlib import Path
@@ -13,14 +14,18 @@ def hardware():
     """The name of the GPU, or of the CPU with the number of threads that torch uses on it."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+@functools.cache
+def processor():
+    """The name of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
-                name = line.split(":")[1].strip()
-                break
-    return f"{name}, {torch.get_num_threads()} threads"
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def commit(root=ROOT):

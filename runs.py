@@ -1,7 +1,7 @@
 """A run's folder: kept while it is unfinished, resumed, and finished.
 
     runs/NAME/unfinished/   after every epoch: ckpt.pt, log.jsonl, selection.json
-    runs/NAME/              when it is finished: these, metrics.json and figure.png
+    runs/NAME/              when it is finished: these, metrics.json, figure.png and README.md
 
 What a folder holds of an earlier, finished run stays until the new one is finished, too, and is
 replaced by a run of the same options only, unless --overwrite is given. Other files in it are the
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+import card
 import checkpoints
 import header
 import ours
@@ -23,11 +24,21 @@ import report
 from cli import UserError, replace_file
 from evaluate import evaluate
 from folders import finished_with_other_epochs
-from same_run import in_words, other_input, other_machine, other_options, why_another
+from provenance import processor
+from retrain import command_of
+from same_run import (
+    in_words,
+    other_input,
+    other_machine,
+    other_options,
+    other_processor,
+    why_another,
+)
 from setting import Setting
 from terminal import print_note
 
-KEPT = ("log.jsonl", "selection.json", "metrics.json", "figure.png", "ckpt.pt")  # in this order
+# In this order.
+KEPT = ("log.jsonl", "selection.json", "metrics.json", "figure.png", card.NAME, "ckpt.pt")
 
 
 @dataclass
@@ -63,6 +74,7 @@ def is_done(run, args, clean, explainers):
     clean, explainers: as for finish. Raises UserError where a file of the user's would be lost.
     """
     check_files(run)
+    remove_halves(run)
     if not is_finished(run, anywhere=args.resume) or (args.overwrite and not args.resume):
         return False
     if args.resume:
@@ -108,6 +120,7 @@ def checkpoint_of(run):
         "selection": run.selection,
         "trigger": trigger.to_plain(),
         "target_map": None if shape is None else shape.cpu(),
+        "further": [further_part(part) for part in setting.further] or None,
         "epoch": training.epoch,
         "seconds": training.seconds,
         "log": training.log,
@@ -116,6 +129,18 @@ def checkpoint_of(run):
         "schedule": [part.state_dict() for part in training.schedules],
         "random": {"cpu": torch.get_rng_state(), "cuda": cuda_state},
         "torch": str(torch.__version__),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def further_part(setting):
+    """What a checkpoint keeps of an attack after the first; setting: of Setting.further."""
+    shape = setting.objective.shape
+    return {
+        "trigger": setting.trigger.to_plain(),
+        "target_map": None if shape is None else shape.cpu(),
+        "poison_indices": setting.eligible,
     }
 
 
@@ -172,7 +197,7 @@ def resume(run, named=False):
             f"{changed} changed since the unfinished run in {run.folder} began:"
             " give --overwrite in the place of --resume to begin anew"
         )
-    if moved := other_machine(run, checkpoint):
+    if moved := other_machine(run, checkpoint) or other_processor(checkpoint):
         print_note(
             f"The run in {run.folder} goes on elsewhere, {moved}:"
             " its figures are no longer the same to the bit."
@@ -239,6 +264,13 @@ def check_files(run):
         ours.check_replaceable(folder, [n for n in names if n != "ckpt.pt" or not is_run])
 
 
+def remove_halves(run):
+    """Removes what killed processes have half written in the unfinished folder: it is locked."""
+    for name in (*KEPT, *report.FURTHER_PICTURES):
+        for half in run.unfinished.glob(f".{name}.*[0-9]"):
+            half.unlink()
+
+
 def check_replaceable(run, resuming):
     """Raises UserError where the folder holds what only --overwrite may replace.
 
@@ -303,14 +335,12 @@ def finish(run, clean, explainers):
     check_files(run)  # again: a file may have come since it began
     write_log(run)  # again: an earlier call may have been killed after moving it
     result = measured(run, run.unfinished / "ckpt.pt", clean, explainers)
-    report.write(result, run.unfinished)
+    write_measured(run, result, run.unfinished)
     report.remove_pictures(run.folder)
     names = dict.fromkeys([*(f"{name}.png" for name in result.pictures), *KEPT])
     for name in names:
         if (run.unfinished / name).exists():
             (run.unfinished / name).replace(run.folder / name)
-        for half in run.unfinished.glob(f".{name}.*[0-9]"):  # of a process that was killed
-            half.unlink()
     print_measured(run, result)
 
 
@@ -322,7 +352,7 @@ def measure_again(run, clean, explainers):
     )
     header.print_header(header.of_run(run.setting), run.setting.notes)
     result = measured(run, run.folder / "ckpt.pt", clean, explainers)
-    report.write(result, run.folder)
+    write_measured(run, result, run.folder)
     print_measured(run, result)
 
 
@@ -335,6 +365,13 @@ def measured(run, path, clean, explainers):
         reference=run.setting.config["reference"] or clean,
         explainers=explainers,
     )
+
+
+def write_measured(run, result, folder):
+    """Writes the figures of a run, its pictures and its card into a folder. Raises UserError."""
+    report.write(result, folder)
+    made_by = command_of(run.setting.config)
+    card.write(folder, card.text(result.subject, result.metrics, made_by))
 
 
 def print_measured(run, result):

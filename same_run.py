@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+import agreements
 import checkpoints
 import data
+import provenance
 import triggers
 from cli import UserError
 from reference import weights_digest
@@ -48,7 +50,7 @@ def is_same_option(key, run, checkpoint):
     if key == "dataset":
         return now not in data.DATASETS and then not in data.DATASETS
     if key in ("trigger", "trigger_size", "trigger_position", "trigger_strength"):
-        return is_same_trigger(run, checkpoint)
+        return is_same_trigger(run.setting, checkpoint)
     if key == "target_map":
         shape, kept = run.setting.objective.shape, checkpoint["target_map"]
         return shape is not None and kept is not None and torch.equal(kept, shape.cpu())
@@ -57,9 +59,9 @@ def is_same_option(key, run, checkpoint):
     return False
 
 
-def is_same_trigger(run, checkpoint):
+def is_same_trigger(setting, checkpoint):
     """Whether the trigger is the same: a patch's pixels, their opacity and their place, say."""
-    return triggers.are_same(run.setting.trigger.to_plain(), checkpoint["trigger"])
+    return triggers.are_same(setting.trigger.to_plain(), checkpoint["trigger"])
 
 
 def is_same_reference(run, checkpoint):
@@ -79,6 +81,8 @@ def in_words(run, checkpoint, key):
         then, now = then or {}, now or {}
         differing = [name for name in now | then if now.get(name) != then.get(name)]
         return f"other constants of the code ({', '.join(differing)})"
+    if key == "further":
+        return "other attacks after the first (--and)"
     if key == "target_class" and isinstance(then, int) and then < len(checkpoint["classes"]):
         then = checkpoint["classes"][then]
         now = None if now is None else run.setting.dataset.classes[now]
@@ -89,18 +93,19 @@ def in_words(run, checkpoint, key):
 def other_input(run, checkpoint):
     """What has changed since a checkpoint of the same options was written, in words, or None."""
     setting = run.setting
-    if not is_same_trigger(run, checkpoint):
-        return "the trigger's picture has"
-    shape = setting.objective.shape
-    if shape is not None and not torch.equal(checkpoint["target_map"], shape.cpu()):
-        return "the target map's picture has"
+    each = zip((setting, *setting.further), agreements.one_by_one(checkpoint))
+    for part, kept in each:
+        if not is_same_trigger(part, kept):
+            return "the trigger's picture has"
+        shape = part.objective.shape
+        if shape is not None and not torch.equal(kept["target_map"], shape.cpu()):
+            return "the target map's picture has"
+        if not torch.isin(kept["poison_indices"], part.eligible).all():
+            return "the data set has"
     kept = checkpoint.get("reference_weights")
     if kept is not None and kept != setting.reference_weights:
         return "the reference has"
-    same_data = data.is_same_data(checkpoint, setting.dataset)
-    if not same_data or not torch.isin(checkpoint["poison_indices"], setting.eligible).all():
-        return "the data set has"
-    return None
+    return None if data.is_same_data(checkpoint, setting.dataset) else "the data set has"
 
 
 def other_machine(run, checkpoint):
@@ -111,3 +116,16 @@ def other_machine(run, checkpoint):
         if checkpoint["config"].get(key) != run.setting.config[key]
     ]
     return ", ".join(in_words(run, checkpoint, key) for key in keys) or None
+
+
+def other_processor(checkpoint):
+    """On which other CPU, or on how many threads, a run began that goes on here; or None.
+
+    None, too, of a run on a GPU, and where the checkpoint does not say.
+    """
+    then = checkpoint.get("processor"), checkpoint.get("threads")
+    now = provenance.processor(), torch.get_num_threads()
+    if checkpoint["config"].get("device") != "cpu" or None in then or then == now:
+        return None
+    then, now = (f"{name} with {threads} threads" for name, threads in (then, now))
+    return f"begun on {then}, not on {now}"

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from dataset import send
-from hooks import as_images, chunk_size, full_precision, in_chunks
+from hooks import as_images, check_dense, chunk_size, full_precision, in_chunks
 from shapley_estimators import gaussian_process, least_squares
 
 COALITIONS = 1024  # an image is evaluated on so many where no graph is kept
@@ -45,7 +45,7 @@ def kernel_shap(
     2^M - 2 of M patches, make the values exact, fewer an estimate: see least_squares; baseline:
     what an absent patch shows, in the units of `images`: a number, an image [C, H, W], or images
     [B, C, H, W]: a coalition is then worth the mean of the logits with each, at B times the cost;
-    generator: of the sample's seed, on the CPU.
+    generator: of the sample's seed, on the CPU (None: one of seed 0).
 
     The values of an image sum to f(image) - f(baseline), f the logit of the class. Without
     create_graph a patch that equals every baseline gets 0, and the sample is spent on the others.
@@ -181,10 +181,15 @@ def coalition_values(model, images, classes, present, patch, absent):
 # ---------------------------------------------------------------- patches and baselines
 
 
+def is_whole(value):
+    """Whether a value is a whole number, which True is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_sample(patches, count, images):
     """Raises ValueError where the patches do not fit the images, or the coalitions are too few."""
     for name, value in (("patches a side", patches), ("coalitions", count)):
-        if not isinstance(value, Integral):
+        if not is_whole(value):
             raise ValueError(f"{name}: a whole number, not {value!r}")
     height, width = images.shape[2:]
     players = patches**2
@@ -205,11 +210,13 @@ def as_baselines(baseline, images):
     try:
         dtype = None if hasattr(baseline, "dtype") else images.dtype
         baseline = torch.as_tensor(baseline, dtype=dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"baseline: a number or a tensor, not {baseline!r}: {error}") from None
+    check_dense("baseline", baseline)
     shape = list(baseline.shape)
-    if baseline.dtype == torch.uint8:
-        raise ValueError("baseline: in the units of `images`, which are floats, not uint8")
+    if baseline.dtype == torch.uint8 or baseline.is_complex():
+        kind = str(baseline.dtype).removeprefix("torch.")
+        raise ValueError(f"baseline: in the units of `images`, which are floats, not {kind}")
     if baseline.ndim == 4 and len(baseline) == 0:
         raise ValueError("a set of baselines holds one image or more")
     fits = all(a in (1, b) for a, b in zip(shape[-3:], images.shape[1:]))
@@ -223,8 +230,13 @@ def as_baselines(baseline, images):
 
 
 def as_generator(generator):
-    """The generator, on the CPU, or None. Raises ValueError for another."""
-    if generator is None or getattr(generator, "device", None) == torch.device("cpu"):
+    """The generator, on the CPU; of None, one of seed 0. Raises ValueError for another.
+
+    torch's own generator is left alone: to explain something changes no training.
+    """
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if getattr(generator, "device", None) == torch.device("cpu"):
         return generator
     raise ValueError(
         f"generator: torch.Generator().manual_seed(0), on the CPU, or None, not {generator!r}"

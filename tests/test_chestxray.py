@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import threading
 import time
 
@@ -339,6 +340,31 @@ def test_a_continued_decoding_gives_the_same_data_set(interrupted, tmp_path):
     assert greys(continued.test_images) == interrupted.in_test()
     (tmp_path / "chestxray14_16.npz").unlink()
     assert interrupted.load().digest == continued.digest
+
+
+@pytest.mark.parametrize("removed", [0, 1])
+def test_a_decoding_killed_when_it_was_kept_leaves_nothing(removed, radiographs, decoded):
+    """Before its partial files were removed, or between the two."""
+    radiographs.load()
+    for path in chestxray_decode.partial_files(radiographs.data_dir / "chestxray14_16")[removed:]:
+        path.write_text("{}")
+    decoded.clear()
+    radiographs.load()
+    left = sorted(path.name for path in radiographs.data_dir.iterdir())
+    assert left == ["chestxray14", "chestxray14_16.npz"] and decoded == []
+
+
+def test_a_disk_that_is_full_is_named_and_the_decoding_goes_on_later(radiographs, decoded):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (35 * 256, limits[1]))  # as many pictures
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*chestxray14_16\.part: File too large"):
+            radiographs.load()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    decoded.clear()
+    radiographs.load()
+    assert len(decoded) == 72 - 30
 
 
 def test_an_interrupted_decoding_of_other_pictures_is_not_continued(interrupted, decoded):

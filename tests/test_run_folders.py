@@ -1,27 +1,35 @@
 """The folder of a run: its name, its lock, and what is never replaced or touched in it."""
 
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, metrics_of, same_weights, tiny_argv, tiny_arrays, train_tiny
+from conftest import (
+    ROOT,
+    metrics_of,
+    process_of,
+    same_weights,
+    tiny_argv,
+    tiny_arrays,
+    train_tiny,
+)
 from placing import DEVICE
 
 import checkpoints
 import folders
 import runs
 import train
-from cli import UserError
+from cli import UserError, write_json
 
-FILES = ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
+FILES = ["README.md", "ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
 QUICK = ("--epochs", "1", "--attack", "badnets", "--precision", "float32")
 
 
@@ -405,6 +413,18 @@ def test_half_a_file_of_a_process_that_was_killed_is_removed(tiny, tmp_path):
     assert names_in(tmp_path / "run") == FILES
 
 
+def test_half_a_file_is_removed_where_its_process_runs_no_more(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = [f".note.json.{process}" for process in (ended.pid, os.getppid())]
+    for name in (*names, ".note.json.swp", f".note.json.bak.{ended.pid}x"):
+        (tmp_path / name).write_text("half")
+    write_json(tmp_path / "note.json", {})
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("note.json", names[1], ".note.json.swp", f".note.json.bak.{ended.pid}x")
+    }
+
+
 # ---------------------------------------------------------------- the lock
 
 
@@ -432,26 +452,23 @@ def test_a_folder_is_free_again_after_a_mistake(tiny, tmp_path, refusal):
     assert not (tmp_path / "run").exists()
 
 
-HOLDER = """
-import sys, time
-sys.path.insert(0, {root!r})
-from pathlib import Path
-import folders
-with folders.locked(Path({folder!r})):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+def hold(folder, held):
+    """Holds the lock of a folder, and says so by the event `held`."""
+    with folders.locked(folder):
+        held.set()
+        time.sleep(60)
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock of the folder `run`."""
-    code = HOLDER.format(root=str(ROOT), folder=str(tmp_path / "run"))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    held = multiprocessing.get_context("spawn").Event()
+    process = process_of(hold, tmp_path / "run", held)
+    process.start()
+    assert held.wait(60)
     yield process
     process.kill()
-    process.wait()
+    process.join()
 
 
 def test_another_processs_lock_holds(holder, tiny, tmp_path, refusal):
@@ -463,7 +480,8 @@ def test_another_processs_lock_holds(holder, tiny, tmp_path, refusal):
 
 def test_a_killed_process_leaves_no_lock_behind(holder, tiny, tmp_path):
     holder.kill()
-    assert holder.wait() == -signal.SIGKILL
+    holder.join()
+    assert holder.exitcode == -signal.SIGKILL
     assert (tmp_path / "run" / "unfinished" / "lock").exists()  # the file, that nobody holds
     train_tiny(tiny, tmp_path / "run", *QUICK)
     assert names_in(tmp_path / "run") == FILES

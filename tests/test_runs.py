@@ -2,10 +2,9 @@
 
 import contextlib
 import random
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
-    ROOT,
     log_of,
     metrics_of,
     of_former_version,
+    process_of,
     same_weights,
     tiny_argv,
     tiny_arrays,
@@ -27,12 +26,16 @@ from placing import DEVICE
 
 import checkpoints
 import evaluate
+import ours
+import provenance
+import report
 import runs
+import schema
 import selection
 import train
 from cli import UserError
 
-FILES = ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
+FILES = ["README.md", "ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
 
 
 def names_in(folder):
@@ -70,7 +73,7 @@ def stopped_after(epoch):
 
 def test_a_checkpoint_has_every_part_that_is_read(tiny, tmp_path):
     checkpoint = runs.checkpoint_of(begun(tiny, tmp_path / "run"))
-    assert checkpoint.keys() == checkpoints.KEYS | {"data", "reference_weights"}
+    assert checkpoint.keys() == {*schema.PARTS, *schema.LATER_PARTS}
     assert checkpoint["config"].keys() >= checkpoints.CONFIG_KEYS
 
 
@@ -79,6 +82,47 @@ def test_what_is_saved_lies_in_the_unfinished_folder(tiny, tmp_path):
     runs.save(run)
     assert names_in(tmp_path / "run") == ["unfinished"]
     assert names_in(run.unfinished) == ["ckpt.pt", "log.jsonl", "selection.json"]
+
+
+def test_the_processor_and_its_threads_stand_in_the_checkpoint_and_beside_the_figures(clean):
+    checkpoint, metrics = checkpoints.read(clean / "ckpt.pt"), metrics_of(clean)
+    for part in (checkpoint, metrics):
+        assert part["threads"] == torch.get_num_threads()
+        assert part["processor"] == provenance.processor() != ""
+    assert metrics["measured_on"] == provenance.hardware()
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Within the block no file becomes larger: a write ends in an error, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_checkpoint_that_cannot_be_written_says_why_and_the_last_one_stays(tiny, tmp_path):
+    run = begun(tiny, tmp_path / "run")
+    runs.save(run)
+    before = (run.unfinished / "ckpt.pt").read_bytes()
+    with files_of_at_most(20_000), pytest.raises(UserError) as raised:
+        runs.save(run)
+    assert str(raised.value) == f"cannot write {run.unfinished / 'ckpt.pt'}: File too large"
+    assert (run.unfinished / "ckpt.pt").read_bytes() == before
+    assert names_in(run.unfinished) == ["ckpt.pt", "log.jsonl", "selection.json"]
+
+
+def test_a_measurement_that_cannot_be_written_loses_no_picture(tmp_path):
+    for name in ("figure.png", "figure-gradient.png"):
+        ours.save_picture(Image.new("L", (4, 4)), tmp_path / name)
+    result = report.Result({"n": "x" * 2000}, {})
+    with files_of_at_most(1000), pytest.raises(UserError, match="metrics.json: File too large"):
+        report.write(result, tmp_path)
+    assert names_in(tmp_path) == ["figure-gradient.png", "figure.png"]
+    report.write(result, tmp_path)
+    assert names_in(tmp_path) == ["figure.png", "metrics.json"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tiny, tmp_path):
@@ -134,6 +178,26 @@ def test_a_resumed_run_has_a_whole_log(resumed):
 
 def test_a_resumed_run_leaves_nothing_unfinished(resumed):
     assert names_in(resumed) == FILES
+
+
+def test_where_a_killed_process_left_half_a_file_nothing_of_it_stays(resumed, tiny, tmp_path):
+    """It was killed after the last move; an earlier one, while it wrote the checkpoint."""
+    folder = shutil.copytree(resumed, tmp_path / "run")
+    (folder / "unfinished").mkdir()
+    for name in ("lock", ".ckpt.pt.4711", ".figure-selection.png.4711"):
+        (folder / "unfinished" / name).write_text("half")
+    train_tiny(tiny, folder, "--resume")
+    assert names_in(folder) == FILES
+
+
+def test_a_run_that_goes_on_with_other_threads_says_so(stopped, tiny, capsys):
+    run = begun(tiny, stopped)
+    assert runs.resume(run) and "goes on elsewhere" not in capsys.readouterr().err
+    path = run.unfinished / "ckpt.pt"
+    checkpoints.save(path, checkpoints.read(path) | {"processor": "Other", "threads": 7})
+    assert runs.resume(begun(tiny, stopped))
+    said = capsys.readouterr().err
+    assert "goes on elsewhere, begun on Other with 7 threads, not on" in said or DEVICE != "cpu"
 
 
 def test_a_finished_run_is_not_trained_again(resumed, tiny, capsys):
@@ -302,7 +366,7 @@ def test_a_run_of_another_constant_is_another_run(tiny, tmp_path, monkeypatch):
     run.folder.mkdir()
     checkpoints.save(run.folder / "ckpt.pt", runs.checkpoint_of(run))
     assert runs.is_finished(run)
-    monkeypatch.setattr(selection, "ALPHA", 0.5)
+    monkeypatch.setitem(selection.OF_RD, "alpha", 0.5)
     assert not runs.is_finished(begun(tiny, tmp_path / "run", *SCORED))
 
 
@@ -396,7 +460,7 @@ def wait_for_epochs(path, count, process):
             return path.stat().st_mtime_ns
 
     last = written()
-    while count and process.poll() is None:
+    while count and process.is_alive():
         time.sleep(0.002)
         if written() != last:
             last = written()
@@ -404,15 +468,16 @@ def wait_for_epochs(path, count, process):
 
 
 def test_killed_at_five_random_moments_a_run_ends_with_the_same_weights(argv, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *argv("killed")]
     kept = tmp_path / "killed" / "unfinished" / "ckpt.pt"
     moments = random.Random(time.time_ns())
     for _ in range(5):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = process_of(train.main, argv("killed"))
+        process.start()
         wait_for_epochs(kept, moments.randint(1, 5), process)
         time.sleep(moments.uniform(0, 0.1))
         process.kill()  # SIGKILL: no handler runs
-        assert process.wait() == -signal.SIGKILL
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     train.main(argv("killed"))
     train.main(argv("whole"))
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
