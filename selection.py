@@ -2,23 +2,31 @@
 
     chosen = select("rd-global", eligible, labels, target_class, count, seed, score)
 
-A strategy knows images by their index, and a function `score` that ranks them: train.py supplies
-it, by training a network for a few epochs (a scorer). "RD" is the score of Wu et al., ICCV 2023:
-the distance between a triggered image's prediction and the target class. Images that are hard for a
-scorer teach a network more of the trigger.
+A strategy is a row of STRATEGIES. It knows images by their index, and a function `score` that ranks
+them: train.py supplies it, by training a network for a few epochs (a scorer). There are three
+scores (scoring.py measures them), and of each the high ones are chosen:
+
+    RD                  how far a triggered image's prediction is from the target class: hard images
+                        teach a network more of the trigger. Wu et al., ICCV 2023
+    forgetting events   how often the scorer forgets a poison it has learnt. Xia et al., IJCAI 2022
+    cosine similarity   how little the trigger moves what a clean scorer makes of an image. Li et
+                        al. 2023, arXiv 2306.08313
 """
 
+import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 
-STRATEGIES = ("random", "rd", "rd-low", "rd-global", "rd-classes")
-ROUNDS = 10  # of rd: Wu et al., ICCV 2023
-ALPHA = 0.3  # share of the poisons that rd replaces in each round: the same
-EPOCHS = 6  # a scorer is trained for: the same
+ROUNDS = 10  # of rd: Wu et al., ICCV 2023; of forget: Xia et al. 2022
+ALPHA = 0.3  # share of the poisons that rd replaces in each round: Wu et al., ICCV 2023
+FORGET_ALPHA = 0.5  # the same of forget: Xia et al. 2022
+EPOCHS = 6  # a scorer is trained for: Wu et al., ICCV 2023
 CAP = 2.0  # rd-global takes from one class at most so many times its even share; our choice
-SCORE = "RD"  # images are ranked by: see rd_scores
+DIVERSITY = 10  # pfs draws from so many times the images it needs: Li et al. 2023
+RD, FORGETTING, SIMILARITY = "RD", "forgetting events", "cosine similarity"  # scores
 FIRST_SEED = 2**31  # scorers' seeds begin here, above those of all runs
 
 
@@ -26,9 +34,9 @@ FIRST_SEED = 2**31  # scorers' seeds begin here, above those of all runs
 class Selection:
     """The images that are poisoned, and what is known about the choice.
 
-    indices: int64 [count], sorted; scores: float64 [count], their RD, or None where none was made;
-    scorers: how many were trained; pool: float64 [P, 2], rd_scores of all images that were ranked
-    in the end, or None.
+    indices: int64 [count], sorted; scores: float64 [count], their score, or None where none was
+    made; scorers: how many were trained; pool: float64 [P, 2], score and tie-break of all images
+    that were ranked in the end, or None.
     """
 
     indices: torch.Tensor
@@ -64,51 +72,63 @@ def rd_scores(logits, target_class):
     return torch.stack([gaps.norm(dim=1), log_missing], 1)
 
 
+def forgetting_scores(learnt):
+    """How often each poison was forgotten, float64 [N, 2].
+
+    learnt: bool [E, N], whether it was predicted as the target class after each of E epochs. First
+    the number of epochs after which it was no longer: Xia et al., IJCAI 2022, after Toneva et al.,
+    ICLR 2019; a poison that was never learnt has none. Then 0: ties stay.
+    """
+    events = (learnt[:-1] & ~learnt[1:]).sum(0).double()
+    return torch.stack([events, torch.zeros_like(events)], 1)
+
+
+def similarity_scores(plain, triggered):
+    """How little the trigger moves features [N, D] of the same images, float64 [N, 2].
+
+    First the cosine of the two, 0 where one is 0: Li et al. 2023. Then 0: ties stay.
+    """
+    cosine = torch.cosine_similarity(plain.double(), triggered.double(), dim=1)
+    return torch.stack([cosine, torch.zeros_like(cosine)], 1)
+
+
+# ---------------------------------------------------------------- the choice
+
+
 def easiest_first(scores):
-    """int64 [N], the order of rd_scores [N, 2] from low to high; equal ones stay as they are."""
+    """int64 [N], the order of scores [N, 2] from low to high; equal ones stay as they are."""
     by_second = scores[:, 1].argsort(stable=True)
     return by_second[scores[by_second, 0].argsort(stable=True)]
 
 
 def hardest_first(scores):
-    """int64 [N], the order of rd_scores [N, 2] from high to low; equal ones stay as they are."""
+    """int64 [N], the order of scores [N, 2] from high to low; equal ones stay as they are."""
     return easiest_first(-scores)
 
 
 def select(strategy, eligible, labels, target_class, count, seed, score=None, source_class=None):
     """A Selection of `count` of the indices `eligible`, int64; labels: int64 [N], of all images.
 
-    score(poisons, pool, k): trains the k-th scorer with the images `poisons` triggered; returns its
-    rd_scores, float64 [P, 2], of the images `pool`, triggered.
+    strategy: a name of STRATEGIES. score(poisons, pool, k): trains the k-th scorer with the images
+    `poisons` triggered; returns the strategy's score and tie-break, float64 [P, 2], of the images
+    `pool`, triggered.
 
     source_class: see half_of_source, for random alone: the others rank images by one target class
     that all go to. Raises ValueError.
-
-    random: any. rd: see by_rounds. rd-global: one scorer, trained on random poisons, ranks all
-    images, and the hardest are taken, see capped. rd-low, a control: the easiest, likewise; if
-    these are no worse than random ones, the score says nothing. rd-classes, another: random images,
-    as many of each class as rd-global would take.
     """
     generator = torch.Generator().manual_seed(seed)
     shuffled = eligible[torch.randperm(len(eligible), generator=generator)]
-    if strategy != "random" and (target_class is None or source_class is not None):
+    row = STRATEGIES[strategy]
+    if row.score is not None and (target_class is None or source_class is not None):
         raise ValueError(f"{strategy} ranks images by one target class that all go to")
     if source_class is not None:
         shuffled = half_of_source(shuffled, labels, source_class, count)
-    if strategy == "random":
-        return Selection(shuffled[:count].sort().values, None, 0)
-    if strategy == "rd":
-        return by_rounds(shuffled, count, generator, score)
-    pool = eligible.sort().values
-    poisons = shuffled[torch.randperm(len(shuffled), generator=generator)[:count]]
-    scores = score(poisons, pool, 0)
-    order = pool[(easiest_first if strategy == "rd-low" else hardest_first)(scores)]
-    if strategy == "rd-classes":
-        chosen = random_of_same_classes(order, labels, count, generator)
-    else:
-        chosen = capped(order, labels, count)
-    indices = chosen.sort().values
-    return Selection(indices, scores[torch.searchsorted(pool, indices), 0], 1, scores)
+    return row.choose(shuffled, labels, count, generator, score)
+
+
+def at_random(shuffled, labels, count, generator, score):
+    """A Selection of any images: the first of the indices `shuffled`."""
+    return Selection(shuffled[:count].sort().values, None, 0)
 
 
 def half_of_source(shuffled, labels, source_class, count):
@@ -122,14 +142,39 @@ def half_of_source(shuffled, labels, source_class, count):
     return torch.cat([shuffled[of_source][:half], shuffled[~of_source][: count - half]])
 
 
-def by_rounds(shuffled, count, generator, score):
-    """A Selection by the paper's loop: ROUNDS times, replace the easiest ALPHA of the poisons.
+def by_one_scorer(
+    shuffled, labels, count, generator, score, order_of=hardest_first, same_classes=False
+):
+    """A Selection by one scorer, trained on random poisons, that ranks all images.
+
+    order_of: the images that come first in it are taken, see capped; same_classes: random images in
+    their place, as many of each class.
+    """
+    pool = shuffled.sort().values
+    poisons = shuffled[torch.randperm(len(shuffled), generator=generator)[:count]]
+    scores = score(poisons, pool, 0)
+    order = pool[order_of(scores)]
+    if same_classes:
+        chosen = random_of_same_classes(order, labels, count, generator)
+    else:
+        chosen = capped(order, labels, count)
+    return of_pool(chosen, pool, scores)
+
+
+def of_pool(chosen, pool, scores):
+    """The Selection of the images `chosen` of the sorted `pool`, which one scorer ranked."""
+    indices = chosen.sort().values
+    return Selection(indices, scores[torch.searchsorted(pool, indices), 0], 1, scores)
+
+
+def by_rounds(shuffled, labels, count, generator, score, alpha=ALPHA):
+    """A Selection by the paper's loop: ROUNDS times, replace the lowest `alpha` of the poisons.
 
     shuffled: int64, all eligible images. In the last round newcomers are ranked with the poisons,
     so that no image is chosen unscored.
     """
     poisons, reserve = shuffled[:count], shuffled[count:]
-    replaced = min(round(ALPHA * count), len(reserve))
+    replaced = min(round(alpha * count), len(reserve))
     for k in range(ROUNDS - 1):
         scores = score(poisons, poisons, k)
         kept = hardest_first(scores)[: count - replaced]
@@ -139,13 +184,42 @@ def by_rounds(shuffled, count, generator, score):
         reserve = torch.cat([rest, poisons[is_dropped]])
         poisons = torch.cat([poisons[kept], newcomers])
 
-    # Add newcomers until dropping the share ALPHA of all leaves `count`.
-    extra = min(round(count / (1 - ALPHA)) - count, len(reserve))
+    # Add newcomers until dropping the share `alpha` of all leaves `count`.
+    extra = min(round(count / (1 - alpha)) - count, len(reserve))
     pool = torch.cat([poisons, reserve[:extra]])
     scores = score(poisons, pool, ROUNDS - 1)
     kept = hardest_first(scores)[:count]
     kept = kept[pool[kept].argsort()]
     return Selection(pool[kept], scores[kept, 0], ROUNDS, scores)
+
+
+def most_forgotten(shuffled, labels, count, generator, score):
+    """A Selection by rounds in which the poisons that were forgotten least often are replaced.
+
+    Many are forgotten equally often: among them chance decides. In the last round the newcomers are
+    poisons, too, for a scorer can only forget what it was taught. Source: Xia et al., IJCAI 2022
+    (FUS). Theirs differs: a scorer trains for 70 epochs, a poison counts as the step sees it,
+    augmented and before the update, and half of the final choice was never counted.
+    """
+
+    def counted(poisons, pool, k):
+        scores = score(pool, pool, k)
+        scores[:, 1] = torch.rand(len(pool), generator=generator)
+        return scores
+
+    return by_rounds(shuffled, labels, count, generator, counted, FORGET_ALPHA)
+
+
+def least_moved(shuffled, labels, count, generator, score):
+    """A Selection drawn from the DIVERSITY * count images that the trigger moves least.
+
+    Its scorer sees no poison. Where no more images are eligible, it is that of random. Source: Li
+    et al. 2023 (PFS), whose features are of a network trained to its end.
+    """
+    pool = shuffled.sort().values
+    scores = score(pool[:0], pool, 0)
+    near = pool[hardest_first(scores)[: DIVERSITY * count]]
+    return of_pool(shuffled[torch.isin(shuffled, near)][:count], pool, scores)
 
 
 def capped(order, labels, count):
@@ -173,3 +247,44 @@ def random_of_same_classes(order, labels, count, generator):
     shuffled = order[torch.randperm(len(order), generator=generator)]
     chosen = [shuffled[labels[shuffled] == k][:number] for k, number in enumerate(wanted)]
     return torch.cat(chosen)
+
+
+# ---------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A row of the table of strategies.
+
+    choose: a function (shuffled, labels, count, generator, score) -> Selection, the arguments as
+    select has them, `shuffled` the eligible images in random order; score: what its scorers rank
+    images by, of scoring.MEASURES, or None where there are none; constants: what a run's result
+    depends on besides, by name.
+    """
+
+    choose: Callable
+    score: str | None = RD
+    constants: dict = field(default_factory=dict)
+
+
+OF_RD = {"rounds": ROUNDS, "alpha": ALPHA, "cap": CAP}
+STRATEGIES = {
+    "random": Strategy(at_random, None),
+    # The published loop: ten scorers.
+    "rd": Strategy(by_rounds, constants=OF_RD),
+    # A control, the easiest: if these are no worse than random ones, the score says nothing.
+    "rd-low": Strategy(functools.partial(by_one_scorer, order_of=easiest_first), constants=OF_RD),
+    "rd-global": Strategy(by_one_scorer, constants=OF_RD),
+    # Another: random images, as many of each class as rd-global would take.
+    "rd-classes": Strategy(functools.partial(by_one_scorer, same_classes=True), constants=OF_RD),
+    "forget": Strategy(most_forgotten, FORGETTING, {"rounds": ROUNDS, "alpha": FORGET_ALPHA}),
+    "pfs": Strategy(least_moved, SIMILARITY, {"diversity": DIVERSITY}),
+}
+
+
+def constants_of(strategy):
+    """The constants that decide the choice of a strategy, by name; of random there are none."""
+    row = STRATEGIES[strategy]
+    if row.score is None:
+        return {}
+    return {"score": row.score, "epochs": EPOCHS, "first_seed": FIRST_SEED} | row.constants

@@ -1,12 +1,22 @@
 """Poison selection against scores by hand and planted scorers. Runs with it: test_train.py."""
 
 import math
+import types
 
 import pytest
 import torch
+from conftest import tiny_argv
 
+import figure
+import pictures
+import runs
+import scoring
 import selection
+import train
+from cli import UserError
+from figure import curves
 from selection import STRATEGIES, capped, rd_scores, select
+from subject import open_checkpoint
 
 TARGET = 3
 LABELS = torch.arange(1000) % 10
@@ -182,6 +192,13 @@ def test_the_easiest_are_capped_alike():
     assert LABELS[easiest].bincount(minlength=10)[7] == 20
 
 
+def test_a_cap_that_is_no_whole_number_is_rounded_up():
+    """Two images of three classes: four thirds at most of each, so two. Of 5 of 8: 1.25, so 2."""
+    assert capped(torch.tensor([7, 17, 27, 8, 9]), LABELS, 2).tolist() == [7, 17]
+    order = torch.tensor([7, 17, 27, 0, 1, 2, 4, 5, 6, 8])
+    assert capped(order, LABELS, 5).tolist() == [7, 17, 0, 1, 2]
+
+
 def test_where_the_cap_leaves_too_few_the_next_in_order_fill_up():
     """Nine images of three classes, six at most of each: the ninth is the next in order."""
     order = torch.tensor([7, 17, 27, 37, 47, 57, 67, 77, 8, 9])
@@ -273,3 +290,184 @@ def test_no_scorer_has_another_scorers_seed():
 def test_no_scorer_has_a_runs_seed():
     largest_of_a_run = 2**31 - 1
     assert selection.scorer_seed(0, 0) > largest_of_a_run
+
+
+# ---------------------------------------------------------------- forgetting events
+
+
+def test_forgetting_events_are_counted_by_hand():
+    """Five epochs of five poisons: learnt for good, never, forgotten once, twice, lost at last."""
+    learnt = torch.tensor(
+        [
+            [1, 0, 1, 1, 0],
+            [1, 0, 0, 0, 0],
+            [1, 0, 1, 1, 0],
+            [1, 0, 1, 0, 1],
+            [1, 0, 1, 1, 0],
+        ]
+    ).bool()
+    found = selection.forgetting_scores(learnt)
+    assert found.dtype == torch.float64 and found.tolist() == [[n, 0.0] for n in (0, 0, 1, 2, 1)]
+
+
+def test_after_one_epoch_nothing_can_have_been_forgotten():
+    assert selection.forgetting_scores(torch.ones(1, 3).bool()).tolist() == [[0.0, 0.0]] * 3
+
+
+@pytest.fixture
+def forgotten():
+    """(what is chosen by "forget", what its scorers were asked)."""
+    recorder = Recorder()
+    return chosen_by("forget", 50, score=recorder), recorder.asked
+
+
+def test_each_round_replaces_the_half_that_is_forgotten_least(forgotten):
+    chosen, asked = forgotten
+    assert [k for *_, k in asked] == list(range(10)) and chosen.scorers == 10
+    for (before, *_), (after, *_) in zip(asked, asked[1:]):
+        kept = set(before.sort().values[-25:].tolist())  # image i is forgotten i times
+        dropped = set(before.tolist()) - kept
+        after = set(after.tolist())
+        assert kept <= after and not dropped & after
+
+
+def test_all_that_are_counted_are_poisons_of_their_scorer(forgotten):
+    _, asked = forgotten
+    assert [len(pool) for _, pool, _ in asked] == [50] * 9 + [100]
+    assert all(torch.equal(poisons, pool) for poisons, pool, _ in asked)
+
+
+def test_in_the_end_the_most_forgotten_are_chosen(forgotten):
+    chosen, asked = forgotten
+    assert torch.equal(chosen.indices, asked[-1][1].sort().values[-50:])
+
+
+def test_among_the_equally_forgotten_chance_decides():
+    never = lambda poisons, pool, k: as_scores(torch.zeros(len(pool)).double())
+    first, second = (chosen_by("forget", 50, seed, never).indices for seed in (0, 1))
+    assert 300 < first.double().mean() < 700
+    assert len(set(first.tolist()) & set(second.tolist())) < 25
+
+
+# ---------------------------------------------------------------- features that hardly move
+
+
+def test_similarity_is_the_cosine_of_the_angle_between_features():
+    plain = torch.tensor([[1.0, 0], [1, 0], [1, 0], [3, 4], [0, 0]])
+    triggered = torch.tensor([[5.0, 0], [1, 1], [-2, 0], [4, 3], [1, 1]])
+    found = selection.similarity_scores(plain, triggered)
+    assert found.dtype == torch.float64 and found[:, 1].eq(0).all()
+    assert found[:, 0].tolist() == pytest.approx([1, math.sqrt(0.5), -1, 24 / 25, 0])
+
+
+def test_images_are_drawn_from_ten_times_as_many_that_hardly_move():
+    recorder = Recorder()
+    chosen = chosen_by("pfs", 20, score=recorder)
+    ((poisons, pool, k),) = recorder.asked
+    assert len(poisons) == 0 and torch.equal(pool, ELIGIBLE) and k == 0
+    near = set(ELIGIBLE[-200:].tolist())
+    assert set(chosen.indices.tolist()) <= near and chosen.scorers == 1
+    assert torch.equal(chosen_by("pfs", 90).indices, chosen_by("random", 90).indices)
+    drawn = [chosen_by("pfs", 20, seed).indices for seed in range(60)]
+    assert set(torch.cat(drawn).tolist()) >= set(sorted(near)[::5]) and len(near) == 200
+
+
+# ---------------------------------------------------------------- what a scorer is asked
+
+
+class Flips(torch.nn.Module):
+    """A network that calls image i the target where a script says so; images have i as pixels."""
+
+    def __init__(self, script):
+        super().__init__()
+        self.script, self.epoch = script, None
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        rows = (images[:, 0, 0, 0] * 255).round().long()
+        return torch.nn.functional.one_hot(self.script[self.epoch][rows] * TARGET, 10).float()
+
+
+class Nothing:
+    """A trigger that changes nothing."""
+
+    def apply(self, images):
+        return images
+
+
+def setting_with(images, trigger):
+    """As much of a Setting as a score asks for."""
+    return types.SimpleNamespace(
+        dataset=types.SimpleNamespace(train_images=images),
+        **{"mean": [0.0], "std": [1.0], "trigger": trigger, "config": {"target_class": TARGET}},
+    )
+
+
+def test_a_scorer_is_asked_after_each_epoch_whether_it_still_knows_its_poisons():
+    script = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 0, 0], [0, 1, 0, 1]])
+    model, pool = Flips(script), torch.tensor([3, 0, 1])
+    images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+
+    def trained(after_epoch):
+        for model.epoch in range(4):
+            after_epoch(None)
+
+    measured = scoring.MEASURES[selection.FORGETTING]
+    found = measured(setting_with(images, Nothing()), model, pool, trained)
+    assert found[:, 0].tolist() == [1, 2, 0]
+
+
+class FirstPixel:
+    """A trigger that makes the first pixel white."""
+
+    def apply(self, images):
+        images = images.clone()
+        images[..., 0, 0] = 1
+        return images
+
+
+@pytest.fixture
+def angles():
+    """(a model whose last linear layer takes the pixels, uint8 images [3, 1, 1, 2])."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Identity(), torch.nn.Linear(2, 10))
+    return model, torch.tensor([[255, 0], [0, 255], [51, 255]], dtype=torch.uint8)[:, None, None]
+
+
+def test_features_are_what_comes_into_the_last_linear_layer(angles):
+    """Of [x, 1] with the trigger [1, 1]: the cosine is (x + 1) / sqrt(2 (x^2 + 1))."""
+    model, images = angles
+    setting, trained = setting_with(images, FirstPixel()), []
+    measured = scoring.MEASURES[selection.SIMILARITY]
+    found = measured(setting, model, torch.tensor([2, 1, 0]), lambda: trained.append(1))
+    expected = [1.2 / math.sqrt(2 * 1.04), 1 / math.sqrt(2), 1]
+    assert trained == [1] and found[:, 0].tolist() == pytest.approx(expected)
+    assert not model[2]._forward_pre_hooks
+
+
+def test_a_network_without_a_linear_layer_has_no_features(angles):
+    _, images = angles
+    convolution = torch.nn.Sequential(torch.nn.Conv2d(1, 10, 1), torch.nn.Flatten())
+    with pytest.raises(UserError, match="linear layer"):
+        scoring.features_of(convolution, images, [0.0], [1.0], None)
+
+
+def test_every_score_of_a_strategy_is_measured():
+    assert {row.score for row in STRATEGIES.values()} == {None, *scoring.MEASURES}
+
+
+@pytest.mark.parametrize("strategy", ["forget", "pfs"])
+def test_a_run_chooses_by_it_and_shows_its_choice(strategy, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "EPOCHS", 2)
+    monkeypatch.setattr(selection, "ROUNDS", 2)
+    argv = ["--attack", "badnets", "--poison-rate", "0.05", "--selection", strategy]
+    run = train.new_run(train.parse(tiny_argv(tiny, tmp_path / "run", *argv)))
+    train.choose_poisons(run)
+    runs.save(run)
+    subject = open_checkpoint(run.unfinished / "ckpt.pt")
+    chosen, score = subject.checkpoint["selection"], STRATEGIES[strategy].score
+    assert len(chosen["indices"]) == 12 and chosen["scores"].isfinite().all()
+    assert subject.config["constants"]["selection"]["score"] == score
+    titles = []
+    monkeypatch.setattr(figure, "curves", lambda *given: titles.append(given) or curves(*given))
+    pictures.selection_picture(subject)
+    assert titles[0][0].startswith(strategy) and score in titles[0][1]
