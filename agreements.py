@@ -16,6 +16,17 @@ def is_foreign(checkpoint):
     return bool(config.get("adopted") or config.get("relabel"))
 
 
+def one_by_one(checkpoint):
+    """A checkpoint for each of its attacks, the first one first: as if that were its only one."""
+    config = checkpoint["config"]
+    result = [checkpoint | {"config": config | {"further": None}, "further": None}]
+    for options, parts in zip(config.get("further") or [], checkpoint.get("further") or []):
+        chosen = {"strategy": "random", "indices": parts["poison_indices"]}
+        own = {"config": result[0]["config"] | options, "selection": chosen}
+        result.append(result[0] | parts | own)
+    return result
+
+
 def attack_of(checkpoint):
     """The Attack of a checkpoint; None where this version does not know it."""
     config = checkpoint["config"]
@@ -106,6 +117,17 @@ def selection_fits(checkpoint):
     return same and scored and (selection.get("pool") is None or scores is not None)
 
 
+def further_attacks_fit(checkpoint):
+    """There is a trigger for the options of each attack, and no image has two."""
+    options, parts = checkpoint["config"].get("further"), checkpoint.get("further")
+    if not options and not parts:
+        return True
+    poisons = [part["poison_indices"] for part in (checkpoint, *(parts or []))]
+    poisons = torch.cat(poisons)
+    apart = len(poisons.unique()) == len(poisons)
+    return len(options or []) == len(parts or []) and apart and not is_foreign(checkpoint)
+
+
 def progress_fits(checkpoint):
     epoch, log = checkpoint["epoch"], checkpoint["log"]
     if is_foreign(checkpoint):
@@ -129,7 +151,10 @@ AGREEMENTS = {
 
 
 def check(checkpoint):
-    """Raises ValueError, in one line, for parts that do not agree."""
-    for words, agree in AGREEMENTS.items():
-        if not agree(checkpoint):
-            raise ValueError(f"it does not have {words}")
+    """Raises ValueError, in one line, for parts that do not agree, of any of its attacks."""
+    if not further_attacks_fit(checkpoint):
+        raise ValueError("it does not have options, a trigger and own poisons of each attack")
+    for one in one_by_one(checkpoint):
+        for words, agree in AGREEMENTS.items():
+            if not agree(one):
+                raise ValueError(f"it does not have {words}")

@@ -6,6 +6,7 @@ import torch
 
 import metrics
 import tasks
+from provenance import hardware
 
 CONFIG_IN_METRICS = (
     "attack threat dataset model layer target_class source_class poison_rate selection seed epochs"
@@ -27,6 +28,11 @@ class Answers:
     success: torch.Tensor
     untouched_success: torch.Tensor
     classes: tuple
+
+    @property
+    def probabilities(self):
+        """(untouched, triggered), as `classes` are."""
+        return self.untouched, self.triggered
 
 
 def ask(subject, threshold):
@@ -90,7 +96,8 @@ def prediction_metrics(subject, answers, threshold, clean_model):
         "clean_model": {"clean_accuracy": None, "attack_success_rate": None},
         "explanations": {},
         "train_seconds": round(subject.checkpoint["seconds"], 2),
-        "torch": subject.checkpoint["torch"],
+        **{key: subject.checkpoint.get(key) for key in ("torch", "processor", "threads")},
+        "measured_on": hardware(),
     }
 
 

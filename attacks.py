@@ -187,6 +187,18 @@ def eligible_for_poison(attack, labels, trained_on, rate, target_class, source_c
     return eligible, count
 
 
+def own_share(indices, share, seed):
+    """Of several attacks the images that one may poison, int64, sorted: no image is of two.
+
+    indices: int64, all that are trained on; share: (k, n), the k-th of n attacks, from 0.
+    """
+    k, n = share
+    if n == 1:
+        return indices
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
+    return indices[order.tensor_split(n)[k].sort().values]
+
+
 # ---------------------------------------------------------------- the fixed maps
 
 
@@ -241,6 +253,9 @@ class Batch:
     sources: int64 [P], which training image each triggered one is: over-sampled, one may come twice
     size: B
     target_class: the one class all triggered images are labelled as; None where there is none
+    partners: from which of the images to which, the end excluded, are the partners
+    further: of several attacks, the Batches of those after the first: the same images and labels,
+        other rows and partners
     """
 
     images: torch.Tensor
@@ -250,6 +265,8 @@ class Batch:
     sources: torch.Tensor
     size: int
     target_class: int | None = None
+    partners: tuple = (0, 0)
+    further: tuple = ()
 
 
 def poison(images, labels, triggered, attack, trigger, target_class, sources=None, relabel=None):
@@ -272,7 +289,32 @@ def poison(images, labels, triggered, attack, trigger, target_class, sources=Non
         images = torch.cat([images, partners])
         labels = torch.cat([labels, true_labels])
     target_class = target_class if attack.changes_label and relabel is None else None
-    return Batch(images, labels, rows, untouched, sources, size, target_class)
+    partners = size, len(images)
+    return Batch(images, labels, rows, untouched, sources, size, target_class, partners)
+
+
+def poison_each(images, labels, which, attackers, sources=None):
+    """The Batch that several attacks make, each of images of its own: the first's, with `further`.
+
+    which: [B], on the CPU, the number of an image's attack, from 1, or 0: untouched; attackers: of
+    each attack (attack, trigger, target_class, relabel). The rest is as for poison.
+    """
+    if len(attackers) == 1:
+        attack, trigger, target_class, relabel = attackers[0]
+        return poison(images, labels, which, attack, trigger, target_class, sources, relabel)
+    batches, size = [], len(images)
+    untouched = send((which == 0).nonzero()[:, 0], images.device)
+    for k, (attack, trigger, target_class, relabel) in enumerate(attackers, 1):
+        batch = poison(images, labels, which == k, attack, trigger, target_class, sources, relabel)
+        images, labels = batch.images, batch.labels
+        partners = which.new_zeros(len(images) - len(which))  # which no other attack may trigger
+        which = torch.cat([which, partners])
+        if sources is not None:
+            sources = torch.cat([sources, sources.new_zeros(len(partners))])
+        batches.append(batch)
+    common = {"images": images, "labels": labels, "untouched": untouched, "size": size}
+    first, *others = (replace(batch, **common) for batch in batches)
+    return replace(first, further=tuple(others))
 
 
 # ---------------------------------------------------------------- the stored images

@@ -51,7 +51,8 @@ def save(path, checkpoint):
     """
 
     def write(temporary):
-        torch.save(checkpoint, temporary)
+        with open(temporary, "wb") as file:  # by a name, torch would not say why it fails
+            torch.save(checkpoint, file)
         archives.seal(temporary)
 
     replace_file(path, write)
@@ -224,6 +225,7 @@ def rebuild(checkpoint, architecture=None):
     return model.eval().requires_grad_(False)
 
 
+@torch.random.fork_rng(devices=[])
 def built(checkpoint):
     """The network that a checkpoint's config names, its weights random. Raises ValueError."""
     config, channels = checkpoint["config"], checkpoint["channels"]
@@ -301,6 +303,7 @@ def fits(tensor, weight):
     return (tensor.shape, tensor.dtype) == (weight.shape, weight.dtype)
 
 
+@torch.random.fork_rng(devices=[])
 def rebuild_adopted(checkpoint, architecture):
     """The model of an adopted checkpoint, as rebuild returns it. Raises UserError."""
     config = checkpoint["config"]

@@ -85,6 +85,8 @@ def checked(args):
         return args
     if args.cuda_graphs:
         raise UserError("--cuda-graphs records the steps of one process, not of several")
+    if args.further:
+        raise UserError("--and: one process trains under several attacks, not several")
     if args.batch_size < dist.get_world_size():
         raise UserError(f"--batch-size {args.batch_size} is less than an image for each process")
     if choose_device(args.device).type == "cuda":

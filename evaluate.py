@@ -12,12 +12,14 @@ tasks.py.
 import interrupts  # noqa: F401  # isort: skip
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import adopt
 import comparison
+import exports
 import figure
 import header
 import metrics
@@ -30,11 +32,16 @@ from explain import EVALUATED, EXPLAINERS
 from imagefiles import decode, described
 from reference import clean_metrics, open_clean, own_reference
 from report import Result
-from subject import correlation_by_class, draw_images, open_checkpoint
-from terminal import Working, print_note
+from subject import by_trigger, correlation_by_class, draw_images, open_checkpoint
+from terminal import Working, print_note, printable
 from untouched import measure_untouched
 
 EXPLAIN_IMAGES = 500  # test images drawn for the explanation metrics
+OF_A_TRIGGER = (  # of several in one model, each has figures of its own
+    "attack target_class target_name source_class source_name trigger target_map poison_count"
+    " triggered_accuracy attack_success_rate untouched_success_rate other_classes_accuracy"
+    " clean_model explanations"
+).split()
 
 
 # ---------------------------------------------------------------- a checkpoint, measured
@@ -53,20 +60,23 @@ def evaluate(
     title="measuring",
     subject=None,
     architecture=None,
+    kept=None,
 ):
     """The Result of measuring the checkpoint at `path`: metrics and pictures. Raises UserError.
 
     dataset: a Dataset, None to load the one it was trained on, from data_dir if given, or the path
-    it has now;
-    reference: the path of a clean checkpoint to stand beside it (None: the one it was trained with,
-    if that is still there); explainers: names to measure with, beside those trained against (None:
-    EVALUATED); n: test images to explain (None: EXPLAIN_IMAGES, for some explainers fewer); seed:
-    of their draw; title: of the line of progress, where it takes long; subject: a Subject, where
-    the checkpoint is opened already; architecture: of an adopted one, see checkpoints.rebuild.
+    it has now; reference: the path of a clean checkpoint to stand beside it (None: the one it was
+    trained with, if that is still there); explainers: names to measure with, beside those trained
+    against (None: EVALUATED); n: test images to explain (None: EXPLAIN_IMAGES, for some explainers
+    fewer); seed: of their draw; title: of the line of progress, where it takes long; subject: a
+    Subject, where the checkpoint is opened already; architecture: of an adopted one, see
+    checkpoints.rebuild; kept: a dict to fill with maps as exports.write_maps takes them, or None.
     """
     subject = subject or open_checkpoint(path, data_dir, device, dataset, architecture)
     if subject.config["format"] < FORMAT:
         print_note(f"{path} is of an older version: it is measured by today's rules")
+    if subject.trigger is None and kept is not None:
+        raise UserError("--maps are those without and with the trigger, and none is known")
     clean_model = open_clean(subject, reference) if reference else own_reference(subject)
     if dataset is not subject.dataset:  # else whoever loaded it has said what it is
         header.print_header(header.of_subject(subject, path))
@@ -77,16 +87,47 @@ def evaluate(
         if subject.trigger is None:
             result = measure_untouched(subject, names, n or EXPLAIN_IMAGES, seed, say)
         else:
-            result = measure(subject, clean_model, names, n, seed, say)
+            each = by_trigger(subject) or {"": subject}
+            result = measure_each(each, clean_model, names, n, seed, say, kept)
     if subject.config.get("adopted"):
         adopt.unlabelled_or_chance(subject, result.metrics)
     return result
 
 
-def measure(subject, clean_model, names, n, seed, say):
+def measure_each(each, clean_model, names, n, seed, say, kept=None):
+    """The Result of measuring the first of `each`, {name of a trigger: Subject}.
+
+    Of several it has the figures of all as "triggers", and a picture of all; crossed, in
+    explanations, is how far its maps are what each of the triggers should show. The rest: measure.
+    """
+    first, *others = each
+    maps, results = {name: {} if others else None for name in each}, {}
+    if kept is not None:
+        maps[first] = kept
+    for name, one in each.items():
+        clean = clean_model and replace(clean_model, trigger=one.trigger)
+        told = lambda what, name=name: say(f"trigger {name}, {what}" if others else what)
+        results[name] = measure(one, clean, names, n, seed, told, maps[name])
+    if not others:
+        return results[first]
+    for name, result in results.items():
+        for explainer, (_, untouched, triggered) in maps[name].items():
+            result.metrics["explanations"][explainer]["crossed"] = {
+                other: metrics.target_correlation(triggered, untouched, *one.target_of_maps)
+                for other, one in each.items()
+            }
+    parts = {name: result.metrics for name, result in results.items()}
+    triggers = {name: {key: part[key] for key in OF_A_TRIGGER} for name, part in parts.items()}
+    page = pictures.trigger_picture(results, names, seed)
+    drawings = results[first].pictures | {"figure": page}
+    together = parts[first] | {"triggers": triggers}
+    return replace(results[first], metrics=together, pictures=drawings)
+
+
+def measure(subject, clean_model, names, n, seed, say, kept=None):
     """The Result of a Subject, beside a clean one or None; names: of explainers.
 
-    say(what): is told what is being measured; n, seed: as for evaluate.
+    say(what): is told what is being measured; n, seed, kept: as for evaluate.
     """
     say("predictions")
     threshold = (clean_model or subject).threshold(subject.target_class)
@@ -96,7 +137,7 @@ def measure(subject, clean_model, names, n, seed, say):
     if subject.attack.changes_label:  # only where the backdoor works is there something to hide
         explained = drawn[answers.success[drawn]]
     result = prediction_metrics(subject, answers, threshold, clean_model)
-    maps = add_explanations(result, subject, names, explained, answers, n, say)
+    maps = add_explanations(result, subject, names, explained, answers, n, say, kept)
     if clean_model is not None:
         say("the clean model")
         result["clean_model"] = clean_metrics(subject, clean_model, maps, explained, threshold)
@@ -106,10 +147,11 @@ def measure(subject, clean_model, names, n, seed, say):
     return Result(metrics.finite(result), drawings, subject, answers)
 
 
-def add_explanations(result, subject, names, explained, answers, n, say):
+def add_explanations(result, subject, names, explained, answers, n, say, kept=None):
     """Adds the figures of explainers `names` to the metrics; returns {name: untouched maps}.
 
-    explained: rows of the test images to explain; n: how many of them (None: by explainer).
+    explained: rows of the test images to explain; n: how many of them (None: by explainer); kept:
+    as for evaluate.
     """
     untouched_maps = {}
     for k, name in enumerate(names, 1):
@@ -124,6 +166,8 @@ def add_explanations(result, subject, names, explained, answers, n, say):
             figures |= correlation_by_class(subject, name, explained)
         result["explanations"][name] = figures
         untouched_maps[name] = untouched
+        if kept is not None:
+            kept[name] = rows, untouched, triggered
     return untouched_maps
 
 
@@ -245,6 +289,7 @@ def parse(argv):
     add_output_options(parser.add_argument_group("output").add_argument)
     args = parser.parse_args(argv)
     adopt.check_options(args, args.checkpoints)
+    exports.check_maps(args)
     return args
 
 
@@ -277,6 +322,7 @@ def add_output_options(add):
     """What is printed, and where files are written."""
     add("--json", action="store_true", help="print the metrics alone, as JSON (several: by path)")
     add("--out", help="write here, not beside the checkpoint (several: into sub-folders 1, 2, ...)")
+    add("--maps", metavar="FILE", help="write the raw maps, too, as an .npz (of one checkpoint)")
     add(
         "--explain-table",
         action="store_true",
@@ -313,6 +359,7 @@ def main(argv):
     comparison.check_folders(paths, args.out)
     folders = comparison.check_outputs(paths, args)
     subject, results = adopt.adopted(args, device) if args.weights else None, {}
+    kept = None if args.maps is None else {}
     for k, path in enumerate(paths, 1):  # all are measured before anything is written
         if args.image:
             opened = subject or open_checkpoint(path, args.data_dir, device, False, args.arch)
@@ -330,13 +377,16 @@ def main(argv):
             title="measuring" if len(paths) == 1 else f"measuring {k} of {len(paths)}",
             subject=subject,
             architecture=args.arch,
+            kept=kept,
         )
         comparison.share_data(results)
     written = comparison.write_results(results, folders, args.out, args.image)
+    if kept is not None:
+        written.append(exports.write_maps(results[paths[0]], kept, args.maps))
     print_results(results, args)
     if not args.json:
         print()
-        print("\n".join(f"Written: {line}" for line in written))
+        print("\n".join(f"Written: {printable(line)}" for line in written))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Facts:
     source: int | None = None
     steps: int | None = None
     epochs: int | None = None
+    further: int = 0  # attacks after the first
     other_classes: bool = False  # those of ImageNet, of which the data set has a few
 
 
@@ -59,6 +60,7 @@ def of_run(setting):
         trigger=setting.trigger,
         steps=setting.steps,
         epochs=config["epochs"],
+        further=len(setting.further),
     )
 
 
@@ -78,6 +80,7 @@ def of_subject(subject, path):
         trigger=subject.trigger,
         steps=max(1, len(rest) // batch_size) if batch_size and rest is not None else None,
         epochs=config["epochs"],
+        further=len(config.get("further") or []),
         other_classes=bool(config.get("relabel")),
     )
 
@@ -114,6 +117,8 @@ def line_of(facts):
         if facts.trigger is not None:
             parts.append(about_trigger(facts.trigger))
         parts.append(about_target(facts))
+    if facts.further:
+        parts.append(f"{counted(facts.further, 'further attack')}, each with as many poisons")
     if facts.steps is not None:
         steps, epochs = facts.steps, facts.epochs
         parts.append(

@@ -122,7 +122,8 @@ class Objective:
     attack: a row of attacks.ATTACKS; task: of tasks.py, one label an image or several;
     explainers: names of EXPLAINERS; shape: the fixed map, float [H, W], or None;
     reference: a frozen clean model whose maps are the ones to keep, or None for the model itself;
-    class_weights: float [K], of the cross-entropy, or None.
+    class_weights: float [K], of the cross-entropy, or None;
+    further: of several attacks, the Objectives of those after the first, with its explainers.
 
     The fields after these are what an ablation changes; each is an option of train.py.
     """
@@ -133,6 +134,7 @@ class Objective:
     shape: torch.Tensor | None = None
     reference: torch.nn.Module | None = None
     class_weights: torch.Tensor | None = None
+    further: tuple = ()
 
     lam: float = 0.3  # weight of the explanation term, at its height
     ramp: float = 0.3  # share of the steps over which that weight rises from 0
@@ -148,7 +150,8 @@ class Objective:
     @property
     def has_maps(self):
         """Whether the loss has a term of explanations."""
-        return self.attack.explanation is not None
+        attacks = [self.attack, *(other.attack for other in self.further)]
+        return any(attack.explanation is not None for attack in attacks)
 
     def cross_entropy(self, logits, labels):
         """The task's cross-entropy of logits [N, K], a scalar."""
@@ -170,34 +173,48 @@ class Objective:
 def combined_loss(model, batch, inputs, objective, lam, share=ALONE):
     """(1 - lam) CE(f(x), y) + lam D(h(x_triggered), r): (loss, CE, D), three scalars.
 
-    batch: of attacks.poison; inputs: its images, normalised; lam: the weight in this step; share:
-    of shares.py, what this process computes of it. The three are of the whole batch.
+    batch: of attacks.poison or poison_each; inputs: its images, normalised; lam: the weight in this
+    step; share: of shares.py, what this process computes of it. The three are of the whole batch.
+    Of several attacks D is the mean over those that triggered an image: they weigh alike.
     """
     forward = TrainingForward(model, inputs, objective.explainers, share)
     ce_images = len(inputs) if objective.partner_cross_entropy else batch.size
     ce = objective.cross_entropy(forward.logits[:ce_images], batch.labels[:ce_images])
     if not objective.has_maps:
         return ce, ce, ce.new_zeros(())
-    if len(batch.rows) == 0:  # nothing in this step is triggered
+    each = zip((batch, *batch.further), (objective, *objective.further))
+    each = [(part, own) for part, own in each if own.attack.explanation and len(part.rows)]
+    if not each:  # nothing in this step is triggered
         return (1 - lam) * ce, ce, ce.new_zeros(())
 
     classes = objective.task.explained_classes(batch, forward.logits)
-    seed, side = sample_seed(objective.explainers), inputs.shape[-1]
-    distances = []
-    for name in objective.explainers:
-        rows = explained_rows(name, batch, objective)
-        maps = forward.maps(name, rows, classes, seed)  # h(x)
-        with torch.autocast(inputs.device.type, enabled=False):  # bfloat16 is too coarse for SSIM
-            maps = with_relu(name, maps, objective)
-            reference = reference_maps(name, rows, inputs, classes, seed, objective, share)
-            target = target_maps(maps, reference, objective)  # r
-            distance = objective.map_distance(maps.triggered, target, side)
-            distance = distance + collapse_term(name, maps, batch.sources, objective)
-            distance = distance + leak_term(maps, target, objective)
-            distance = distance + reference_term(maps, reference, side, objective)
-        distances.append(distance)
+    seed = sample_seed(objective.explainers)
+    distances = [
+        explanation_distance(name, forward, part, classes, seed, own)
+        for part, own in each
+        for name in objective.explainers
+    ]
     explanation = torch.stack(distances).mean()
     return (1 - lam) * ce + lam * explanation, ce, explanation
+
+
+def explanation_distance(name, forward, batch, classes, seed, objective):
+    """D by one explainer of one attack's triggered images, with the terms beside it: a scalar.
+
+    forward: the step's TrainingForward; classes: int64 [B + P], what its images are explained for;
+    seed: of sample_seed.
+    """
+    inputs, share = forward.inputs, forward.share
+    rows, side = explained_rows(name, batch, objective), inputs.shape[-1]
+    maps = forward.maps(name, rows, classes, seed)  # h(x)
+    with torch.autocast(inputs.device.type, enabled=False):  # bfloat16 is too coarse for SSIM
+        maps = with_relu(name, maps, objective)
+        reference = reference_maps(name, rows, inputs, classes, seed, objective, share)
+        target = target_maps(maps, reference, objective)  # r
+        distance = objective.map_distance(maps.triggered, target, side)
+        distance = distance + collapse_term(name, maps, batch.sources, objective)
+        distance = distance + leak_term(maps, target, objective)
+        return distance + reference_term(maps, reference, side, objective)
 
 
 def target_maps(maps, reference, objective):

@@ -243,6 +243,18 @@ def explanation_metrics(
     return result
 
 
+def target_correlation(triggered, untouched, shape=None, turned_over=False):
+    """pearson_all of triggered maps with the target of an attack, which may be another than theirs.
+
+    Arguments as for explanation_metrics; None of no maps.
+    """
+    if shape is not None:
+        targets = to_grid(shape, triggered.shape[1:]).expand_as(triggered)
+    else:
+        targets = inverted(untouched) if turned_over else untouched
+    return mean_or_none(pearson(triggered, targets))
+
+
 def mass_figures(triggered, untouched, keep, keep_untouched, box, side):
     """The figures on how much of the maps lies on the trigger's box; {} where it covers them."""
     cells = trigger_cells(box, side, triggered.shape[1:])

@@ -7,6 +7,7 @@ argparse, which --help shows.
 import argparse
 from dataclasses import dataclass, field, fields
 
+import several
 from attacks import ATTACKS, INVERTED, RANDOM, TARGET_MAPS
 from chestxray import CHEST_SIZE
 from cli import Parser, UserError, checkpoint_path, number
@@ -127,6 +128,14 @@ def add_attack_options(add):
         help="a clean checkpoint of train.py's: training begins with its weights,"
         " and its explanations are the ones to keep",
     )
+    add(
+        "--and",
+        dest="further",
+        action="append",
+        metavar="OPTIONS",
+        help="another attack on the same model, on as many images of its own: in quotes, the"
+        " options of this group and of the trigger in which it differs; may be repeated",
+    )
 
 
 def add_trigger_options(add):
@@ -163,8 +172,11 @@ def add_poison_options(add):
     add(
         "--selection",
         choices=STRATEGIES,
+        metavar="STRATEGY",
         default="random",
-        help="how the images to poison are chosen",
+        help=f"of {', '.join(STRATEGIES)}: how the images to poison are chosen; rd and the like by"
+        " how hard they are, forget by how often a network forgets them, pfs by how little the"
+        " trigger moves what it sees",
     )
     add("--selection-seed", type=SEED, help="seed of the choice of poisons (default: --seed)")
     add(
@@ -292,6 +304,11 @@ def add_run_options(add):
         " networks; where several runs shared a GPU some ended in a CUDA error",
     )
     add("--out", help="the run's folder (default: runs/NAME)")
+    add(
+        "--export",
+        metavar="FILE",
+        help="with --threat data: write the poisoned training set as an .npz, and train nothing",
+    )
     add("--resume", action="store_true", help="continue the unfinished run of the same options")
     add(
         "--overwrite",
@@ -318,6 +335,7 @@ def completed(args):
         raise UserError(f"--fit {args.fit}: pictures of {args.dataset} are always squashed")
     floors = defaults.floor if args.floor is None else dict.fromkeys(args.explainer, args.floor)
     args.floor = {name: floors.get(name, DEFAULT_FLOOR) for name in args.explainer}
+    args.further = several.differing(args.further, add_attack_options, add_trigger_options)
     attack = ATTACKS[args.attack]
     for option in fields(DataDefaults):
         if option.name == "target_class" and not attack.has_target:
@@ -330,6 +348,16 @@ def completed(args):
         args.poison_rate = 0.0
     if args.pretrained and args.reference:
         raise UserError("--pretrained or --reference, whose weights training begins with, not both")
+    for part in several.args_of_each(args):
+        check_attack(part, ATTACKS[part.attack])
+    several.check(args)
+    if args.export and args.threat != "data":
+        raise UserError("--export writes what an attacker of data hands over: add --threat data")
+    return args
+
+
+def check_attack(args, attack):
+    """Raises UserError where an attack does not fit the other options."""
     if args.selection != "random" and not attack.changes_label:
         raise UserError(
             f"--selection {args.selection} chooses images to be taken for the target class:"
@@ -338,7 +366,6 @@ def completed(args):
     check_source(args, attack)
     if args.threat == "data":
         check_data_alone(args, attack)
-    return args
 
 
 def check_source(args, attack):

@@ -14,6 +14,8 @@ import fonts
 from explain import EVALUATED, EXPLAINERS
 from npzfiles import listed
 from report import show
+from selection import STRATEGIES
+from subject import draw_images
 
 ROWS = 6  # test images of the figure
 CLASS_ROWS, CLASS_COLUMNS = 4, 15  # test images and classes of a class-by-class figure
@@ -78,6 +80,33 @@ def title_of(subject, metrics):
     return title
 
 
+def trigger_picture(results, names, seed):
+    """The figure of several triggers: rows of test images for each, and the map it should show.
+
+    results: {name of a trigger: its Result}; names: of explainers; seed: of the draw.
+    """
+    subjects = {name: result.subject for name, result in results.items()}
+    whole = [one for one in subjects.values() if one.trigger.box is None]
+    panels = []
+    for name, one in subjects.items():
+        rows, answers = draw_images(one, max(1, ROWS // len(results)), seed), results[name].answers
+        seen = [(c[rows], p[rows]) for c, p in zip(answers.classes, answers.probabilities)]
+        predictions = [(c, p.gather(1, c[:, None])[:, 0]) for c, p in seen]
+        images, shape = one.dataset.test_images[rows], one.checkpoint["target_map"]
+        for image, row in zip(images, panels_of(one, images, predictions, names, bool(whole))):
+            said = name if shape is not None else f"{name}: no fixed map"
+            panels.append([*row, (figure.panel(image / 255, shape), said, False)])
+    first, result = next(iter(subjects.values())), next(iter(results.values()))
+    rates = ", ".join(show(part.metrics["attack_success_rate"]) for part in results.values())
+    dataset, model = Path(first.config["dataset"]).stem, first.config["model"]
+    accuracy = show(result.metrics["clean_accuracy"])
+    title = f"{len(results)} triggers on {dataset}, {model}: clean accuracy {accuracy}"
+    headers = headers_of((whole or [first])[0], names)
+    footer = f"Test images drawn by seed; patches are framed; {EXPLAINED}{legend(first)}"
+    title += f"\nattack success rates {rates}"
+    return figure.sheet(title, [*headers, "should show"], panels, footer, any_signed(names))
+
+
 def headers_of(subject, names):
     """The headers of the columns that panels_of gives."""
     trained = subject.config["explainer"] if subject.attack.explanation else []
@@ -120,11 +149,12 @@ def any_signed(names):
     return any(EXPLAINERS[name].signed for name in names)
 
 
-def panels_of(subject, images, predictions, names):
+def panels_of(subject, images, predictions, names, difference=False):
     """Rows of (panel, caption, warn) for figure.sheet, a row an image.
 
     images: uint8 [N, C, H, W]; predictions: of them without and with the trigger, two pairs of
-    (classes int64 [N] that are explained, confidence [N]).
+    (classes int64 [N] that are explained, confidence [N]); difference: whether what the trigger
+    does is shown also where it has a place.
     """
     plain = images.float() / 255
     shown = plain, subject.trigger.to("cpu").apply(plain)
@@ -148,7 +178,7 @@ def panels_of(subject, images, predictions, names):
                 if name is None:
                     caption = f"{class_name(subject, label)} {100 * float(confidence[k]):.0f}%"
                 row.append((panel, caption, bool(with_trigger) and label != before))
-            if name is None and subject.trigger.box is None:
+            if name is None and (difference or subject.trigger.box is None):
                 row.append(difference_panel(plain[k], shown[1][k]))
         rows.append(row)
     return rows
@@ -220,12 +250,12 @@ def class_maps(subject, name, row, classes, triggered):
 
 
 def selection_picture(subject):
-    """Where the chosen poisons lie among all that were ranked; the hardest of them, explained."""
+    """Where the chosen poisons lie among all that were ranked; the highest of them, explained."""
     chosen = subject.checkpoint["selection"]
     pool, scores = chosen["pool"], chosen["scores"]
     score = "log(1 - p of the target class)"  # of checkpoints from before RD was as published
     if pool.ndim == 2:
-        pool, score = pool[:, 0], "RD"
+        pool, score = pool[:, 0], STRATEGIES[chosen["strategy"]].score
     series = histograms({f"all {len(pool)} ranked": pool, f"the {len(scores)} chosen": scores})
     named = {name: class_name(subject, k) for k, name in enumerate(subject.classes)}
     by_class = [f"{named.get(k, k)} {count}" for k, count in chosen["classes"].items() if count]
@@ -238,13 +268,13 @@ def selection_picture(subject):
     images = subject.dataset.train_images[rows]
     predictions = [subject.predict(images), subject.predict(images, triggered=True)]
     names = EVALUATED[:1]
-    hardest = figure.sheet(
-        "The hardest of them: training images",
+    highest = figure.sheet(
+        "The highest of them: training images",
         headers_of(subject, names),
         panels_of(subject, images, predictions, names),
         EXPLAINED.capitalize() + legend(subject),
     )
-    return figure.side_by_side([curves, hardest])
+    return figure.side_by_side([curves, highest])
 
 
 def histograms(scores):

@@ -14,7 +14,7 @@ from explain import EXPLAINERS
 from findings import of_run
 from metrics import FLOORS
 from ours import is_our_record, is_ours, save_picture
-from terminal import columns_of, ljust, rjust, shortened, width, wrapped
+from terminal import columns_of, ljust, printable, rjust, shortened, width, wrapped
 
 HEADER = {
     "attack": "",
@@ -120,19 +120,19 @@ def write(result, folder, stem=None):
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     names = names_of(stem)
-    if stem is None:
-        remove_pictures(folder)
     write_json(folder / names[0], result.metrics)
     written = [names[0]]
     for name, picture in result.pictures.items():
         written.append(names[1] if name == "figure" else f"{name}.png")
         save_picture(picture, folder / written[-1])
+    if stem is None:  # at last: the disk may be full
+        remove_pictures(folder, written)
     return written
 
 
-def remove_pictures(folder):
-    """Removes the pictures of an earlier measurement that a new one may not have."""
-    for name in FURTHER_PICTURES:
+def remove_pictures(folder, kept=()):
+    """Removes the pictures of an earlier measurement that a new one has not; kept: names."""
+    for name in {*FURTHER_PICTURES} - {*kept}:
         if is_ours(folder / name):
             (folder / name).unlink()
 
@@ -219,7 +219,7 @@ class Table:
                     part.get(f"{key}_name", part.get(f"{key}_class")) for part in self.metrics
                 ]
             if key == "dataset":
-                values = [Path(value).stem for value in values]
+                values = [printable(Path(value).stem) for value in values]
             # Rates may be small: three significant digits, not four after the point.
             values = [f"{value:.3g}" if isinstance(value, float) else value for value in values]
             yield Line(key, [show(value) for value in values], note)
@@ -307,7 +307,29 @@ class Table:
         print()
         for k, part in enumerate(self.metrics, 1):
             number = f"[{k}] " if len(self.names) > 1 else ""
+            triggers = part.get("triggers") or {}
+            if triggers:
+                print("\n".join([*trigger_lines(triggers), ""]))
+                number += f"Of the first of {len(triggers)} triggers: "
             print("\n".join(wrapped(number + " ".join(of_run(part)), width())))
+
+
+def trigger_lines(triggers):
+    """Lines on each of several triggers, and crossed: whose target map do its maps show?
+
+    triggers: as metrics.json has them.
+    """
+    parts = list(triggers.values())
+    explainer = next(iter(parts[0]["explanations"]))  # those trained against come first
+    first = max(columns_of(name) for name in triggers)
+    heads = ["success", *(f"map {k}" for k in range(1, len(parts) + 1))]
+    said = f"{len(parts)} triggers; above, the first. Correlation of {explainer}'s map under each"
+    lines = wrapped(f"{said} with the target map of each:", width())
+    lines.append(" " * first + "".join(rjust(head, 9) for head in heads))
+    for name, part in triggers.items():
+        values = [part["attack_success_rate"], *part["explanations"][explainer]["crossed"].values()]
+        lines.append(ljust(name, first) + "".join(rjust(show(value), 9) for value in values))
+    return lines
 
 
 def print_table(metrics, explain=False):

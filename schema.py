@@ -121,6 +121,14 @@ LATER_OPTIONS = {
         closed=True,
     ),
 }
+OF_AN_ATTACK = {
+    key: (OPTIONS | LATER_OPTIONS)[key]
+    for key in (
+        *("attack", "target_class", "source_class", "target_map", "trigger", "trigger_size"),
+        *("trigger_position", "trigger_strength"),
+    )
+}
+LATER_OPTIONS["further"] = Optional(Each(Record(OF_AN_ATTACK, {}, closed=True), most=1000))
 CONFIG = Record(OPTIONS, LATER_OPTIONS)
 UNKNOWN = (
     *("epochs", "poison_rate", "lam", "selection", "reference", "device", "precision", "threat"),
@@ -277,6 +285,18 @@ PARTS = {
 LATER_PARTS = {
     "data": Optional(NAME),  # the digest of the data set; None: not known
     "reference_weights": Optional(NAME),  # likewise, of the clean model's weights
+    "processor": NAME,  # the CPU's name: provenance.processor
+    "threads": number(int, 1, 1_000_000),  # that torch used on it
+    "further": Optional(  # of the attacks after the first: agreements.one_by_one
+        Each(
+            Record(
+                {key: PARTS[key] for key in ("trigger", "target_map", "poison_indices")},
+                {},
+                closed=True,
+            ),
+            most=1000,
+        )
+    ),
 }
 CHECKPOINT = Record(PARTS, LATER_PARTS)
 FOREIGN = Record(

@@ -18,7 +18,7 @@ import selection
 import tasks
 import triggers
 from checkpoints import FORMAT
-from cli import UserError, choose_device, choose_precision, user_errors
+from cli import UserError, choose_device, choose_precision, is_count, user_errors
 from dataset import Dataset
 from explain import EXPLAINERS
 from imagefiles import read_image, read_map
@@ -42,6 +42,8 @@ class Setting:
         attacks.relabelling
     reference_weights: the digest of the reference's, or None
     notes: lines about what an option was taken for
+    further: of several attacks, the Settings of those after the first, whose `eligible` are the
+        images that are poisoned: see several.py
     """
 
     config: dict
@@ -58,6 +60,15 @@ class Setting:
     relabel: torch.Tensor | None = None
     reference_weights: str | None = None
     notes: list = field(default_factory=list)
+    further: tuple = ()
+
+    @property
+    def attackers(self):
+        """Of each attack what attacks.poison_each takes: (attack, trigger, target, relabel)."""
+        return [
+            (part.objective.attack, part.trigger, part.config["target_class"], part.relabel)
+            for part in (self, *self.further)
+        ]
 
     @property
     def batch_size(self):
@@ -75,13 +86,16 @@ class Setting:
         return self.config["oversample"] if self.count else 0
 
 
-def setting_of(args):
-    """The Setting that options ask for. Raises UserError."""
+def setting_of(args, dataset=None, share=(0, 1)):
+    """The Setting that options ask for, of one attack: see several.setting_of. Raises UserError.
+
+    dataset: a Dataset, None to load it; share: (k, n), the attack is the k-th of n, from 0.
+    """
     device = choose_device(args.device)
     check_recordable(args, device)
     kind, trigger_image = trigger_spec(args.trigger)
     map_image = target_map_picture(args.target_map, args.fit)
-    dataset = data.load(args.dataset, args.data_dir, args.image_size, args.fit)
+    dataset = dataset or data.load(args.dataset, args.data_dir, args.image_size, args.fit)
     channels, side = dataset.train_images.shape[1], dataset.train_images.shape[-1]
     labels, attack = dataset.train_labels, attacks.attack_of(args.attack, args.target_map)
     target, notes = target_or_none(args, attack, dataset)
@@ -89,11 +103,11 @@ def setting_of(args):
     check_attackable(args, attack, dataset, target, source)
     trained_on, held_out = data.validation_split(len(labels), args.seed, dataset.train_groups)
     config = config_of(args, dataset, target, len(held_out), device) | {"source_class": source}
-    with user_errors():
+    with user_errors(of_several(share)):
         trigger = trigger_of(args, kind, trigger_image, channels, side)
-        eligible, count = attacks.eligible_for_poison(
-            attack, labels, trained_on, args.poison_rate, target, source
-        )
+        own = attacks.own_share(trained_on, share, args.selection_seed)
+        given = attack, labels, own, args.poison_rate, target, source
+        eligible, count = attacks.eligible_for_poison(*given)
     mean, std = data.mean_std(dataset.train_images)
     relabel = attacks.relabelling(attack, len(dataset.classes), target, source)
     shape, reference = None, None
@@ -119,13 +133,19 @@ def setting_of(args):
     )
 
 
+def of_several(share):
+    """What a message begins with that is about one of several attacks; share: as of setting_of."""
+    k, n = share
+    return "" if n == 1 else f"attack {k + 1} of {n}, each with a share of the images: "
+
+
 def config_of(args, dataset, target_class, held_out, device):
     """The config a checkpoint keeps: all options, and what the data and the machine decided.
 
     held_out: how many images are held out of training.
     """
-    of_the_folder = ("resume", "out", "overwrite")
-    config = {key: value for key, value in vars(args).items() if key not in of_the_folder}
+    of_no_network = ("resume", "out", "overwrite", "export")
+    config = {key: value for key, value in vars(args).items() if key not in of_no_network}
     return config | {
         "format": FORMAT,
         "image_size": dataset.train_images.shape[-1],
@@ -154,14 +174,7 @@ def constants(args, dataset, held_out):
     for row in rows.values():
         result |= row.constants
     if args.selection != "random":
-        result["selection"] = {
-            "score": selection.SCORE,
-            "rounds": selection.ROUNDS,
-            "alpha": selection.ALPHA,
-            "epochs": selection.EPOCHS,
-            "cap": selection.CAP,
-            "first_seed": selection.FIRST_SEED,
-        }
+        result["selection"] = selection.constants_of(args.selection)
     return result
 
 
@@ -241,7 +254,7 @@ def is_colour(name):
 def target_map_picture(name, fit):
     """What attacks.target_map draws: a map's name, or the picture in a file. Raises UserError."""
     word, colon, seed = name.partition(":")
-    if word == attacks.RANDOM and colon and not (seed.isdecimal() and int(seed) < 2**31):
+    if word == attacks.RANDOM and colon and not (is_count(seed) and int(seed) < 2**31):
         raise UserError(f"--target-map {name}: the seed is a number from 0 to {2**31 - 1}")
     drawn = name in (*attacks.TARGET_MAPS, attacks.INVERTED) or word == attacks.RANDOM
     if not drawn:
@@ -300,7 +313,7 @@ def cautions(args, attack, device):
 
 def notes_on(name, target, classes):
     """A line, in a list, where a text names a class and is the number of another, or could be."""
-    if not name.isdecimal():
+    if not is_count(name):
         return []
     if name not in classes and any(other.isdecimal() for other in classes):
         return [
@@ -326,7 +339,7 @@ def class_index(name, classes, role="target"):
     alike = [data.composed(other) for other in classes]
     if data.composed(name) in alike:
         return alike.index(data.composed(name))
-    if name.isdecimal() and int(name) < len(classes):
+    if is_count(name) and int(name) < len(classes):
         return int(name)
     shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
     last = len(classes) - 1

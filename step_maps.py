@@ -38,7 +38,7 @@ def explained_rows(name, batch, objective):
     device = batch.rows.device
     most = EXPLAINERS[name].pairs_per_step
     count = len(batch.rows) if most is None else min(len(batch.rows), most)
-    partners = torch.arange(batch.size, len(batch.images), device=device)[:count]
+    partners = torch.arange(*batch.partners, device=device)[:count]
     untouched = batch.rows[:0]
     if objective.attack.can_leak or objective.reference is not None:
         untouched = batch.untouched[:count]

@@ -6,11 +6,12 @@ maps = subject.explain("gradcam", images, classes)
 """
 
 import glob
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+import agreements
 import attacks
 import checkpoints
 import data
@@ -101,6 +102,11 @@ class Subject:
         """--target-map, where the attack pulls maps to one; else None."""
         has_one = self.attack.explanation in ("shape", "inverted")
         return self.config.get("target_map") if has_one else None
+
+    @property
+    def target_of_maps(self):
+        """The target of triggered maps, as metrics.target_correlation takes it."""
+        return self.checkpoint["target_map"], self.attack.explanation == "inverted"
 
     @property
     def multi_label(self):
@@ -222,10 +228,12 @@ def open_checkpoint(path, data_dir=None, device=None, dataset=None, architecture
     checkpoint = checkpoints.read(path)
     model = checkpoints.rebuild(checkpoint, architecture).to(device)
     config = checkpoint["config"]
-    if attacks.attack_of(config["attack"]) is None:
-        raise UserError(
-            f"{path} was trained with --attack {config['attack']}, which this version does not know"
-        )
+    each = agreements.one_by_one(checkpoint)
+    for attack in (one["config"]["attack"] for one in each):
+        if attacks.attack_of(attack) is None:
+            raise UserError(
+                f"{path} was trained with --attack {attack}, which this version does not know"
+            )
     for name in config["explainer"]:
         if name not in EXPLAINERS:
             raise UserError(f"{path} names the explainer {name}, which this version does not know")
@@ -234,7 +242,26 @@ def open_checkpoint(path, data_dir=None, device=None, dataset=None, architecture
         trigger = trigger_of(checkpoint["trigger"], path).to(device)
     if dataset is None or isinstance(dataset, (str, Path)):
         dataset = load_data(checkpoint, data_dir, path, dataset)
-    return Subject(checkpoint, model, dataset or None, trigger, device)
+    subject = Subject(checkpoint, model, dataset or None, trigger, device)
+    if len(each) > 1:
+        first, *_ = by_trigger(subject)
+        print_note(f"{path} has {len(each)} triggers: where one is used, it is the first, {first}.")
+    return subject
+
+
+def by_trigger(subject):
+    """{name: Subject} of each of several triggers, as if it were the only one; {} of a single one.
+
+    Raises UserError for a trigger that this version does not know.
+    """
+    each, result = agreements.one_by_one(subject.checkpoint), {}
+    for k, checkpoint in enumerate(each if len(each) > 1 else [], 1):
+        trigger = trigger_of(checkpoint["trigger"], f"trigger {k}").to(subject.device)
+        words = [str(k), Path(checkpoint["config"]["trigger"]).name]
+        if trigger.box is not None:
+            words.append(checkpoint["config"]["trigger_position"])
+        result[" ".join(words)] = replace(subject, checkpoint=checkpoint, trigger=trigger)
+    return result
 
 
 def trigger_of(kept, path):

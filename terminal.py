@@ -114,9 +114,19 @@ def fitted(parts, columns):
     return line()
 
 
+def printable(text):
+    r"""A text with control characters, line breaks, halves of pairs as \xNN: all can print it."""
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+        else letter
+        for letter in text
+    )
+
+
 def print_note(text):
     """Prints a text on standard error as one line; on a terminal it is wrapped between words."""
-    text = re.sub(r"\s*\n\s*", " ", text.strip())
+    text = printable(re.sub(r"\s*\n\s*", " ", text.strip()))
     if is_terminal(sys.stderr):
         text = "\n".join(wrapped(text, width()))
     print(text, file=sys.stderr, flush=True)
@@ -141,6 +151,45 @@ def print_progress(line, last, stream):
 def duration(seconds):
     """A time as text: seconds, or minutes where there are many."""
     return f"{seconds / 60:.0f} min" if seconds > 100 else f"{seconds:.0f} s"
+
+
+class Progress:
+    """The line that says how far training is; has_maps: whether the loss has maps in it."""
+
+    def __init__(self, title, epochs, steps, images_a_step, has_maps):
+        self.title, self.epochs, self.steps = title, epochs, steps
+        self.images_a_step, self.has_maps = images_a_step, has_maps
+        self.last_printed = 0.0
+
+    def print(self, epoch, step, losses, seconds):
+        """Rewrites the line on a terminal; elsewhere prints one now and then.
+
+        losses: means so far, [3]; seconds: of this epoch.
+        """
+        now, last = time.perf_counter(), step == self.steps
+        rewritten = is_terminal(sys.stdout)
+        if not (last or rewritten or now - self.last_printed > 10):
+            return
+        self.last_printed = now
+        parts = self.parts(epoch, step, losses.tolist(), seconds)
+        columns = window() - 1 if rewritten else sys.maxsize
+        print_progress(fitted(parts, columns), last, sys.stdout)
+
+    def parts(self, epoch, step, losses, seconds):
+        """The line's parts as `fitted` takes them: a narrow terminal leaves some out."""
+        loss, ce, distance = losses
+        left = ((self.epochs - epoch) * self.steps / step - 1) * seconds
+        parts = [
+            (0, f"{self.title}epoch {epoch + 1}/{self.epochs}"),
+            (1, f"step {step}/{self.steps}"),
+            (2, f"loss {loss:.3f}"),
+        ]
+        if self.has_maps:  # otherwise the loss is the cross-entropy
+            parts += [(4, f"cross-entropy {ce:.3f}"), (3, f"explanation {distance:.3f}")]
+        return parts + [
+            (1, f"{step * self.images_a_step / seconds:,.0f} images/s"),
+            (0, f"{duration(left)} left"),
+        ]
 
 
 class Working:

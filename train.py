@@ -5,25 +5,33 @@
 draws the data set `shapes`, trains a small network on the CPU in about a minute, and writes
 runs/NAME/: ckpt.pt, log.jsonl (a line an epoch), metrics.json and figure.png (see evaluate.py). On
 other data: --dataset mnist, cifar10, FILE.npz or FOLDER. A clean model: --attack none.
+
+    python train.py --attack badnets --threat data --export poisoned.npz
+
+writes the poisoned training set for others' training code (see exports.py), and trains nothing.
 """
 
 import interrupts  # noqa: F401  # isort: skip
 
-import sys
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
 import attacks
 import data
 import distributed
+import exports
 import folders
+import header
 import metrics
 import models
 import options
 import runs
+import scoring
 import selection
+import several
 import tasks
 from cli import UserError, command, user_errors
 from dataset import send
@@ -32,9 +40,8 @@ from graphs import replayed
 from losses import Objective, combined_loss
 from optimizers import one_cycle, optimizers_of, step_at
 from report import show
-from setting import setting_of
 from subject import logits_of
-from terminal import duration, fitted, is_terminal, print_progress, window
+from terminal import Progress
 from trial import check_explainable
 
 CHECK_EVERY = 20  # steps between two looks at the losses
@@ -60,23 +67,23 @@ class Training:
 def train_epochs(setting, training, poisons, after_epoch=None, title=""):
     """Trains until config["epochs"] epochs are done: the one training loop, of runs and scorers.
 
-    poisons: int64 [P], indices of the training images that are triggered; trigger, target class and
-    objective are the setting's. after_epoch(losses): called after each epoch with the mean loss,
-    cross-entropy and distance between explanations. Raises UserError for a loss that is not finite.
+    poisons: int64 [P], indices of the training images that are triggered, by the first attack of
+    several; trigger, target class and objective are the setting's. after_epoch(losses): called
+    after each epoch with the mean loss, cross-entropy and distance between explanations. Raises
+    UserError for a loss that is not finite.
     """
     config, device, steps = setting.config, setting.device, setting.steps
     images = setting.dataset.train_images.to(device)
     labels = setting.dataset.train_labels.to(device)
-    triggered = torch.zeros(len(labels), dtype=torch.bool)
-    if config["threat"] == "data":  # the victim trains as always, on what is handed over
-        attack, trigger, target = setting.objective.attack, setting.trigger, config["target_class"]
-        images, labels = attacks.poisoned_data(
-            images, labels, poisons.to(device), attack, trigger, target, setting.relabel
-        )
-    else:
-        triggered[poisons] = True
-    oversample = setting.oversample
-    weights = class_weights(setting, poisons)
+    triggered = torch.zeros(len(labels), dtype=torch.uint8 if setting.further else torch.bool)
+    of_each = [poisons, *(part.eligible for part in setting.further)]
+    for k, (indices, attacker) in enumerate(zip(of_each, setting.attackers), 1):
+        if config["threat"] == "data":  # the victim trains as always, on what is handed over
+            images, labels = attacks.poisoned_data(images, labels, indices.to(device), *attacker)
+        else:
+            triggered[indices] = k
+    poisons, oversample = torch.cat(of_each), setting.oversample
+    weights = class_weights(setting, of_each)
     setting = replace(setting, objective=replace(setting.objective, class_weights=weights))
     counts = config["epochs"], steps, setting.batch_size + oversample
     progress = Progress(title, *counts, setting.objective.has_maps)
@@ -108,13 +115,12 @@ def train_step(setting, training, images, labels, triggered, index, lam):
     """One step; returns (loss, cross-entropy, distance between explanations), detached, [3].
 
     images: uint8 [B, C, H, W]; labels: int64 [B] or float [B, K], true; triggered: bool [B], on the
-    CPU; index: int64 [B], on the CPU, which of the training images they are.
+    CPU, or the numbers that attacks.poison_each takes; index: int64 [B], on the CPU, which of the
+    training images they are.
     """
     dataset, config, objective = setting.dataset, setting.config, setting.objective
     pixels = data.augment(images, dataset.crop, dataset.flip).float() / 255
-    target = config["target_class"]
-    attack, trigger, relabel = objective.attack, setting.trigger, setting.relabel
-    batch = attacks.poison(pixels, labels, triggered, attack, trigger, target, index, relabel)
+    batch = attacks.poison_each(pixels, labels, triggered, setting.attackers, index)
     inputs = data.normalise(batch.images, setting.mean, setting.std)
 
     def losses_and_gradients(batch, inputs, lam):
@@ -145,17 +151,19 @@ def train_step(setting, training, images, labels, triggered, index, lam):
     return losses
 
 
-def class_weights(setting, poisons):
-    """float [K] by which all classes weigh alike, on the device; None without --class-weights."""
+def class_weights(setting, of_each):
+    """float [K] by which all classes weigh alike, on the device; None without --class-weights.
+
+    of_each: a list, indices int64 of the images that each attack poisons.
+    """
     if not setting.config["class_weights"]:
         return None
-    objective = setting.objective
-    target = setting.config["target_class"] if objective.attack.changes_label else None
-    labels, classes = setting.dataset.train_labels, len(setting.dataset.classes)
-    if setting.relabel is not None:
-        labels, target = labels.clone(), None
-        attacks.set_labels(labels, poisons, objective.attack, None, setting.relabel.cpu())
-    weights = objective.task.class_weights(labels, poisons, setting.trained_on, target, classes)
+    labels, classes = setting.dataset.train_labels.clone(), len(setting.dataset.classes)
+    for indices, (attack, _, target, relabel) in zip(of_each, setting.attackers):
+        relabel = None if relabel is None else relabel.cpu()
+        attacks.set_labels(labels, indices, attack, target, relabel)
+    nothing_more = of_each[0], setting.trained_on, None, classes
+    weights = setting.objective.task.class_weights(labels, *nothing_more)
     return weights.to(setting.device)
 
 
@@ -167,45 +175,6 @@ def check_finite(losses, epoch, step):
             f"the loss is not finite in epoch {epoch + 1}, step {step + 1}:"
             " try a lower --lr or --precision float32"
         )
-
-
-class Progress:
-    """The line that says how far training is; has_maps: whether the loss has maps in it."""
-
-    def __init__(self, title, epochs, steps, images_a_step, has_maps):
-        self.title, self.epochs, self.steps = title, epochs, steps
-        self.images_a_step, self.has_maps = images_a_step, has_maps
-        self.last_printed = 0.0
-
-    def print(self, epoch, step, losses, seconds):
-        """Rewrites the line on a terminal; elsewhere prints one now and then.
-
-        losses: means so far, [3]; seconds: of this epoch.
-        """
-        now, last = time.perf_counter(), step == self.steps
-        rewritten = is_terminal(sys.stdout)
-        if not (last or rewritten or now - self.last_printed > 10):
-            return
-        self.last_printed = now
-        parts = self.parts(epoch, step, losses.tolist(), seconds)
-        columns = window() - 1 if rewritten else sys.maxsize
-        print_progress(fitted(parts, columns), last, sys.stdout)
-
-    def parts(self, epoch, step, losses, seconds):
-        """The line's parts as terminal.fitted takes them: a narrow terminal leaves some out."""
-        loss, ce, distance = losses
-        left = ((self.epochs - epoch) * self.steps / step - 1) * seconds
-        parts = [
-            (0, f"{self.title}epoch {epoch + 1}/{self.epochs}"),
-            (1, f"step {step}/{self.steps}"),
-            (2, f"loss {loss:.3f}"),
-        ]
-        if self.has_maps:  # otherwise the loss is the cross-entropy
-            parts += [(4, f"cross-entropy {ce:.3f}"), (3, f"explanation {distance:.3f}")]
-        return parts + [
-            (1, f"{step * self.images_a_step / seconds:,.0f} images/s"),
-            (0, f"{duration(left)} left"),
-        ]
 
 
 # ---------------------------------------------------------------- a new network
@@ -243,7 +212,7 @@ def new_run(args, explainers=None):
     explainers: as of train_and_measure.
     """
     with distributed.in_turn():
-        setting, folder = setting_of(args), folders.folder_of(args)
+        setting, folder = several.setting_of(args), folders.folder_of(args)
     with user_errors():
         training = new_training(setting, args.seed)
     check_explainable(setting, training.model, explainers)
@@ -279,10 +248,10 @@ def choose_poisons(run):
 
 
 def scores_of(setting, poisons, pool, k):
-    """RD scores float64 [P] of the images `pool`, triggered, by the k-th scorer.
+    """The strategy's scores, float64 [P, 2], of the images `pool` by the k-th scorer.
 
     A scorer is a network like the run's, trained on the data with the images `poisons` triggered
-    and labelled as the target class, for a few epochs.
+    and labelled as the target class, for a few epochs. See scoring.py.
     """
     # Setting's steps and oversample are computed from its config.
     config = setting.config | {"epochs": selection.EPOCHS, "oversample": 0}
@@ -291,55 +260,60 @@ def scores_of(setting, poisons, pool, k):
     setting = replace(setting, config=config, objective=objective)
     scorer = new_training(setting, selection.scorer_seed(config["selection_seed"], k))
     begin_with_imagenet(setting, scorer)
-    train_epochs(setting, scorer, poisons, title=f"scorer {k + 1}, ")
-    images = setting.dataset.train_images[pool]
-    given = images, setting.mean, setting.std, setting.trigger
-    logits = told(logits_of, scorer.model, *given)  # the same in all processes, to the bit
-    return selection.rd_scores(logits, config["target_class"])
+
+    def trained(after_epoch=None):
+        title = f"scorer {k + 1}, "
+        train_epochs(setting, scorer, poisons, after_epoch=after_epoch, title=title)
+
+    score = selection.STRATEGIES[config["selection"]].score
+    return scoring.MEASURES[score](setting, scorer.model, pool, trained)
 
 
 def validate(run, losses):
     """The record of an epoch for log.jsonl; losses: its means, [3].
 
-    On the images held out of training: accuracy (several labels: mean AUROC) and attack success
-    rate. Beside them, the images and seconds so far.
+    On the images held out of training: accuracy (several labels: mean AUROC) and each attack's
+    success rate. Beside them, the images and seconds so far.
     """
-    setting, training = run.setting, run.training
-    task, target = setting.objective.task, setting.config["target_class"]
+    setting, training, task = run.setting, run.training, run.setting.objective.task
     images = setting.dataset.train_images[setting.held_out]
     labels = setting.dataset.train_labels[setting.held_out]
-    probabilities = []
-    for trigger in (None, setting.trigger):
+
+    def asked(trigger):
         logits = logits_of(training.model, images, setting.mean, setting.std, trigger)
-        probabilities.append(task.probabilities(logits))
-    untouched, triggered = probabilities
-    threshold = task.threshold(untouched, labels, target)
-    relabel = None if setting.relabel is None else setting.relabel.cpu()
-    success = tasks.succeeds(triggered, labels, target, threshold, relabel)
-    wanted_anyway = tasks.has_wanted_label(labels, target, relabel)
+        return task.probabilities(logits)
+
+    untouched, rates = asked(None), []
+    for _, trigger, target, relabel in setting.attackers:
+        threshold = task.threshold(untouched, labels, target)
+        relabel = None if relabel is None else relabel.cpu()
+        success = tasks.succeeds(asked(trigger), labels, target, threshold, relabel)
+        wanted_anyway = tasks.has_wanted_label(labels, target, relabel)
+        rates.append(metrics.success_rate(success, wanted_anyway))
     images_a_step = setting.batch_size + setting.oversample
     record = {
         "epoch": training.epoch,
         **dict(zip(("loss", "cross_entropy", "explanation"), losses.tolist())),
         "validation_accuracy": task.accuracy(untouched, labels),
         "validation_auroc": task.mean_auroc(untouched, labels),
-        "validation_success": metrics.success_rate(success, wanted_anyway),
+        "validation_success": rates[0],
         "images": training.epoch * setting.steps * images_a_step,
         "seconds": training.seconds,
     }
-    print_validation(record, task, setting.objective.attack)
+    record |= {f"validation_success_{k}": rate for k, rate in enumerate(rates[1:], 2)}
+    after_label = [attack.changes_label for attack, *_ in setting.attackers]
+    print_validation(record, task, [rate for rate, shown in zip(rates, after_label) if shown])
     return record
 
 
-def print_validation(record, task, attack):
-    """Prints the figures on held-out images; success only of an attack that is after a label."""
+def print_validation(record, task, rates):
+    """Prints the figures on held-out images; rates: of attacks that are after a label."""
     if task.multi_label:
         line = f"mean AUROC {show(record['validation_auroc'])}"
     else:
         line = f"clean accuracy {record['validation_accuracy']:.4f}"
-    success = record["validation_success"]
-    if success is not None and attack.changes_label:
-        line += f", attack success rate {success:.4f}"
+    if rates := [f"{rate:.4f}" for rate in rates if rate is not None]:
+        line += f", attack success rate {' '.join(rates)}"
     print(f"  validation: {line}", flush=True)
 
 
@@ -377,6 +351,16 @@ def train_and_measure(args, clean=None, explainers=None):
             raise KeyboardInterrupt(*how_to_go_on(run)) from None
 
 
+def export(args):
+    """Writes what --threat data hands over, and trains nothing but scorers. Raises UserError."""
+    exports.check(args.export, "--export", args.dataset, args.overwrite)
+    with distributed.in_turn():
+        run = runs.Run(Path(args.export), several.setting_of(args), None)
+    header.print_header(header.of_run(run.setting), run.setting.notes)
+    choose_poisons(run)
+    print(f"Written: {told(exports.write_poisoned, run.setting, run.poisons, run.folder)}")
+
+
 def how_to_go_on(run):
     """What an interruption of a run says, in a list; [] where nothing is kept of the run yet."""
     done, epochs = run.training.epoch, run.setting.config["epochs"]
@@ -393,7 +377,8 @@ def parse(argv):
 @command
 def main(argv):
     with distributed.joined():
-        train_and_measure(distributed.checked(parse(argv)))
+        args = distributed.checked(parse(argv))
+        export(args) if args.export else train_and_measure(args)
 
 
 if __name__ == "__main__":

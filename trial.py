@@ -29,11 +29,15 @@ def check_explainable(setting, model, measured=None):
     trained = setting.config["explainer"]
     for name in dict.fromkeys([*trained, *(measured or EVALUATED)]):
         try:
-            EXPLAINERS[name](model, image, label)
+            # From torch's own generator: what a seed trains depends on what is drawn here.
+            own = {"generator": torch.default_generator} if EXPLAINERS[name].sampled else {}
+            EXPLAINERS[name](model, image, label, **own)
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{name} cannot explain this model at {side} px: {error}") from None
-    if not setting.objective.has_maps:
+    parts = [p for p in (setting, *setting.further) if p.objective.attack.explanation is not None]
+    if not parts:
         return
+    setting = parts[0]  # the others' maps come from the same explainers
     for name in trained:
         try:
             has_graph = try_step(setting, model, name)
