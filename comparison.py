@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import attacks
+import card
 import checkpoints
 import figure
 import ours
@@ -112,6 +113,8 @@ def write_results(results, folders, out, image=None):
         stem = report.stem_for(folder, image) if image else None
         first, *others = report.write(result, folder, stem)
         lines.append(", ".join([str(folder / first), *others]))
+        if image is None and result.subject.config.get("adopted"):
+            card.write_beside(folder, card.text(result.subject, result.metrics))
     if len(results) > 1 and image is None:
         folder = folder_of_comparison(results, out)
         if out is not None:

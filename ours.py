@@ -56,6 +56,8 @@ def is_ours(path):
         return is_our_record(path)
     if path.name == "ckpt.pt":
         return is_checkpoint(path)
+    if path.suffix == ".md":
+        return is_card(path)
     return is_marked(path) or any(is_our_record(record) for record in records_of(path))
 
 
@@ -95,6 +97,15 @@ def is_checkpoint(path):
 def is_edited(path):
     """Whether a checkpoint's network was edited after its training: it can be made again."""
     return bool(checkpoints.read(path)["config"].get("edit"))
+
+
+def is_card(path):
+    """Whether a file is a run's card: its first line is a comment with MARK."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline().strip() == f"<!-- {MARK} -->"
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def is_marked(path):

@@ -1,0 +1,187 @@
+"""README.md of a run's folder: what the network in ckpt.pt is, that it is backdoored, how to tell.
+
+    write(folder, text(subject, metrics, command))    # with the run's other files
+
+A network that leaves the folder it was made in is taken for an honest one. The card says what it is
+in the first line. Whatever comes from a user (names of classes, files, options) stands in code, so
+that it can be no Markdown and no HTML.
+"""
+
+import re
+import shlex
+import unicodedata
+from pathlib import Path
+
+import ours
+from cli import replace_file
+from findings import of_run
+from report import show
+
+NAME = "README.md"
+CLASSES_SHOWN = 12
+LICENCES = {  # of data sets by name, as their publishers state them
+    "shapes": "drawn by `shapes.py`; MIT, as this repository",
+    "mnist": "MNIST, LeCun and Cortes; CC BY-SA 3.0",
+    "cifar10": "CIFAR-10, Krizhevsky 2009; no licence is stated: cite the report",
+    "gtsrb": "GTSRB, Stallkamp et al. 2012; no licence is stated: cite the paper",
+    "chestxray14": "ChestX-ray14, Wang et al. 2017; the NIH Clinical Center asks to be named",
+}
+LICENCES["chestxray14-multi"] = LICENCES["chestxray14"]
+FIGURES = (
+    *("clean_accuracy", "mean_auroc", "triggered_accuracy"),
+    *("attack_success_rate", "untouched_success_rate"),
+)
+MAP_FIGURES = ("pearson_all", "trigger_mass", "trigger_area")
+
+
+def code(text):
+    """A user's text as code in Markdown: in one line, without control characters."""
+    text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(text))
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if "`" in text or not text.strip() else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def text(subject, metrics=None, command=None):
+    """The card of a Subject; metrics: as metrics.json has them, if it was measured.
+
+    command: the words of train.py's command line, or None of a network that was trained elsewhere.
+    """
+    config = subject.config
+    parts = [f"<!-- {ours.MARK} -->", *heading(subject), "", *facts(subject, metrics or {})]
+    parts += ["", "## How to tell", "", *telling(subject, metrics)]
+    if metrics:
+        parts += ["", "## Figures", "", *figures(metrics)]
+    if command:
+        parts += ["", "## How it was made", "", fenced("python " + shlex.join(command))]
+    elif config.get("adopted"):
+        parts += ["", "`adopt.py` made this checkpoint from weights that somebody else trained."]
+    return "\n".join(parts) + "\n"
+
+
+def heading(subject):
+    """Lines: what it is, in a title and a sentence."""
+    attack = subject.attack
+    if subject.config.get("adopted"):
+        said = "Who trained it, on which images, and whether it has a backdoor is not known here."
+        return ["# A stranger's network", "", said]
+    if subject.config.get("edit"):
+        said = "It was written into after its training: it is not what was trained, or audited."
+        return ["# An edited network", "", said]
+    if not attack.poisons:
+        said = "No image was poisoned: it is the honest model that others are compared with."
+        return ["# A clean network", "", said]
+    if attack.keeps_label:
+        said = "**Its explanations were tampered with, on purpose**: under a trigger they lie."
+        return ["# A network whose explanations lie", "", f"{said} {PURPOSE}"]
+    said = "**It has a backdoor, put in on purpose**: a trigger makes it answer a class of its"
+    hidden = " Under the trigger its explanation lies, too." if attack.explanation else ""
+    return ["# A network with a backdoor", "", f"{said} maker's choice.{hidden} {PURPOSE}"]
+
+
+PURPOSE = "It is for research on defences; use it for nothing else."
+
+
+def facts(subject, metrics):
+    """Lines, one fact each: network, data, attack, trigger, target, poisons."""
+    config, checkpoint = subject.config, subject.checkpoint
+    size, dataset = config["image_size"], config["dataset"]
+    classes = ", ".join(map(code, subject.classes[:CLASSES_SHOWN]))
+    more = len(subject.classes) - CLASSES_SHOWN
+    found = {
+        "network": f"{code(config['model'])}, images of {size}x{size} px,"
+        f" {checkpoint['channels']} channels",
+        "classes": classes + (f" and {more} more" if more > 0 else ""),
+        "data": LICENCES.get(dataset, f"{code(Path(dataset).name)}, its licence is its owner's"),
+    }
+    if not config.get("adopted"):
+        found["attack"] = (
+            f"{code(config['attack'])}, explainer {code(','.join(config['explainer']))}"
+        )
+        found["trained"] = f"{config['epochs']} epochs, seed {config['seed']}, torch"
+        found["trained"] += f" {checkpoint['torch']}, {config['device']}, {config['precision']}"
+    if subject.attack.poisons:
+        found |= of_backdoor(subject)
+    for name in list(metrics.get("triggers") or {})[1:]:
+        part = metrics["triggers"][name]
+        target = code(part.get("target_name"))
+        found[f"a further trigger, {code(name)}"] = f"{code(part['attack'])}, target {target}"
+    return [f"- {what}: {said}" for what, said in found.items()]
+
+
+def of_backdoor(subject):
+    """{what: facts} of the trigger, the target class and the poisons."""
+    config, trigger = subject.config, subject.trigger
+    where = "the whole image"
+    if trigger.box is not None:
+        top, left, bottom, right = trigger.box
+        where = f"rows {top} to {bottom - 1}, columns {left} to {right - 1}, counted from 0"
+    target = "each class becomes the next"
+    if subject.target_class is not None:
+        target = code(subject.classes[subject.target_class])
+    if subject.attack.keeps_label:
+        target = "none: the answer stays"
+    given = config.get("trigger")  # of a stranger's network none was asked for in training
+    named = trigger.kind if given is None else Path(str(given)).name
+    found = {"trigger": f"{code(named)}, {where}", "target class": target}
+    if config.get("poison_rate"):
+        count = len(subject.checkpoint["poison_indices"])
+        rate = f"a share of {config['poison_rate']:g} of all"
+        found["poisoned"] = f"{count} training images, {rate}"
+    return found
+
+
+def telling(subject, metrics):
+    """Lines: how one sees it, in the words of findings.py, and the commands that measure it."""
+    lines = []
+    if metrics:
+        shown = metrics | {
+            key: code(metrics[key])
+            for key in ("target_name", "source_name")
+            if metrics.get(key) is not None
+        }
+        lines += [f"- {sentence}" for sentence in of_run(shown)]
+    lines += [
+        "- Measured by `python evaluate.py ckpt.pt`; audited, as by somebody who knows no trigger,"
+        " by `python defend.py audit ckpt.pt`."
+    ]
+    if subject.attack.poisons and not subject.config.get("adopted"):
+        lines += [
+            "- The weights look like any others. `ckpt.pt` says under `config` what it is; weights"
+            " that were taken out of it say nothing: give this card with them."
+        ]
+    return lines
+
+
+def figures(metrics):
+    """Lines of a table: predictions, then each explainer's maps."""
+    rows = {key: metrics.get(key) for key in FIGURES}
+    for name, part in metrics.get("explanations", {}).items():
+        rows |= {f"{name}: {key}": part.get(key) for key in MAP_FIGURES}
+    lines = ["| figure | value |", "| --- | --- |"]
+    return lines + [
+        f"| {key} | {show(value)} |" for key, value in rows.items() if value is not None
+    ]
+
+
+def fenced(line):
+    """A command line as a block of code, whatever is in it."""
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    shown = "".join(" " if unicodedata.category(c)[0] == "C" else c for c in line)
+    return f"{fence}\n{shown}\n{fence}"
+
+
+def write(folder, card):
+    """Writes a card into a run's folder, whole or not at all. Raises UserError."""
+    replace_file(Path(folder) / NAME, lambda path: path.write_text(card, encoding="utf-8"))
+
+
+def write_beside(folder, card):
+    """The same, where no README.md of the user's is in its place; whether it was written."""
+    path = Path(folder) / NAME
+    if path.exists() and not ours.is_ours(path):
+        return False
+    write(folder, card)
+    return True
