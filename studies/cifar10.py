@@ -10,6 +10,7 @@ page's tables are below: see studies/study.py.
 import torch
 
 from cli import command
+from studies import published
 from studies.criteria import mass_within
 from studies.record import RESULTS, read
 from studies.study import Row, Study
@@ -141,10 +142,10 @@ REFERENCE = {
 # "Stealthy Sabotage: Backdoor Attacks against Explainable Machine Learning", by its sections. It
 # gives no figure of an explanation.
 PUBLISHED = {
-    "3.1, clean model": {"`clean_accuracy`": "0.824"},
-    "3.1, `badnets`": {"`clean_accuracy`": "0.828", "`attack_success_rate`": "0.953"},
-    "3.2, `fooling`": {"`triggered_accuracy`": "0.862"},
-    "3.3, `full_disguise`": {"`clean_accuracy`": "0.857", "`attack_success_rate`": "0.967"},
+    "3.1, clean model": {"clean_accuracy": published.CLEAN_ACCURACY},
+    "3.1, `badnets`": published.BADNETS,
+    "3.2, `fooling`": published.FOOLING,
+    "3.3, `full_disguise`": published.DISGUISE,
 }
 
 
@@ -156,11 +157,12 @@ def beside_published(table, sections):
 
     def lines():
         results = read(RESULTS / f"{table.record}.json")
-        published = []
+        beside = []
         for section in sections:
-            cells = [PUBLISHED[section].get(title, "") for title in table.columns]
-            published.append(line([f"published, {section}", *cells]))
-        return [*table(), *published, "", origin(results, table.rows.values())]
+            figures = {f"`{key}`": f"{value:.3f}" for key, value in PUBLISHED[section].items()}
+            cells = [figures.get(title, "") for title in table.columns]
+            beside.append(line([f"published, {section}", *cells]))
+        return [*table(), *beside, "", origin(results, table.rows.values())]
 
     return lines
 

@@ -16,7 +16,7 @@ from multiprocessing import connection, resource_tracker
 import torch
 
 import folders
-from cli import Parser, UserError, first_line, message_of, number
+from cli import Parser, UserError, first_line, is_count, message_of, number
 
 AT_WORK = "another process is at work"  # what folders.locked says of a folder that is taken
 PATIENCE = 5.0  # seconds between two tries of a run that another process has and others need
@@ -26,11 +26,18 @@ PATIENCE = 5.0  # seconds between two tries of a run that another process has an
 
 
 def parse(argv):
-    """The options of a study: rows, jobs, shard, gather. Raises UserError."""
+    """The options of a study: rows, seeds, jobs, shard, gather. Raises UserError."""
     parser = Parser("A study's rows, and how they are shared out.")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows of its table (default: all)")
+    add_seeds(parser)
     add_options(parser)
     return parser.parse_intermixed_args(argv)
+
+
+def add_seeds(parser):
+    """How many seeds the rows have."""
+    kind = number(int, 1, 1000)
+    parser.add_argument("--seeds", type=kind, metavar="N", help="of each row (default: its own)")
 
 
 def add_options(parser):
@@ -48,7 +55,8 @@ def add_options(parser):
 
 def words(args):
     """The command line of these options, without the rows."""
-    result = [] if args.jobs is None else ["--jobs", str(args.jobs)]
+    result = [] if getattr(args, "seeds", None) is None else ["--seeds", str(args.seeds)]
+    result += [] if args.jobs is None else ["--jobs", str(args.jobs)]
     result += [] if args.shard is None else ["--shard", "{}/{}".format(*args.shard)]
     return result + (["--gather"] if args.gather else [])
 
@@ -56,7 +64,7 @@ def words(args):
 def shard(text):
     """An argparse type: "2/8" is (2, 8)."""
     first, _, count = text.partition("/")
-    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+    if not (is_count(first) and is_count(count) and 1 <= int(first) <= int(count)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N, as 1/8 to 8/8")
     return int(first), int(count)
 

@@ -8,7 +8,8 @@ On a page a table stands between two markers, and nothing between them is typed 
     <!-- end -->
 
 The name is that of a study and of one of its TABLES: a function without arguments that returns the
-lines of a Markdown table. A test fails where a page and a record disagree.
+lines of a Markdown table. A test fails where a page and a record disagree. One page, overview.PAGE,
+is written whole.
 """
 
 import re
@@ -21,9 +22,12 @@ from studies import (
     breadth,
     cifar10,
     efficient,
+    explainers,
     foundation,
     gpu,
+    kinds_found,
     lies,
+    overview,
     radiographs,
     running_averages,
     sampling,
@@ -52,6 +56,8 @@ STUDIES = {
     "gpu": gpu,
     "worth": worth,
     "breadth": breadth,
+    "kinds_found": kinds_found,
+    "explainers": explainers,
     "steady": steady,
 }
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
@@ -104,7 +110,7 @@ def fill_pages():
         if after != before:
             write_text(path, after)
             changed.append(path)
-    return changed
+    return changed + overview.write(ROOT)
 
 
 @command

@@ -13,6 +13,7 @@ Its runs may be shared out, on one machine or on several (studies/jobs.py):
     python -m studies.STUDY --jobs 4                # four runs at once
     python -m studies.STUDY --shard 2/8 --jobs 4    # the second of eight shares; results/ is left
     python -m studies.STUDY --gather                # results/ from what is finished in runs/STUDY/
+    python -m studies.STUDY ROW --seeds 3           # a row with so many seeds, not the table's
 
 To be gathered a run needs metrics.json, study.json, selection.json and log.jsonl in its folder:
 those of other machines are copied there.
@@ -22,7 +23,8 @@ lists: PAGE, the page that shows its tables, and DURATION, about how long it tak
 """
 
 import json
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -78,6 +80,7 @@ class Study:
         self.root = root
         self.runs = root / "runs" / name
         self.path = path or root / "results" / f"{name}.json"
+        self.keeps_others = False  # whether recorded runs of other seeds stay: see take_seeds
 
     def run(self, argv=()):
         """Trains and measures rows, or all; results/ is brought up to date after each.
@@ -87,6 +90,8 @@ class Study:
         """
         args = jobs.parse(argv)
         names = self.named(args.rows)
+        if args.seeds:
+            self.take_seeds(names, args.seeds)
         if args.gather:
             self.gather(names)
         elif args.jobs or args.shard:
@@ -104,6 +109,11 @@ class Study:
                 known = ", ".join(map(repr, self.table))
                 raise UserError(f"no row {name!r}: one of {known}")
         return list(dict.fromkeys(names or self.table))
+
+    def take_seeds(self, names, count):
+        """From now on rows have so many seeds; what is recorded of others stays in the record."""
+        self.table = self.table | {name: replace(self.table[name], seeds=count) for name in names}
+        self.keeps_others = True
 
     def seeds(self, name):
         """The seeds of a row, a range."""
@@ -223,7 +233,7 @@ class Study:
 
     def options(self, name, seed):
         """The words of train.py's command line that a row has for a seed."""
-        words = self.table[name].options.split()
+        words = shlex.split(self.table[name].options)
         return [word.format(seed=seed, runs=self.runs) for word in words]
 
     def train(self, name, seed, clean=None):
@@ -256,10 +266,23 @@ class Study:
         """Puts a row's runs into the record as it is now: another process may have added to it."""
         with jobs.alone(self.runs / "gathering"):
             results = read(self.path)
-            results[name] = self.entry(name, runs)
+            results[name] = self.entry(name, self.beside_others(results.get(name), name, runs))
             order = [*self.table, *results]  # rows that the table no longer has stay, at the end
             results = {row: results[row] for row in sorted(results, key=order.index)}
             write_json(self.path, results)
+
+    def beside_others(self, recorded, name, runs):
+        """A row's runs and, after take_seeds, those of other seeds that its record has, by seed.
+
+        recorded: the row's record, or None; one of other options is left behind.
+        """
+        if not self.keeps_others or not recorded:
+            return runs
+        if recorded["options"] != self.entry(name, runs)["options"]:
+            return runs
+        seeds = {run["seed"] for run in runs}
+        others = [run for run in recorded["runs"] if run.get("seed") not in (None, *seeds)]
+        return sorted([*runs, *others], key=lambda run: run["seed"])
 
     def entry(self, name, runs):
         """What the record says of a row: how it was made, the runs, their means."""

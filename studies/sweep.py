@@ -16,7 +16,7 @@ from pathlib import Path
 
 import folders
 import train
-from cli import Parser, UserError, command
+from cli import Parser, UserError, command, is_count
 from studies import jobs
 from studies.record import read
 from studies.study import Row, Study
@@ -64,8 +64,8 @@ def seeds_of(text):
     """The seeds of "0-4" or "3", a range. Raises UserError."""
     first, _, last = text.partition("-")
     last = last or first
-    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-        raise UserError(f"--seed {text!r} is neither a seed nor FIRST-LAST, as 0-4")
+    if not (is_count(first) and is_count(last) and int(first) <= int(last) < int(first) + 1000):
+        raise UserError(f"--seed {text!r} is neither a seed nor FIRST-LAST, as 0-4, of up to 1,000")
     return range(int(first), int(last) + 1)
 
 

@@ -28,6 +28,8 @@ SOMETIMES = (
     "success_threshold",
 )
 
+NO_FIGURES = ("trained_against", "crossed")  # of an explainer's
+
 # Columns of a study's table, by figure; a column that no row has is left out.
 COLUMNS = {
     "clean_accuracy": "clean accuracy",
@@ -93,8 +95,13 @@ def figures(metrics):
     aurocs = metrics.get("auroc") or {}
     result |= {f"auroc.{name}": value for name, value in aurocs.items()}
     for name, part in metrics["explanations"].items():
-        explained = {key: value for key, value in flat(part).items() if key != "trained_against"}
+        explained = {key: value for key, value in flat(part).items() if key not in NO_FIGURES}
         result |= {f"{name}.{key}": value for key, value in explained.items()}
+    for name, part in metrics.get("triggers", {}).items():
+        result[f"{name}: success"] = part["attack_success_rate"]
+        for explainer, explained in part["explanations"].items():
+            for other, value in explained["crossed"].items():
+                result[f"{name}: {explainer} as {other}"] = value
     clean_model = metrics["clean_model"]
     single = {key: value for key, value in clean_model.items() if not isinstance(value, dict)}
     result |= {f"clean_model.{key}": value for key, value in single.items()}

@@ -33,7 +33,7 @@ def test_every_file_of_studies_that_has_a_main_is_listed():
     with_main = {
         path.stem for path in (ROOT / "studies").glob("*.py") if "def main(" in path.read_text()
     }
-    assert with_main - {"pages", "sweep"} == set(reproduce.STUDIES)
+    assert with_main - {"pages", "sweep", "gallery"} == set(reproduce.STUDIES)
 
 
 def test_no_study_is_called_like_a_module_of_ours():
@@ -111,10 +111,43 @@ def test_a_users_mistake_in_a_study_is_one_line(monkeypatch):
     assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("command", [["reproduce.py"], ["-m", "studies.foundation", "nothing"]])
-def test_a_study_can_be_run_as_a_script(command):
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-    if command[0] == "reproduce.py":
-        assert done.returncode == 0 and "foundation" in done.stdout
-    else:
-        assert done.returncode == 2 and done.stderr.startswith("foundation.py: no row 'nothing'")
+def test_a_study_can_be_run_as_a_script():
+    command = [sys.executable, "-m", "studies.foundation", "nothing"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("foundation.py: no row 'nothing'")
+
+
+# ---------------------------------------------------------------- entries
+
+
+def test_an_entry_runs_its_rows_of_its_study_and_prints_ours_beside_the_papers(monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(reproduce.STUDIES["cifar10"], "main", called.append)
+    monkeypatch.setattr(reproduce, "fill_pages", list)
+    reproduce.main(["3.2", "--seeds", "3", "--jobs", "2"])
+    assert called == [["none", "fooling, lam 0.1", "--seeds", "3", "--jobs", "2"]]
+    assert "triggered_accuracy: paper 0.862; ours " in capsys.readouterr().out
+
+
+def test_quick_makes_all_entries_or_those_named(monkeypatch):
+    called = []
+    monkeypatch.setattr(reproduce.quick, "run", lambda *given: called.append(given))
+    reproduce.main(["--quick"])
+    reproduce.main(["3.1", "four-lies", "--quick", "--jobs", "2"])
+    assert called == [([], []), (["3.1", "four-lies"], ["--jobs", "2"])]
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["3.1", "none"], "has its own rows"),
+        (["foundation", "--quick"], "no entry 'foundation'"),
+        (["--quick", "--gather"], "--quick takes"),
+        (["--seeds", "2"], "--seeds is for an entry"),
+        (["four-lies", "--seeds", "2"], "lies does not take --seeds"),
+        (["3.1", "--seeds", "0"], "at least 1"),
+    ],
+)
+def test_what_an_entry_does_not_take_is_refused_in_one_line(argv, said, capsys):
+    error = refused(argv, capsys)
+    assert said in error and error.count("\n") == 1
