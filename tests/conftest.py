@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import signal
 import sys
 from pathlib import Path
 
+import both_cores
 import numpy as np
 import placing
 import pytest
@@ -23,6 +26,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     placing.use(config.getoption("--device"))
+    config.pluginmanager.register(both_cores)
+    # Small tensors gain nothing from more; the processes that tests start have as many.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     # What runs in the background ignores Ctrl-C, and so do the command lines that tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -80,6 +87,16 @@ def train_tiny(tiny, out, *options):
 
     train.main(tiny_argv(tiny, out, *options))
     return out
+
+
+def process_of(function, *given):
+    """A process that calls the function, with all modules imported already; it is not begun.
+
+    Not where there is no fork, or after CUDA's start: there it imports them again.
+    """
+    forks = sys.platform == "linux" and placing.DEVICE == "cpu"
+    context = multiprocessing.get_context("fork" if forks else "spawn")
+    return context.Process(target=function, args=given)
 
 
 def use_few_coalitions(patch, count=32):
