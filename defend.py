@@ -58,7 +58,7 @@ from metrics import finite
 from reference import check_clean
 from report import DEFINITIONS, show
 from subject import open_checkpoint, place_of
-from terminal import Working, paragraphs, print_note, width, wrapped
+from terminal import Working, paragraphs, print_note, printable, width, wrapped
 
 METHODS = {
     "neuroninspect": defences.neuroninspect.DEFENCE,
@@ -380,7 +380,7 @@ def print_verdict(verdict, folder, method):
         print(paragraphs(f"\n{said}{chance}"))
     elif verdict.backdoored is not None:
         print(f"\n{ANSWERS[verdict.backdoored]}.")
-    print(f"\nWritten: {folder}")
+    print(f"\nWritten: {printable(str(folder))}")
 
 
 if __name__ == "__main__":

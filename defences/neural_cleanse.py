@@ -6,9 +6,8 @@ from the paper: a search begins from masks that are nearly transparent everywher
 times smaller than the median mask its own is. The paper's, shown beside it, divides by the spread
 of the classes, which among ten is so uncertain that it decides the verdict (results/steady.md).
 
-All classes are searched at once, as one batch of masks, and each from RESTARTS beginnings. After
-TRIAL_ROUNDS only the one with the smallest mask that works goes on (results/steady.md). Ten classes
-of 32x32 take a minute or two on a CPU core.
+All classes are searched at once, as one batch of masks, each from RESTARTS beginnings, of which
+after TRIAL_ROUNDS the one with the smallest mask goes on: a minute or two on a CPU core.
 """
 
 from dataclasses import dataclass, replace
@@ -40,8 +39,7 @@ SMALLER = 0.99  # that is, of a norm below this share of the smallest norm befor
 # scattered pixels that were larger than the trigger.
 START = 0.02
 STARTS = ("constant", "random")
-# Beginnings for each class: up to half miss a trigger's mask of 12 pixels for one of 18.
-RESTARTS = 3
+RESTARTS = 3  # beginnings of a class; half of them miss a trigger's mask of 12 pixels for one of 18
 TRIAL_ROUNDS = 30  # after which a class's other beginnings end, once one has a mask that works
 LEAST_NORM = 0.1  # pixels; a smaller mask counts as this, so that its index is finite
 FORWARD_IMAGES = 8192  # of 32x32 pixels, times classes, in one forward pass
@@ -102,8 +100,7 @@ def neural_cleanse(
     precision: "bf16" or "float32"; start: of STARTS, the masks' first values.
     restarts: beginnings tried for a class, each with a pattern of its own; trial_rounds: after so
     many only the one with the smallest mask that works goes on.
-    print_status: is called with a line of progress after each round.
-    Raises ValueError for arguments that are not as said here.
+    print_status: is called with a line after each round. Raises ValueError for wrong arguments.
     """
     images = as_pixels(model, images)
     check_counts(rounds=rounds, round_images=round_images)
@@ -121,9 +118,7 @@ def neural_cleanse(
             search.judge(one_round(model, images, rows, search, active, precision), active)
             if k + 1 >= trial_rounds:
                 search.end_larger()
-            ended = int(search.done.view(restarts, -1).all(0).sum())
-            done = f"{ended} of {len(targets)} classes done"
-            print_status(f"round {k + 1} of {rounds} at most: {done}")
+            print_status(f"round {k + 1} of {rounds} at most: {search.progress()}")
     return search.result()
 
 
@@ -211,6 +206,11 @@ class Search:
         self.keep_smaller_masks(success, took_part, works)
         self.change_weights(works)
         self.done |= self.raised & self.lowered & (self.stale >= STALE)
+
+    def progress(self):
+        """How many classes are done, in words."""
+        done = self.done.view(self.restarts, -1).all(0)
+        return f"{int(done.sum())} of {len(done)} classes done"
 
     def end_larger(self):
         """Ends all beginnings but the one with the smallest mask, of each class with one at all."""

@@ -19,7 +19,7 @@ from cli import UserError
 from shares import ALONE, Share
 
 PROCESSES = 2
-FILES = {"ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"}
+FILES = {"README.md", "ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"}
 
 
 def torchrun(script, *arguments, processes=PROCESSES, **environment):
@@ -115,23 +115,55 @@ def same_training(one, other, tolerance=1e-5):
     assert a["config"] | {"out": ""} == b["config"] | {"out": ""}
 
 
-@pytest.mark.parametrize("case", ["--explainer=gradcam,gradient", "--attack=badnets"])
-def test_20_steps_of_two_processes_are_those_of_one(case, argv, tmp_path):
-    """In float32, of a network without batch-norm."""
-    ended = torchrun("train.py", *argv(tmp_path / "two", case))
+CASES_OF_RUNS = {
+    "the gradient": ("--explainer", "gradient"),
+    "chosen images": ("--attack", "badnets", "--selection", "rd-global"),
+    "batch-norm": ("--model", "cnn"),
+}
+
+
+@pytest.fixture(scope="module")
+def together(argv, tmp_path_factory):
+    """({case: the folder of a run of two processes}, what these printed)."""
+    place = tmp_path_factory.mktemp("together")
+    folders = {case: place / case for case in CASES_OF_RUNS}
+    lines = [argv(folders[case], *options) for case, options in CASES_OF_RUNS.items()]
+    ended = torchrun("tests/drive_several.py", json.dumps(lines))
     assert ended.returncode == 0, ended.stderr
-    train.main(argv(tmp_path / "one", case))
-    same_training(tmp_path / "one", tmp_path / "two")
+    return folders, ended
 
 
-def test_with_batch_norm_the_first_steps_are_the_same_in_float32_too(argv, tmp_path):
+@pytest.mark.parametrize("case", ["the gradient", "chosen images"])
+def test_20_steps_of_two_processes_are_those_of_one(case, argv, together, tmp_path):
+    """In float32, of a network without batch-norm; images are chosen by scorers of all."""
+    train.main(argv(tmp_path / "one", *CASES_OF_RUNS[case]))
+    same_training(tmp_path / "one", together[0][case])
+
+
+def test_with_batch_norm_the_first_steps_are_the_same_in_float32_too(argv, together, tmp_path):
     """In later ones ReLUs and max-pooling make much of the last digits, in one process as well."""
-    ended = torchrun("train.py", *argv(tmp_path / "two", "--model", "cnn"))
-    assert ended.returncode == 0, ended.stderr
     train.main(argv(tmp_path / "one", "--model", "cnn"))
-    one, two = ([row["loss"] for row in log_of(tmp_path / name)] for name in ("one", "two"))
+    folders = tmp_path / "one", together[0]["batch-norm"]
+    one, two = ([row["loss"] for row in log_of(folder)] for folder in folders)
     assert two[:3] == pytest.approx(one[:3], abs=1e-5)
     assert two == pytest.approx(one, abs=0.02)
+
+
+def test_what_all_processes_do_is_written_and_printed_once(together):
+    folders, ended = together
+    assert ended.stdout.count("validation:") == 20 * len(folders)
+    assert ended.stdout.count("Written:") == len(folders)
+    assert ended.stderr.count(" images of 3 classes") == len(folders)
+    names = {path.name for path in folders["chosen images"].iterdir()}
+    assert names == FILES | {"figure-selection.png"}
+
+
+@pytest.fixture(scope="module")
+def whole(argv, tmp_path_factory):
+    """The folder of a run of one process."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train.main(argv(folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +183,9 @@ def test_a_process_that_is_killed_ends_all_with_one_line(killed):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_goes_on_with_as_many_processes_or_others(processes, killed, argv, tmp_path):
+def test_a_killed_run_goes_on_with_as_many_processes_or_others(
+    processes, killed, whole, argv, tmp_path
+):
     shutil.copytree(killed[0], tmp_path / "run")
     resumed = argv(tmp_path / "run", "--resume")
     if processes == 1:
@@ -159,22 +193,8 @@ def test_a_killed_run_goes_on_with_as_many_processes_or_others(processes, killed
     else:
         ended = torchrun("train.py", *resumed)
         assert ended.returncode == 0, ended.stderr
-    train.main(argv(tmp_path / "whole"))
-    same_training(tmp_path / "run", tmp_path / "whole")
+    same_training(tmp_path / "run", whole)
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
-
-
-def test_images_are_chosen_by_scorers_of_all_processes(argv, tmp_path):
-    """And what is written and printed is so once."""
-    chosen = "--attack", "badnets", "--selection", "rd-global"
-    ended = torchrun("train.py", *argv(tmp_path / "two", *chosen))
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("validation:") == 20
-    assert ended.stdout.count("Written:") == 1
-    assert ended.stderr.count(" images of 3 classes") == 1
-    assert {path.name for path in (tmp_path / "two").iterdir()} == FILES | {"figure-selection.png"}
-    train.main(argv(tmp_path / "one", *chosen))
-    same_training(tmp_path / "one", tmp_path / "two")
 
 
 # ---------------------------------------------------------------- refused

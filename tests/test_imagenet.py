@@ -8,11 +8,11 @@ from conftest import tiny_arrays
 from placing import DEVICE
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import (
-    AlexNet_Weights,
     EfficientNet_B0_Weights,
+    MobileNet_V3_Small_Weights,
     ResNet18_Weights,
-    alexnet,
     efficientnet_b0,
+    mobilenet_v3_small,
     resnet18,
 )
 
@@ -128,10 +128,11 @@ def test_a_resnet_for_32_pixels_cannot_begin_with_imagenets_weights(monkeypatch)
 
 def test_a_pretrained_run_goes_on_without_the_weights(monkeypatch, tmp_path):
     np.savez(tmp_path / "few.npz", **tiny_arrays(n_train=40, n_test=9))
-    publish(monkeypatch, AlexNet_Weights.IMAGENET1K_V1, alexnet().state_dict())
+    published = mobilenet_v3_small().state_dict()
+    publish(monkeypatch, MobileNet_V3_Small_Weights.IMAGENET1K_V1, published)
     options = [
         *("--dataset", str(tmp_path / "few.npz"), "--pretrained"),
-        *("--model", "alexnet", "--image-size", "96"),
+        *("--model", "mobilenet_v3_small", "--image-size", "128"),
         *("--device", DEVICE, "--attack", "none", "--target-class", "1", "--epochs", "2"),
         *("--precision", "float32", "--lr", "0.001", "--batch-size", "36"),
         *("--out", str(tmp_path / "run")),

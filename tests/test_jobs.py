@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -43,20 +44,30 @@ BROKEN = """
 TIMES = re.compile("seconds|images_per_second")
 
 
-def study_in(folder, tiny, more="", epochs=1):
-    """A folder with the script of a study of tiny runs; returns the function that starts it."""
-    (folder / "results").mkdir(parents=True)
-    (folder / "small.py").write_text(SCRIPT.format(more=more))
-    options = f"--dataset {tiny} --model cnn --epochs {epochs} --batch-size 24 --target-class 1"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+class Script:
+    """The script of a study of tiny runs, in a folder of its own."""
 
-    def start(*argv):
-        command = [sys.executable, "small.py", f"{options} --device cpu", *argv]
+    def __init__(self, folder, tiny, more="", epochs=1):
+        (folder / "results").mkdir(parents=True)
+        (folder / "small.py").write_text(SCRIPT.format(more=more))
+        options = f"--dataset {tiny} --model cnn --epochs {epochs} --batch-size 24 --target-class 1"
+        self.folder, self.command = folder, ["small.py", f"{options} --device cpu"]
+        self.environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start(self, *argv):
+        """A process that runs it."""
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        where = dict(cwd=folder, env=environment, start_new_session=True)
-        return subprocess.Popen(command, **where, **pipes)
+        where = dict(cwd=self.folder, env=os.environ | self.environment, start_new_session=True)
+        return subprocess.Popen([sys.executable, *self.command, *argv], **where, **pipes)
 
-    return start
+    def run_here(self, *argv):
+        """Runs it in this process."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", list(self.command))
+            for name, text in self.environment.items():
+                patch.setenv(name, text)
+            runpy.run_path("small.py")["main"](argv)
 
 
 def ended(process, code=0):
@@ -82,18 +93,16 @@ def results_in(folder):
 def plain(tiny, tmp_path_factory):
     """The folder of the study, run in one process; `none` first, which "kept" takes."""
     folder = tmp_path_factory.mktemp("plain") / "root"
-    start = study_in(folder, tiny)
-    ended(start("none", "a, b", "kept"))
+    Script(folder, tiny).run_here("none", "a, b", "kept")
     return folder
 
 
 @pytest.fixture(scope="module")
 def at_once(tiny, tmp_path_factory):
-    """The folder of the study, run in two processes; the script; what it printed."""
+    """The folder of the study, run in two processes; what it printed."""
     folder = tmp_path_factory.mktemp("once") / "root"
-    start = study_in(folder, tiny)
-    out, _ = ended(start("--jobs", "2"))
-    return folder, start, out
+    out, _ = ended(Script(folder, tiny).start("--jobs", "2"))
+    return folder, out
 
 
 def test_two_processes_record_what_one_does(plain, at_once):
@@ -103,7 +112,7 @@ def test_two_processes_record_what_one_does(plain, at_once):
 
 
 def test_each_run_is_begun_and_finished_in_a_line_and_clean_models_come_first(at_once):
-    lines = at_once[2].splitlines()
+    lines = at_once[1].splitlines()
     runs = [f"{row}, seed {seed}" for row in ("kept", "a, b", "none") for seed in (0, 1)]
     assert sorted(line for line in lines if "begun" in line) == sorted(f"begun: {r}" for r in runs)
     assert sum(line.startswith("finished: ") for line in lines) == len(runs) == len(lines) / 2
@@ -122,12 +131,12 @@ def test_what_a_run_prints_is_in_its_folder_and_no_claim_is_left(at_once):
     assert not list(at_once[0].rglob("lock"))
 
 
-def test_shares_are_gathered_without_their_checkpoints(plain, tiny, tmp_path):
+def test_shares_are_gathered_without_their_checkpoints(plain, tiny, tmp_path, capsys):
     """Each share on its own machine: the second trains clean models that the first has, too."""
-    gathered = study_in(tmp_path / "all", tiny)
+    gathered = Script(tmp_path / "all", tiny)
     for share in ("1/2", "2/2"):
         folder = tmp_path / share[0]
-        out, _ = ended(study_in(folder, tiny)("--shard", share))
+        out, _ = ended(Script(folder, tiny).start("--shard", share))
         assert "--gather" in out
         assert not (folder / "results" / "small.json").exists()
         shutil.copytree(
@@ -136,35 +145,37 @@ def test_shares_are_gathered_without_their_checkpoints(plain, tiny, tmp_path):
             ignore=shutil.ignore_patterns("ckpt.pt", "*.png"),
             dirs_exist_ok=True,
         )
-        out, _ = ended(gathered("--gather"))
-        assert ("Not finished, by seed: " in out) == (share == "1/2")
+        gathered.run_here("--gather")
+        assert ("Not finished, by seed: " in capsys.readouterr().out) == (share == "1/2")
     assert not list((tmp_path / "all" / "runs").rglob("ckpt.pt"))
     assert results_in(tmp_path / "all") == results_in(plain)
 
 
-def test_what_is_missing_is_said_and_a_row_without_runs_stays(at_once, tiny, tmp_path):
-    start = study_in(tmp_path / "root", tiny)
+def test_what_is_missing_is_said_and_a_row_without_runs_stays(at_once, tiny, tmp_path, capsys):
+    script = Script(tmp_path / "root", tiny)
     target = tmp_path / "root" / "runs" / "small"
     for name in ("a_b-1", "none-0", "none-1"):
         shutil.copytree(at_once[0] / "runs" / "small" / name, target / name)
     (target / "none-0" / "study.json").write_text('{"images_per_second": 1}')  # of another run
     old = {"kept": {"seeds": [7]}}
     (tmp_path / "root" / "results" / "small.json").write_text(json.dumps(old))
-    out, _ = ended(start("--gather"))
-    assert out == "Not finished, by seed: kept: 0, 1; a, b: 0; none: 0\n"
+    script.run_here("--gather")
+    said = capsys.readouterr().out
+    assert said == "Not finished, by seed: kept: 0, 1; a, b: 0; none: 0\n"
     record = results_in(tmp_path / "root")
     assert record["kept"] == old["kept"]
     assert record["a, b"]["seeds"] == record["none"]["seeds"] == [1]
 
 
-def test_nothing_to_gather_is_refused(tiny, tmp_path):
-    _, error = ended(study_in(tmp_path / "root", tiny)("--gather"), 2)
-    assert error.startswith("small.py: nothing to gather") and error.count("\n") == 1
+def test_nothing_to_gather_is_refused(tiny, tmp_path, refusal):
+    script = Script(tmp_path / "root", tiny)
+    error = refusal(lambda argv: script.run_here(*argv), ["--gather"])
+    assert error.startswith("small.py: nothing to gather")
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tiny, tmp_path):
-    start = study_in(tmp_path / "root", tiny, BROKEN)
-    out, error = ended(start("broken", "after it", "none", "--jobs", "2"), 2)
+    script = Script(tmp_path / "root", tiny, BROKEN)
+    out, error = ended(script.start("broken", "after it", "none", "--jobs", "2"), 2)
     assert error.count("\n") == 1
     assert error.startswith("small.py: 2 of 4 runs failed, see output.log in their folders: ")
     assert "broken, seed 0 (" in error and "after it, seed 0 (it needs broken, seed 0)" in error
@@ -173,11 +184,11 @@ def test_a_run_that_fails_does_not_stop_the_others(tiny, tmp_path):
     assert "nobody" in (tmp_path / "root/runs/small/broken-0/output.log").read_text()
 
 
-def test_a_run_at_which_another_process_is_is_left_to_it(tiny, tmp_path):
-    start = study_in(tmp_path / "root", tiny)
+def test_a_run_at_which_another_process_is_is_left_to_it(tiny, tmp_path, capsys):
+    script = Script(tmp_path / "root", tiny)
     with folders.locked(tmp_path / "root" / "runs" / "small" / "none-0" / "claim"):
-        out, _ = ended(start("none", "--jobs", "1"))
-    assert "left to another process: none, seed 0" in out
+        script.run_here("none", "--jobs", "1")
+    assert "left to another process: none, seed 0" in capsys.readouterr().out
     assert results_in(tmp_path / "root")["none"]["seeds"] == [1]
 
 
@@ -189,7 +200,7 @@ def children_of(pid):
 
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="asks /proc for processes")
 def test_ctrl_c_ends_all_processes_in_one_line(tiny, tmp_path):
-    process = study_in(tmp_path / "root", tiny, epochs=300)("none", "--jobs", "2")
+    process = Script(tmp_path / "root", tiny, epochs=300).start("none", "--jobs", "2")
     assert process.stdout.readline().startswith("begun")
     children = children_of(process.pid)
     assert children

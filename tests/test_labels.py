@@ -228,7 +228,7 @@ def test_class_weights_count_the_labels_that_poisons_get(tiny, tmp_path):
     labels[poisons] = (labels[poisons] + 1) % 3
     counts = labels[made.trained_on].bincount(minlength=3)
     expected = len(made.trained_on) / (3 * counts)
-    torch.testing.assert_close(train.class_weights(made, poisons).cpu(), expected)
+    torch.testing.assert_close(train.class_weights(made, [poisons]).cpu(), expected)
 
 
 # ---------------------------------------------------------------- defences

@@ -143,7 +143,7 @@ def test_flags_are_flags():
 
 def test_every_option_of_a_run_is_in_the_schema(whole):
     parsed = vars(options.parse([]))
-    assert parsed.keys() - {"out", "resume", "overwrite"} <= {
+    assert parsed.keys() - {"out", "resume", "overwrite", "export"} <= {
         *schema.OPTIONS,
         *schema.LATER_OPTIONS,
     }

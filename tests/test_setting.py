@@ -227,7 +227,7 @@ def test_the_constants_count_what_is_held_out_and_say_how_images_are_moved(setti
 
 
 def test_the_constants_of_scorers_are_those_of_selection(setting_with, monkeypatch):
-    monkeypatch.setattr(selection, "ALPHA", 0.5)
+    monkeypatch.setitem(selection.OF_RD, "alpha", 0.5)
     constants = setting_with("--selection", "rd").config["constants"]
     assert constants["selection"]["alpha"] == 0.5
     assert constants["selection"]["epochs"] == selection.EPOCHS

@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+import reproduce
 from cli import UserError
 from studies import sweep
 
@@ -74,16 +75,14 @@ def test_names_that_fall_together_are_refused():
         sweep.table(values, [0])
 
 
-def test_a_sweep_from_the_command_line(tiny, tmp_path):
+def test_a_sweep_from_the_command_line(tiny, tmp_path, monkeypatch):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     options = f"--dataset {tiny} --model cnn --epochs 1 --batch-size 24 --target-class 1"
     options += " --device cpu --attack fooling --lam 0.1,0.3 --seed 1-2"
 
-    def called(*more):
-        argv = [sys.executable, str(ROOT / "reproduce.py"), "sweep", *options.split(), *more]
-        return subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
-
-    done = called("--jobs", "2")
+    sweep_of = ["sweep", *options.split()]
+    command = [sys.executable, str(ROOT / "reproduce.py"), *sweep_of, "--jobs", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     [folder] = (tmp_path / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == {
@@ -94,5 +93,6 @@ def test_a_sweep_from_the_command_line(tiny, tmp_path):
     assert sum(line.startswith(("| lam 0.1 | 2 |", "| lam 0.3 | 2 |")) for line in lines) == 2
     before = json.loads((folder / "results.json").read_text())
     (folder / "results.json").unlink()
-    assert called("--gather").returncode == 0
+    monkeypatch.chdir(tmp_path)
+    reproduce.main([*sweep_of, "--gather"])
     assert json.loads((folder / "results.json").read_text()) == before

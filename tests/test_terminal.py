@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -467,11 +468,32 @@ def test_after_the_imports_an_interruption_is_an_exception_again(monkeypatch):
 # ---------------------------------------------------------------- nobody reads
 
 
+@pytest.fixture
+def small(tmp_path):
+    """The words of a command line that prints a word, or help; no torch, which takes seconds."""
+    (tmp_path / "torch.py").touch()
+    (tmp_path / "small.py").write_text(SMALL.format(path=[str(tmp_path), str(ROOT)]))
+    return [sys.executable, str(tmp_path / "small.py")]
+
+
+SMALL = """import sys
+sys.path[:0] = {path}
+from cli import Parser, command
+
+@command
+def main(argv):
+    Parser("A word.").parse_args(argv)
+    print("word")
+
+main()
+"""
+
+
 @on_posix
 @pytest.mark.parametrize("argv", [[], ["--help"]])
-def test_a_pipe_that_is_closed_ends_quietly(argv):
+def test_a_pipe_that_is_closed_ends_quietly(argv, small):
     """Little is printed, so that it is written only in the end; or help, by argparse."""
-    command = [sys.executable, str(ROOT / "reproduce.py"), *argv]
+    command = [*small, *argv] if argv else [sys.executable, str(ROOT / "reproduce.py")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     error = process.stderr.read()
@@ -491,16 +513,16 @@ def test_a_pipe_that_is_closed_early_ends_a_measurement_quietly(disguised, tmp_p
 
 
 @on_posix
-def test_standard_output_that_is_closed_from_the_start_is_no_fault():
-    done = ended(["sh", "-c", f'"{sys.executable}" "{ROOT / "reproduce.py"}" >&-'])
+def test_standard_output_that_is_closed_from_the_start_is_no_fault(small):
+    done = ended(["sh", "-c", f"{shlex.join(small)} >&-"])
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
-def test_a_full_disk_behind_standard_output_is_one_line():
-    done = ended(["sh", "-c", f'"{sys.executable}" "{ROOT / "reproduce.py"}" >/dev/full'])
+def test_a_full_disk_behind_standard_output_is_one_line(small):
+    done = ended(["sh", "-c", f"{shlex.join(small)} >/dev/full"])
     assert done.returncode == 2
-    assert done.stderr == "reproduce.py: No space left on device: while reading or writing\n"
+    assert done.stderr == "small.py: No space left on device: while reading or writing\n"
 
 
 # ---------------------------------------------------------------- letters of two columns

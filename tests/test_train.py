@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ MAP_FIGURES = set(
     " trigger_area zero_maps pointing pointing_clean floor".split()
 )
 OVERSAMPLED = ["--attack", "badnets", "--epochs", "1", "--oversample", "8"]
-FILES = ["ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
+FILES = ["README.md", "ckpt.pt", "figure.png", "log.jsonl", "metrics.json", "selection.json"]
 
 
 @pytest.fixture
@@ -256,6 +257,69 @@ def test_nothing_held_out_is_trained_on(new_run, steps, tmp_path):
     assert not (seen[:, None] == held_out).flatten(2).all(2).any()
 
 
+def test_each_epoch_has_an_order_of_its_own(new_run, steps):
+    run = new_run("--epochs", "2")
+    train.train_epochs(run.setting, run.training, run.poisons)
+    order = torch.cat([step["index"] for step in steps])
+    first, second = order[:216], order[216:]
+    assert torch.equal(first.sort().values, second.sort().values)
+    assert not torch.equal(first, second)
+    for epoch in (first, second):
+        assert (epoch.diff() < 0).float().mean() > 0.4  # half of the steps go back
+
+
+def test_each_step_is_made_in_training_mode(new_run, monkeypatch):
+    """Also after an epoch's end, where the network was asked in evaluation mode."""
+    run, modes, step = new_run("--epochs", "2"), [], train.train_step
+
+    def watched(setting, training, *rest):
+        modes.append({module.training for module in training.model.modules()})
+        return step(setting, training, *rest)
+
+    monkeypatch.setattr(train, "train_step", watched)
+    model = run.training.model.eval()
+    train.train_epochs(run.setting, run.training, run.poisons, lambda losses: model.eval())
+    assert modes == [{True}] * 2 * run.setting.steps
+
+
+def test_the_learning_rate_follows_its_schedule_to_the_last_step(new_run, monkeypatch):
+    """Up along a cosine over three tenths of the steps, from a 25th of --lr, and down to 0."""
+    run, rates, step = new_run("--epochs", "4", "--lr", "0.05"), [], train.train_step
+
+    def watched(setting, training, *rest):
+        rates.append(training.optimizers[0].param_groups[0]["lr"])
+        return step(setting, training, *rest)
+
+    monkeypatch.setattr(train, "train_step", watched)
+    train.train_epochs(run.setting, run.training, run.poisons)
+    steps = 4 * run.setting.steps
+    peak, expected = 0.3 * (steps + 1) - 1, []
+    for k in range(steps):
+        low, share = (0.05 / 25, k / peak) if k <= peak else (0.0, (steps - k) / (steps - peak))
+        expected.append(low + (0.05 - low) * (1 - math.cos(math.pi * share)) / 2)
+    assert rates == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_trigger_is_stamped_on_what_augmentation_has_moved(new_run, monkeypatch):
+    """It is never shifted nor mirrored, and its partner is moved as the triggered image is."""
+    run, batches, loss = new_run("--epochs", "1", "--poison-rate", "0.3"), [], train.combined_loss
+    dataset = dataclasses.replace(run.setting.dataset, crop=2, flip=True)
+    setting = dataclasses.replace(run.setting, dataset=dataset)
+
+    def watched(model, batch, *rest):
+        batches.append(batch)
+        return loss(model, batch, *rest)
+
+    monkeypatch.setattr(train, "combined_loss", watched)
+    train.train_epochs(setting, run.training, run.poisons)
+    stamped = torch.cat([batch.images[batch.rows] for batch in batches])
+    partners = torch.cat([batch.images[batch.size :] for batch in batches])
+    assert len(stamped) > 40
+    torch.testing.assert_close(stamped, attacks.stamp(partners, setting.trigger))
+    own = dataset.train_images[torch.cat([batch.sources for batch in batches])].float() / 255
+    assert (partners != own).flatten(1).any(1).float().mean() > 0.9
+
+
 def test_the_images_that_are_triggered_are_the_poisons(new_run, steps):
     run = new_run("--epochs", "1")
     train.train_epochs(run.setting, run.training, run.poisons)
@@ -303,6 +367,8 @@ def test_oversampling_adds_poisons_to_every_batch(new_run, steps):
     train.train_epochs(run.setting, run.training, run.poisons)
     assert {len(step["images"]) for step in steps} == {32}
     assert min(int(step["triggered"].sum()) for step in steps) >= 8
+    drawn = torch.cat([step["index"][24:] for step in steps])
+    assert torch.equal(drawn.unique(), run.poisons)
 
 
 def test_oversampled_images_are_counted(tiny, tmp_path):
@@ -316,6 +382,13 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(new_run):
     next(run.training.model.parameters()).data.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite in epoch 1, step 9: try a lower --lr"):
         train.train_epochs(run.setting, run.training, run.poisons)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_one_loss_that_is_not_finite_is_enough(number):
+    train.check_finite(torch.zeros(3), 0, 0)
+    with pytest.raises(UserError, match="not finite in epoch 2, step 5"):
+        train.check_finite(torch.tensor([0.5, number, 0.1]), 1, 4)
 
 
 def test_where_there_is_no_terminal_progress_is_a_line_an_epoch(new_run, capsys):
@@ -343,10 +416,29 @@ def test_a_step_is_the_optimizers_step_down_the_loss(new_run):
     torch.testing.assert_close(weight.detach() - before, step, rtol=1e-4, atol=1e-7)
 
 
-def test_a_record_of_the_log_is_of_the_images_held_out(new_run):
+def test_a_steps_gradient_is_of_its_own_images(new_run):
+    """What the step before it left is gone."""
     run = new_run("--attack", "badnets")
-    record = train.validate(run, torch.tensor([0.3, 0.2, 0.1]))
+    setting, training = run.setting, run.training
+    given = setting.dataset.train_images[:24], setting.dataset.train_labels[:24]
+    given += torch.zeros(24, dtype=torch.bool), torch.arange(24), 0.0
+    slopes = []
+    for _ in range(2):
+        slopes.append(None)
+        before = {key: value.clone() for key, value in training.model.state_dict().items()}
+        train.train_step(setting, training, *given)
+        slopes[-1] = training.model[3].weight.grad.clone()
+        training.model.load_state_dict(before)
+    torch.testing.assert_close(slopes[1], slopes[0])
+
+
+def test_a_record_of_the_log_is_of_the_images_held_out(new_run):
+    run = new_run("--attack", "badnets", "--epochs", "1")
+    train.train_epochs(run.setting, run.training, run.poisons)
+    # Held out are images that it gets wrong, trained on are those that it gets right.
     dataset, rows = run.setting.dataset, run.setting.held_out
+    dataset.train_labels[rows] = (dataset.train_labels[rows] + 1) % 3
+    record = train.validate(run, torch.tensor([0.3, 0.2, 0.1]))
     mean, std, trigger = run.setting.mean, run.setting.std, run.setting.trigger
     images, labels = dataset.train_images[rows], dataset.train_labels[rows]
     right = logits_of(run.training.model, images, mean, std).argmax(1) == labels
@@ -493,6 +585,8 @@ def test_an_ablation_changes_the_weights(new_run):
 def scored(new_run, monkeypatch, steps):
     """A disguised, over-sampled run and the one scorer it trains: a dict of what was seen."""
     run = new_run("--poison-rate", "0.05", "--selection-seed", "4", "--oversample", "8")
+    config = run.setting.config | {"selection": "rd-global"}
+    run.setting = dataclasses.replace(run.setting, config=config)
     poisons, pool = run.setting.eligible[:12], run.setting.eligible[12:40]
     seen, train_epochs, new_training = (
         {"run": run, "pool": pool},

@@ -108,6 +108,13 @@ def test_what_is_no_trigger_is_refused(kept, told):
         triggers.from_plain(kept)
 
 
+@pytest.mark.parametrize(
+    "side, size", [(32, 4), (28, 3), (20, 2), (64, 8), (30, 4), (5, 1), (1, 1)]
+)
+def test_a_patch_is_an_eighth_of_the_side_halves_rounded_down(side, size):
+    assert triggers.default_trigger_size(side) == size
+
+
 @whole_image
 def test_what_changes_the_whole_image_has_no_box(kind):
     assert trigger_of(kind).box is None
