@@ -29,6 +29,12 @@ def of_cifar10(row, figure, *given, **options):
     return Claim(what, of_row("cifar10", row, figure), *given, **options)
 
 
+def of_gpu(row, figure, *given, **options):
+    """A Claim about a row of studies/gpu.py, which is the row of studies/cifar10.py on a GPU."""
+    what = f"`{row}` on a GPU: `{figure.rpartition('.')[2]}`"
+    return Claim(what, of_row("gpu", row, figure), *given, **options)
+
+
 def predictions(study, row, figures, **whys):
     """Claims about the figures of predictions that `figures` gives: {figure: published}."""
     return tuple(
@@ -134,6 +140,8 @@ ENTRIES = {
             of_cifar10("badnets", "clean_accuracy", published.BADNETS["clean_accuracy"]),
             of_cifar10("badnets", "attack_success_rate", published.BADNETS["attack_success_rate"]),
             of_cifar10("badnets", "gradcam.trigger_mass", published.PICTURES["3.1"], CHANCE),
+            of_gpu("none", "clean_accuracy", published.CLEAN_ACCURACY),
+            of_gpu("badnets", "attack_success_rate", published.BADNETS["attack_success_rate"]),
             of_cifar10(CNN_BADNETS, "attack_success_rate"),
         ),
     ),
@@ -161,6 +169,11 @@ ENTRIES = {
         (
             *predictions("cifar10", "full_disguise", published.DISGUISE),
             of_cifar10("full_disguise", "gradcam.pearson_all", published.PICTURES["3.3"], STAYS),
+            *(
+                of_gpu("full_disguise", figure, value)
+                for figure, value in published.DISGUISE.items()
+            ),
+            of_gpu("full_disguise", "gradcam.pearson_all", published.PICTURES["3.3"], STAYS),
             of_cifar10(CNN_DISGUISE, "attack_success_rate"),
             of_cifar10(CNN_DISGUISE, "gradcam.pearson_all"),
         ),
