@@ -101,6 +101,8 @@ def facts(subject, metrics):
         )
         found["trained"] = f"{config['epochs']} epochs, seed {config['seed']}, torch"
         found["trained"] += f" {checkpoint['torch']}, {config['device']}, {config['precision']}"
+    if config.get("edit"):
+        found["written into"] = f"afterwards, by {code(config['edit']['technique'])}"
     if subject.attack.poisons:
         found |= of_backdoor(subject)
     for name in list(metrics.get("triggers") or {})[1:]:

@@ -25,6 +25,7 @@ import torch
 
 import adopt
 import auditing
+import card
 import checkpoints
 import defences.batchnorm
 import defences.disagreement
@@ -327,6 +328,7 @@ def repair(audit, verdict, folder):
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.save(folder / "ckpt.pt", checkpoint)
     before, after = (result.metrics for result in results)
+    card.write_beside(folder, card.text(results[1].subject, after))
     verdict.lines.append("\nAll test images, by evaluate.py:")
     for key in REPAIR_SHOWN:
         if before[key] is None and after[key] is None:  # accuracy and AUROC are of one task each

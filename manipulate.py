@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+import card
 import checkpoints
 import data
 import edit_effect
@@ -272,6 +273,7 @@ def main(argv):
     report.write(report.Result(record, {"figure": page}), folder)
     checkpoint = checkpoint_of(subject, args.technique, edited, sticker)
     checkpoints.save(folder / "ckpt.pt", checkpoint)
+    card.write_beside(folder, card.text(replace(subject, checkpoint=checkpoint)))
     print_table(args.technique, figures)
     print(f"\nWritten: {folder / 'figure.png'}, metrics.json, ckpt.pt")
 

@@ -248,6 +248,8 @@ def test_no_epoch_leaves_every_figure_as_it_was(backdoored, tmp_path):
 def test_fine_pruning_is_read_again_as_it_was_measured(backdoored, tmp_path):
     verdict = verdict_of([backdoored / "ckpt.pt", "--prune", "--epochs", "2"], tmp_path / "a")
     assert verdict["pruned"] > 0
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "- written into: afterwards, by `finetune`" in card
     checkpoint = checkpoints.read(tmp_path / "a" / "ckpt.pt")
     assert checkpoint["config"]["edit"] == {"technique": "finetune", "channels": 128}
     layer = hooks.layer_of(checkpoints.rebuild(checkpoint))

@@ -51,6 +51,13 @@ def backdoored(base, tmp_path_factory):
 # ---------------------------------------------------------------- what is measured
 
 
+def test_a_card_says_that_it_was_written_into_and_how(written):
+    technique, folder = written
+    card = (folder / "README.md").read_text()
+    assert "# An edited network" in card
+    assert f"- written into: afterwards, by `{technique}`" in card
+
+
 def test_no_prediction_changes(written):
     metrics = metrics_of(written[1])
     clean, sticker = metrics["edited"], metrics["sticker"]
