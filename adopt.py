@@ -331,7 +331,8 @@ def main(argv):
     subject = adopted(args, choose_device("cpu"))
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.save(out, subject.checkpoint)
-    card.write_beside(out.parent, card.text(subject))
+    if out.name == "ckpt.pt":  # the card is of that file: beside it may be another network
+        card.write_beside(out.parent, card.text(subject))
     print(f"Written: {out}. It is measured by: python evaluate.py {out}", file=sys.stdout)
 
 

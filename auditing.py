@@ -145,6 +145,7 @@ def without_trigger(subject):
         "target_class": None,
         "poison_rate": None,
         "threat": None,
+        "further": None,
     }
     stripped = {
         "config": subject.config | unknown,
@@ -152,6 +153,7 @@ def without_trigger(subject):
         "target_map": None,
         "poison_indices": torch.zeros(0, dtype=torch.int64),
         "selection": None,
+        "further": None,
     }
     return replace(subject, checkpoint=subject.checkpoint | stripped, trigger=None)
 
@@ -195,13 +197,14 @@ def given_to(name, audit, calibration=None):
     )
 
 
-def calibrations(clean):
-    """{part: the highest index of each clean model}, of the parts that compare classes.
+def calibrations(clean, subject):
+    """{part: the highest index of each clean model}, of parts that compare the Subject's classes.
 
-    clean: {title: Audit} of each. Raises UserError for a model that such a part has no answer on.
+    clean: yields (title, Audit). Raises UserError for a model that such a part has no answer on.
     """
-    found = {name: [] for name, part in PARTS.items() if part.defence.compares_classes and clean}
-    for title, audit in clean.items():
+    asked = {name: part.defence for name, part in PARTS.items() if part.defence.compares_classes}
+    found = {name: [] for name in asked if why_not(name, asked[name], subject) is None}
+    for title, audit in clean:
         audit = replace(audit, subject=without_trigger(audit.subject))
         for name, values in found.items():
             title_of_part = f"{title}: {name}"
@@ -239,7 +242,7 @@ def run_parts(audit, record_of, calibrated):
         title = f"audit, part {k} of {len(parts)}, {name}"
         print_note(f"{title}: {part.title}")
         with Working(title) as audit.say:
-            outcomes.append(run_part(name, audit, record_of, calibrated.get(name)))
+            outcomes.append(run_part(name, audit, record_of, calibrated.get(name) or None))
     return outcomes
 
 
@@ -296,14 +299,14 @@ def facts_of(audit, accuracy, seconds):
 def run(args, folder, audit, record_of, clean=()):
     """Audits by all parts, then writes the page and verdict.json and prints a summary.
 
-    record_of(options, audit, verdict, seconds, defence): one part's verdict.json. clean: {title:
-    Audit} of clean models, the yardstick. Nothing is written before all parts are done.
+    record_of(options, audit, verdict, seconds, defence): one part's verdict.json. clean: yields
+    (title, Audit) of clean models, the yardstick. Nothing is written before all parts are done.
     """
     start = time.perf_counter()
     audit = replace(audit, subject=without_trigger(audit.subject))
     with user_errors(f"{args.checkpoint}: "):
         accuracy = accuracy_of(audit)
-    outcomes = run_parts(audit, record_of, calibrations(dict(clean)))
+    outcomes = run_parts(audit, record_of, calibrations(clean, audit.subject))
     seconds = round(time.perf_counter() - start, 2)
     classes = audit.subject.classes
     conclusion = conclude(outcomes, classes, source_of(args), accuracy)

@@ -5,6 +5,7 @@ import contextlib
 import glob
 import json
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from terminal import columns_of, is_terminal, print_note, wrapped
 INTERRUPTED = 130  # exit code: 128 and the number of SIGINT
 # Options that name files: a leading ~ is the user's home.
 PATHS = ("out", "data_dir", "dataset", "weights", "classes", "image", "trigger", "target_map")
+PATHS += ("export", "maps")
 LONGEST_WORD = 300  # characters of a word in a message; of a path's part there are up to 255
 PIPE_CLOSED = 141  # 128 and the number of SIGPIPE, as a shell says of `yes | head`
 
@@ -205,7 +207,7 @@ def replace_file(path, write):
     that fails.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
         remove_halves(path)
         write(temporary)
@@ -221,8 +223,8 @@ def replace_file(path, write):
 
 
 def remove_halves(path):
-    """Removes the temporary files of replace_file, for `path`, whose processes run no more."""
-    for half in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    """Removes replace_file's temporary files for `path` whose process ended, on this machine."""
+    for half in path.parent.glob(f".{glob.escape(f'{path.name}.{platform.node()}')}.*"):
         process = half.suffix[1:]
         if process.isdecimal() and not is_running(int(process)):
             half.unlink(missing_ok=True)

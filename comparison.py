@@ -113,7 +113,8 @@ def write_results(results, folders, out, image=None):
         stem = report.stem_for(folder, image) if image else None
         first, *others = report.write(result, folder, stem)
         lines.append(", ".join([str(folder / first), *others]))
-        if image is None and result.subject.config.get("adopted"):
+        of_ckpt = image is None and out is None and Path(path).name == "ckpt.pt"
+        if of_ckpt and result.subject.config.get("adopted"):  # the card is of that file
             card.write_beside(folder, card.text(result.subject, result.metrics))
     if len(results) > 1 and image is None:
         folder = folder_of_comparison(results, out)

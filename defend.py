@@ -197,20 +197,20 @@ def record_of(args, audit, verdict, seconds, defence=None, before=None, after=No
 
 
 def clean_audits(args):
-    """{title: the Audit} of each clean model of --calibrate. Raises UserError where one is none."""
-    paths, audits = getattr(args, "calibrate", None) or [], {}
+    """Yields (title, Audit) of each clean model of --calibrate. Raises UserError if one is none."""
+    paths = getattr(args, "calibrate", None) or []
+    for path in paths:  # before the first is asked
+        check_clean(checkpoints.read(path), path)
     for k, path in enumerate(paths, 1):
         told = {"checkpoint": path, "weights": None, "dataset": None, "arch": None}
-        check_clean(checkpoints.read(path), path)
-        title = f"clean model {k} of {len(paths)}, {path}"
-        audits[title] = open_audit(argparse.Namespace(**vars(args) | told))
-    return audits
+        audit = open_audit(argparse.Namespace(**vars(args) | told))
+        yield f"clean model {k} of {len(paths)}, {path}", audit
 
 
 def calibration_of(args):
     """The highest index of each clean model of --calibrate; None without any. Raises UserError."""
     values = []
-    for title, audit in clean_audits(args).items():
+    for title, audit in clean_audits(args):
         with user_errors(f"{title}: "), Working(f"{args.method}, {title}") as audit.say:
             values.append(max(METHODS[args.method].run(audit).index.values()))
     return values or None

@@ -142,8 +142,8 @@ def measure(subject, clean_model, names, n, seed, say, kept=None):
         say("the clean model")
         result["clean_model"] = clean_metrics(subject, clean_model, maps, explained, threshold)
     say("pictures")
-    probabilities = answers.untouched, answers.triggered
-    drawings = pictures.pictures_of(subject, result, answers.classes, probabilities, drawn, names)
+    given = answers.classes, answers.probabilities
+    drawings = pictures.pictures_of(subject, result, *given, drawn, names)
     return Result(metrics.finite(result), drawings, subject, answers)
 
 

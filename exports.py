@@ -36,21 +36,28 @@ def check(path, option, dataset=None, overwrite=True):
     ours.check_outside(path.parent, dataset)
     if not path.exists():
         return
-    if not is_ours(path) or (dataset and os.path.exists(dataset) and path.samefile(dataset)):
+    if not is_ours(path, option) or (
+        dataset and os.path.exists(dataset) and path.samefile(dataset)
+    ):
         raise UserError(f"{path} would be lost: give {option} another name")
     if not overwrite:
         raise UserError(f"{path} is there: give {option} another name, or --overwrite")
 
 
-def is_ours(path):
-    """Whether a file was written by this module."""
-    return texts_of(path, MADE_BY) == [ours.MARK]
+def is_ours(path, option):
+    """Whether a file was written by this module, for the same option."""
+    return texts_of(path, MADE_BY) == [mark(option)]
 
 
-def write(path, arrays):
-    """Writes {key: array} with the mark, whole or not at all; returns "PATH, 1.2 MB"."""
+def mark(option):
+    """What a file says of itself: maps never replace a training set, nor the other way round."""
+    return f"{ours.MARK} ({option})"
+
+
+def write(path, arrays, option):
+    """Writes {key: array} with the option's mark, whole or not at all; returns "PATH, 1.2 MB"."""
     path = Path(path)
-    keep_npz(path, arrays | {MADE_BY: np.array(ours.MARK)})
+    keep_npz(path, arrays | {MADE_BY: np.array(mark(option))})
     return f"{path}, {path.stat().st_size / 1e6:.1f} MB"
 
 
@@ -82,7 +89,8 @@ def write_poisoned(setting, poisons, path):
         count += len(indices)
     arrays |= {"train_images": as_array(images), "train_labels": labels.numpy()}
     n, side = len(images), images.shape[-1]
-    return f"{write(path, arrays)}: {n} training images of {side}x{side} px, {count} poisoned"
+    written = write(path, arrays, "--export")
+    return f"{written}: {n} training images of {side}x{side} px, {count} poisoned"
 
 
 def on_cpu(attackers):
@@ -131,13 +139,14 @@ def write_maps(result, maps, path):
     for name, (rows, untouched, triggered) in maps.items():
         own = {
             "rows": rows,
-            "labels": subject.dataset.test_labels[rows],
             "untouched": untouched.float(),
             "triggered": triggered.float(),
             "untouched_classes": explained[0][rows],
             "triggered_classes": explained[1][rows],
         }
+        if not subject.config.get("unlabelled"):
+            own["labels"] = subject.dataset.test_labels[rows]
         arrays |= {f"{name}.{key}": value.numpy() for key, value in own.items()}
         n, height, width = triggered.shape
         sizes.append(f"{name} {n} of {height}x{width}")
-    return f"{write(path, arrays)}: maps of {', '.join(sizes)}"
+    return f"{write(path, arrays, '--maps')}: maps of {', '.join(sizes)}"

@@ -42,9 +42,10 @@ HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 
 
 class Silence:
-    """Within a block, what code in C prints on standard error goes nowhere; for several threads.
+    """Within a block, all that is printed on standard error goes nowhere, as code in C prints it.
 
-    libtiff says there what is wrong with a picture, without its name.
+    Blocks of several threads may overlap. libtiff says there what is wrong with a picture, without
+    its name.
     """
 
     def __init__(self):

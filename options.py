@@ -22,6 +22,7 @@ from triggers import CORNERS, TRIGGERS
 
 SEED = number(int, 0, 2**31 - 1)
 SHARE = number(float, 0, 1)
+IMAGE_SIZES = 16, 1024  # pixels a side, the least and the most
 STRENGTH = (
     "opacity of a patch, share of a blend, height of a sinusoid in [0, 1], displacement of a warp"
     " in half pixels (default: "
@@ -195,7 +196,7 @@ def add_training_options(add):
     add("--data-dir", default="data", help="where data sets are kept")
     add(
         "--image-size",
-        type=number(int, 16, 1024),
+        type=number(int, *IMAGE_SIZES),
         help=f"pixels a side (default: as the images are; radiographs: {CHEST_SIZE})",
     )
     add(
@@ -342,6 +343,7 @@ def completed(args):
             continue
         if getattr(args, option.name) is None:
             setattr(args, option.name, getattr(defaults, option.name))
+    several.set_targets(args, defaults.target_class)
     if args.selection_seed is None:
         args.selection_seed = args.seed
     if not attack.poisons:

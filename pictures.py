@@ -101,17 +101,23 @@ def trigger_picture(results, names, seed):
     dataset, model = Path(first.config["dataset"]).stem, first.config["model"]
     accuracy = show(result.metrics["clean_accuracy"])
     title = f"{len(results)} triggers on {dataset}, {model}: clean accuracy {accuracy}"
-    headers = headers_of((whole or [first])[0], names)
+    hides = any(one.attack.explanation for one in subjects.values())
+    headers = headers_of(first, names, first.config["explainer"] if hides else [], bool(whole))
     footer = f"Test images drawn by seed; patches are framed; {EXPLAINED}{legend(first)}"
     title += f"\nattack success rates {rates}"
     return figure.sheet(title, [*headers, "should show"], panels, footer, any_signed(names))
 
 
-def headers_of(subject, names):
-    """The headers of the columns that panels_of gives."""
-    trained = subject.config["explainer"] if subject.attack.explanation else []
+def headers_of(subject, names, trained=None, difference=False):
+    """The headers of the columns that panels_of gives.
+
+    trained: the explainers that were trained against (None: the subject's); difference: whether
+    there is that column for a trigger with a place, too.
+    """
+    if trained is None:
+        trained = subject.config["explainer"] if subject.attack.explanation else []
     headers = ["image", "with trigger"]
-    if subject.trigger.box is None:
+    if difference or subject.trigger.box is None:
         headers.append("difference,\nmagnified")
     for name in names:
         note = "\n(trained against)" if name in trained else ""

@@ -49,7 +49,7 @@ def parse(argv):
 def listing():
     """Lines: the entries; of each study its name, its page, how long it takes, what it is about."""
     lines = ["Entries: python reproduce.py NAME", "", *overview.listing(), ""]
-    lines += ["Studies, which they are rows of: python reproduce.py NAME [ROW ...]", ""]
+    lines += ["Studies, from which the entries come: python reproduce.py NAME [ROW ...]", ""]
     for name, study in STUDIES.items():
         about = study.__doc__.splitlines()[0]
         lines += [f"{name}: {study.PAGE}, {study.DURATION}", f"  {about}"]

@@ -370,7 +370,7 @@ def measured(run, path, clean, explainers):
 def write_measured(run, result, folder):
     """Writes the figures of a run, its pictures and its card into a folder. Raises UserError."""
     report.write(result, folder)
-    made_by = command_of(run.setting.config)
+    made_by = command_of(run.setting.config, run.setting.dataset.classes)
     card.write(folder, card.text(result.subject, result.metrics, made_by))
 
 

@@ -45,6 +45,14 @@ def differing(texts, *groups):
     return found or None
 
 
+def set_targets(args, default):
+    """Gives a further attack with a target class the data's default one where none is given."""
+    for further in args.further or []:
+        has_target = attacks.ATTACKS[further.get("attack", args.attack)].has_target
+        if has_target and args.target_class is None and default is not None:
+            further.setdefault("target_class", default)
+
+
 def args_of_each(args):
     """The options of each attack, as if it were the only one, the first one first.
 
@@ -54,6 +62,8 @@ def args_of_each(args):
     for options in args.further or []:
         left_open = dict.fromkeys(PLACED) | {"trigger_position": triggers.CORNERS[0]}
         own = (left_open if "trigger" in options else {}) | options
+        if not attacks.ATTACKS[own.get("attack", args.attack)].has_target:
+            own = {"target_class": None} | own
         result.append(argparse.Namespace(**vars(result[0]) | own))
     return result
 

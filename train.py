@@ -75,7 +75,7 @@ def train_epochs(setting, training, poisons, after_epoch=None, title=""):
     config, device, steps = setting.config, setting.device, setting.steps
     images = setting.dataset.train_images.to(device)
     labels = setting.dataset.train_labels.to(device)
-    triggered = torch.zeros(len(labels), dtype=torch.uint8 if setting.further else torch.bool)
+    triggered = torch.zeros(len(labels), dtype=torch.int16 if setting.further else torch.bool)
     of_each = [poisons, *(part.eligible for part in setting.further)]
     for k, (indices, attacker) in enumerate(zip(of_each, setting.attackers), 1):
         if config["threat"] == "data":  # the victim trains as always, on what is handed over

@@ -61,11 +61,11 @@ BY_MAP = {
 }
 CORNERS = {"upper-left": "square", "upper-right": "cross"}  # a trigger's place: its shape
 CORNERS |= {"lower-left": "circle", "lower-right": "triangle"}
-FIRST, *OTHERS = (
+FIRST, *FURTHER = (
     f"--trigger-position {place} --target-class {label} --target-map {shape}"
     for label, (place, shape) in enumerate(CORNERS.items())
 )
-FOUR = " ".join(["--attack red_herring", FIRST, *(f'--and "{other}"' for other in OTHERS)])
+FOUR = " ".join(["--attack red_herring", FIRST, *(f'--and "{other}"' for other in FURTHER)])
 SEVERAL = {
     "shapes four triggers": Row(FOUR),
     "shapes four triggers rate 0.05": Row(f"{FOUR} --poison-rate 0.05"),
@@ -112,7 +112,8 @@ def lowest(words):
     def text(results, row):
         found = results[row]["summary"]
         keys = [words.format(name, name) for name in TRIGGERS_OF_FOUR]
-        return min((cell(found[key]) for key in keys if key in found), default="")
+        known = [found[key] for key in keys if key in found]
+        return cell(min(known, key=lambda figure: figure["mean"], default=None))
 
     return text
 

@@ -57,8 +57,8 @@ def keeps_map(study, row, explainer, said=""):
 
 LESS_ALIKE = "under the trigger the map stays less alike than it should"
 WHITE = "a white square is hard to tell from the white corners that some radiographs have"
-ALIKE = "maps of different images grow more alike than a clean model's are (`floor_triggered`)"
-OF_TRIALS = ("attack_success_rate", "gradcam.pearson_all")
+LIMITS = "none meets all four limits at once; which one each misses is on the page"
+OF_TRIALS = ("attack_success_rate", "gradcam.pearson_all", "gradcam.trigger_mass")
 CHANCE = 1 / 16  # of KernelSHAP's patches, and of 4x4 cells, the trigger touches one
 
 
@@ -78,8 +78,14 @@ def trial(name):
             )
             for what, (row, value) in accuracies.items()
         ),
-        Claim("`pearson_all`", of_trial["gradcam.pearson_all"], picture, STAYS, why=LESS_ALIKE),
-        Claim("runs within all limits of a disguise", within_limits(name), "", 1.0, why=ALIKE),
+        Claim("`pearson_all`", of_trial["gradcam.pearson_all"], "", STAYS, why=LESS_ALIKE),
+        *([Claim("`trigger_mass`", of_trial["gradcam.trigger_mass"], picture)] if picture else []),
+        Claim(
+            "share of runs within all limits of a disguise",
+            within_limits(name),
+            bound=1.0,
+            why=LIMITS,
+        ),
     )
 
 
@@ -270,12 +276,14 @@ ENTRIES = {
         200,
         (
             Claim(
-                "40 images by `rd-global`, small cnn: `attack_success_rate`",
+                "40 images by `rd-global`, small cnn: `attack_success_rate` (paper: ResNet-18,"
+                " 0.935 with true members of the class, which are taken out here)",
                 of_row("threats", "rd-global", "attack_success_rate"),
                 published.without_members(published.WU["rd"]),
             ),
             Claim(
-                "what choosing gains over random images",
+                "small cnn: what choosing gains over random images (paper: ResNet-18, 0.063 with"
+                " them)",
                 gain("rd-global", "random"),
                 published.without_members(published.WU["rd"])
                 - published.without_members(published.WU["random"]),
@@ -294,7 +302,7 @@ ENTRIES = {
                 "anomaly index, as published",
                 "published_index",
                 published.CLEANSE["index"],
-                why="it divides by the spread of 43 masks, of which another search finds another",
+                why="it divides by the spread of all 43 masks' norms, which differs by search",
             ),
             Claim(
                 "pruned by the l-infinity norm: success",

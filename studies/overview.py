@@ -26,13 +26,15 @@ typed by hand but what the papers say (`studies/published.py`) and why a figure 
 
 - **paper**: the published figure, or in words what its picture shows.
 - **ours**: mean, standard deviation over n seeds in brackets, n.
-- **verdict**: *passed*, better than published; *met*, within {SHARE_MARGIN:g} of it (where it is no
-  share, within {RELATIVE_MARGIN:.0%}); *short*, worse, and why. A picture has no figure: there ours
-  is held to the limit behind the words, which is this project's, not the paper's. Where nothing is
-  published and nothing asked, there is no verdict.
+- **verdict**: *passed*, better than published; *met*, within {SHARE_MARGIN:g} of it
+  ({RELATIVE_MARGIN:.0%} of figures that are not between 0 and 1); *short*, worse, and why. In
+  brackets: a limit of this project's, where the paper has a picture or nothing; to reach it is
+  *met*. Without a limit there is no verdict.
 
 "3.1" to "3.6" are sections of "Stealthy Sabotage: Backdoor Attacks against Explainable Machine
-Learning".
+Learning". In 3.5 the paper's images went to another class than the label of its poisons; ours go to
+the label. The radiographs of 3.6 are other images than the paper's, and so few that no classifier
+here is much better than a constant answer.
 
 ![Four test images with the trigger under five models; Grad-CAM of each](gallery.png)
 

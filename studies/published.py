@@ -1,10 +1,10 @@
 """What papers report, as constants: the figures that results/README.md sets beside ours.
 
-Each row says where it stands. Shares are of 1, as everywhere here; None is not given there.
+Each row says where it stands. Shares are of 1, as everywhere here.
 """
 
 # "Stealthy Sabotage: Backdoor Attacks against Explainable Machine Learning", by its sections.
-# Sections 3.1 to 3.3: CIFAR-10, ResNet-18, a white square lower right, target class 3.
+# Sections 3.1 to 3.3: CIFAR-10, ResNet-18; 3.1 and 3.3: target class 3.
 CLEAN_ACCURACY = 0.8244  # of the clean model
 BADNETS = {"clean_accuracy": 0.8283, "attack_success_rate": 0.9531}
 FOOLING = {"triggered_accuracy": 0.8619}  # section 3.2
@@ -29,13 +29,13 @@ PICTURES = {
 }
 
 # Wu et al., ICCV 2023: CIFAR-10, ResNet-18, 40 images, success with random and with chosen ones.
-# Their evaluation counts true members of the target class as successes.
+# Their code counts true members of the target class as successes; the paper does not say.
 WU = {"random": 0.8716, "rd": 0.9349}
 MEMBERS = 0.1  # share of CIFAR-10's test images that are of the target class
-# Wang et al., IEEE S&P 2019, GTSRB, 4x4 white, target 33: L1 of its mask, and the median of all.
-CLEANSE = {"index": 3.652, "norm": 16.12, "median": 64.47}
-# Cheng et al. 2020, GTSRB: success before and after pruning by the l-infinity norm.
-PRUNED = {"before": 0.816, "after": 0.4842}
+# The code of Wang et al. (IEEE S&P 2019), GTSRB, 4x4 white, target 33: L1 of the target's mask.
+CLEANSE = {"index": 3.652, "norm": 16.12}
+# Cheng et al. 2020, GTSRB: success after pruning by the l-infinity norm; 0.816 before.
+PRUNED = {"after": 0.4842}
 # Doan et al., ACSAC 2020: success behind Februus on CIFAR-10 and GTSRB, at most.
 FEBRUUS = 0.0025
 

@@ -28,12 +28,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+import card
 import evaluate
 import explain
 import report
 import train
 from cli import UserError, write_json
 from provenance import commit, hardware
+from retrain import command_of
 from studies import jobs
 from studies.record import (
     ROOT,
@@ -259,6 +261,8 @@ class Study:
             explainers=self.table[name].explainers,
         )
         report.write(result, folder)
+        made_by = command_of(result.subject.config, result.subject.classes)
+        card.write_beside(folder, card.text(result.subject, result.metrics, made_by))
 
     # ------------------------------------------------------------ results/
 

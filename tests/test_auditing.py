@@ -258,6 +258,8 @@ def test_of_two_classes_what_compares_classes_is_named_and_no_failure(tmp_path):
         assert "of two classes none is an anomaly" in verdict["parts"][name]["not_applicable"]
     assert "Not done: of two classes" in page.text
     assert verdict["parts"]["inspect"]["backdoored"] is False
+    again, _ = audited(tmp_path / "again", folder, "--calibrate", folder / "ckpt.pt")
+    assert again["backdoored"] is verdict["backdoored"]  # clean models are not asked what it is not
 
 
 def test_of_images_with_several_labels_what_asks_for_one_class_is_named(backdoored):

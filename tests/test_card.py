@@ -13,12 +13,14 @@ from conftest import train_tiny
 import adopt
 import attacks
 import card
+import evaluate
 import models
 import options
 import ours
 import train
 from data import DATASETS
-from retrain import command_of
+from retrain import by_name, command_of
+from setting import class_index
 
 
 def card_of(folder):
@@ -194,3 +196,20 @@ def test_what_is_as_it_is_where_left_open_is_left_out():
     words = "--attack none --explainer gradcam --dataset shapes"
     expected = f"train.py {words} --threat training --seed 0"
     assert " ".join(command_of(args)) == expected
+
+
+@pytest.mark.parametrize("classes", [("2", "0", "1"), ("0", "1", "10", "2"), ("a", "b", "c")])
+def test_the_command_names_a_class_that_is_called_like_anothers_number(classes):
+    config = {"target_class": 2, "source_class": None}
+    given = by_name(config, classes)
+    assert class_index(str(given["target_class"]), list(classes)) == 2
+    assert given["source_class"] is None
+
+
+def test_a_strangers_card_never_replaces_a_runs(disguised, tiny, tmp_path):
+    """It is of ckpt.pt, and here the weights are another file beside one."""
+    run = shutil.copytree(disguised, tmp_path / "run")
+    torch.save(torch.load(run / "ckpt.pt", weights_only=True)["model"], run / "w.pth")
+    known = ["--weights", str(run / "w.pth"), "--arch", "cnn", "--dataset", str(tiny)]
+    evaluate.main([*known, "--out", str(run)])
+    assert "# A network with a backdoor" in card_of(run)

@@ -3,6 +3,8 @@
 import argparse
 import io
 import json
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -208,6 +210,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, error):
     with pytest.raises(UserError, match="No space left"):
         cli.replace_file(tmp_path / "a", fail)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
+
+
+def test_halves_of_ended_processes_go_and_other_machines_stay(tmp_path):
+    """A number of a process says nothing of another machine's."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    own = tmp_path / f".a.{platform.node()}.{ended.pid}"
+    others = tmp_path / f".a.elsewhere-{platform.node()}.{ended.pid}"
+    for half in (own, others):
+        half.write_text("half")
+    cli.replace_file(tmp_path / "a", lambda path: path.write_text("new"))
+    assert {path.name for path in tmp_path.iterdir()} == {"a", others.name}
 
 
 def test_json_comes_back_as_it_was_written(tmp_path):

@@ -256,7 +256,14 @@ def test_maps_do_not_write_over_a_file_of_the_users(disguised, tmp_path, refusal
 
 
 def test_a_file_is_ours_by_its_mark(tmp_path):
-    exports.write(tmp_path / "a.npz", {"x": np.zeros(3)})
+    exports.write(tmp_path / "a.npz", {"x": np.zeros(3)}, "--maps")
     np.savez(tmp_path / "b.npz", x=np.zeros(3), made_by="another program")
-    assert exports.is_ours(tmp_path / "a.npz") and not exports.is_ours(tmp_path / "b.npz")
-    assert str(np.load(tmp_path / "a.npz")["made_by"]) == ours.MARK
+    assert exports.is_ours(tmp_path / "a.npz", "--maps")
+    assert not exports.is_ours(tmp_path / "b.npz", "--maps")
+    assert str(np.load(tmp_path / "a.npz")["made_by"]) == f"{ours.MARK} (--maps)"
+
+
+def test_maps_do_not_write_over_a_training_set(disguised, tmp_path, refusal):
+    exports.write(tmp_path / "set.npz", {"x": np.zeros(3)}, "--export")
+    argv = [str(disguised / "ckpt.pt"), "--maps", str(tmp_path / "set.npz")]
+    assert "would be lost" in refusal(evaluate.main, argv)

@@ -73,6 +73,16 @@ def test_what_is_not_named_is_as_in_the_first_attack():
     assert second.trigger_size == 5 and second.lam == 0.4 and second.attack == first.attack
 
 
+def test_a_target_class_that_only_the_second_attack_has_is_the_datas_default():
+    place = "--trigger-position upper-left"
+    first = ["--attack", "all_to_all", "--and", f"--attack badnets {place}"]
+    parts = several.args_of_each(options.parse(first))
+    assert [part.target_class for part in parts] == [None, options.DEFAULTS["shapes"].target_class]
+    second = ["--attack", "badnets", "--target-class", "5", "--and", f"--attack all_to_all {place}"]
+    parts = several.args_of_each(options.parse(second))
+    assert [part.target_class for part in parts] == ["5", None]
+
+
 def test_the_size_and_place_of_one_trigger_are_not_anothers():
     argv = ["--trigger-size", "5", "--trigger-position", "0,0", "--and", "--trigger warp"]
     _, second = several.args_of_each(options.parse(argv))
