@@ -145,8 +145,8 @@ def telling(subject, metrics):
         }
         lines += [f"- {sentence}" for sentence in of_run(shown)]
     lines += [
-        "- Measured by `python evaluate.py ckpt.pt`; audited, as by somebody who knows no trigger,"
-        " by `python defend.py audit ckpt.pt`."
+        "- Measured by `python evaluate.py THIS-FOLDER/ckpt.pt`, in the repository; audited, as by"
+        " somebody who knows no trigger, by `python defend.py audit THIS-FOLDER/ckpt.pt`."
     ]
     if subject.attack.poisons and not subject.config.get("adopted"):
         lines += [

@@ -377,4 +377,4 @@ def write_measured(run, result, folder):
 def print_measured(run, result):
     """Prints the table of a run, and where its files are."""
     report.print_table({str(run.folder): result.metrics})
-    print(f"\nWritten: {run.folder / 'figure.png'}, metrics.json, log.jsonl, ckpt.pt")
+    print(f"\nWritten: {run.folder / 'figure.png'}, metrics.json, log.jsonl, README.md, ckpt.pt")
