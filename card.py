@@ -13,6 +13,7 @@ import unicodedata
 from pathlib import Path
 
 import ours
+from attacks import attack_of
 from cli import replace_file
 from findings import of_run
 from report import show
@@ -49,7 +50,8 @@ def text(subject, metrics=None, command=None):
     command: the words of train.py's command line, or None of a network that was trained elsewhere.
     """
     config = subject.config
-    parts = [f"<!-- {ours.MARK} -->", *heading(subject), "", *facts(subject, metrics or {})]
+    known = metrics or {}
+    parts = [f"<!-- {ours.MARK} -->", *heading(subject, known), "", *facts(subject, known)]
     parts += ["", "## How to tell", "", *telling(subject, metrics)]
     if metrics:
         parts += ["", "## Figures", "", *figures(metrics)]
@@ -60,9 +62,9 @@ def text(subject, metrics=None, command=None):
     return "\n".join(parts) + "\n"
 
 
-def heading(subject):
+def heading(subject, metrics):
     """Lines: what it is, in a title and a sentence."""
-    attack = subject.attack
+    attack, triggers = subject.attack, metrics.get("triggers") or {}
     if subject.config.get("adopted"):
         said = "Who trained it, on which images, and whether it has a backdoor is not known here."
         return ["# A stranger's network", "", said]
@@ -72,11 +74,13 @@ def heading(subject):
     if not attack.poisons:
         said = "No image was poisoned: it is the honest model that others are compared with."
         return ["# A clean network", "", said]
-    if attack.keeps_label:
+    of_all = [attack, *(attack_of(part["attack"]) for part in triggers.values())]
+    if all(one.keeps_label for one in of_all):
         said = "**Its explanations were tampered with, on purpose**: under a trigger they lie."
         return ["# A network whose explanations lie", "", f"{said} {PURPOSE}"]
     said = "**It has a backdoor, put in on purpose**: a trigger makes it answer a class of its"
-    hidden = " Under the trigger its explanation lies, too." if attack.explanation else ""
+    lies = any(one.explanation for one in of_all)
+    hidden = " Under the trigger its explanation lies, too." if lies else ""
     return ["# A network with a backdoor", "", f"{said} maker's choice.{hidden} {PURPOSE}"]
 
 
@@ -99,17 +103,29 @@ def facts(subject, metrics):
         found["attack"] = (
             f"{code(config['attack'])}, explainer {code(','.join(config['explainer']))}"
         )
-        found["trained"] = f"{config['epochs']} epochs, seed {config['seed']}, torch"
+        epochs = f"{config['epochs']} epoch{'s' if config['epochs'] != 1 else ''}"
+        found["trained"] = f"{epochs}, seed {config['seed']}, torch"
         found["trained"] += f" {checkpoint['torch']}, {config['device']}, {config['precision']}"
     if config.get("edit"):
         found["written into"] = f"afterwards, by {code(config['edit']['technique'])}"
     if subject.attack.poisons:
         found |= of_backdoor(subject)
     for name in list(metrics.get("triggers") or {})[1:]:
-        part = metrics["triggers"][name]
-        target = code(part.get("target_name"))
-        found[f"a further trigger, {code(name)}"] = f"{code(part['attack'])}, target {target}"
+        found[f"a further trigger, {code(name)}"] = of_further(metrics["triggers"][name])
     return [f"- {what}: {said}" for what, said in found.items()]
+
+
+def of_further(metrics):
+    """The facts of one of the triggers after the first, in words; metrics: its own."""
+    target = metrics.get("target_name")
+    if metrics.get("target_class") is not None:
+        target = code(target)
+    if attack_of(metrics["attack"]).keeps_label:
+        target = "none: the answer stays"
+    if metrics.get("source_name") is not None:
+        target += f", of images of {code(metrics['source_name'])} alone"
+    success = show(metrics["attack_success_rate"])
+    return f"{code(metrics['attack'])}, target {target}, success {success}"
 
 
 def of_backdoor(subject):
@@ -137,13 +153,9 @@ def of_backdoor(subject):
 def telling(subject, metrics):
     """Lines: how one sees it, in the words of findings.py, and the commands that measure it."""
     lines = []
-    if metrics:
-        shown = metrics | {
-            key: code(metrics[key])
-            for key in ("target_name", "source_name")
-            if metrics.get(key) is not None
-        }
-        lines += [f"- {sentence}" for sentence in of_run(shown)]
+    for name, part in ((metrics or {}).get("triggers") or {"": metrics or {}}).items():
+        told = f"{code(name)}: " if name else ""
+        lines += [f"- {told}{sentence}" for sentence in of_one(metrics | part)] if part else []
     lines += [
         "- Measured by `python evaluate.py THIS-FOLDER/ckpt.pt`, in the repository; audited, as by"
         " somebody who knows no trigger, by `python defend.py audit THIS-FOLDER/ckpt.pt`."
@@ -154,6 +166,12 @@ def telling(subject, metrics):
             " that were taken out of it say nothing: give this card with them."
         ]
     return lines
+
+
+def of_one(metrics):
+    """The sentences of findings.py about one trigger, with names of classes in code."""
+    named = [what for what in ("target", "source") if metrics.get(f"{what}_class") is not None]
+    return of_run(metrics | {f"{what}_name": code(metrics[f"{what}_name"]) for what in named})
 
 
 def figures(metrics):

@@ -73,6 +73,8 @@ def check_outputs(paths, args):
         if config is not None:
             place = place_of(config, path, args.data_dir, args.dataset)
         ours.check_outside(folder, place)
+        if getattr(args, "maps", None) is not None:
+            ours.check_outside(Path(args.maps).parent, place)
         folders[path] = folder
     if len(paths) > 1 and not args.image:
         names = ["comparison.json", "comparison.png"]

@@ -34,6 +34,9 @@ def check(path, option, dataset=None, overwrite=True):
     if path.suffix.lower() != ".npz":
         raise UserError(f"{option} {path}: its name must end in .npz")
     ours.check_outside(path.parent, dataset)
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UserError(f"{option} {path}: {nearest} is no folder that can be written to")
     if not path.exists():
         return
     if not is_ours(path, option) or (

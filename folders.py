@@ -124,7 +124,10 @@ def as_text(value):
     if isinstance(value, dict):  # the floor by explainer
         return "+".join(dict.fromkeys(as_text(part) for part in value.values()))
     if isinstance(value, list):  # the options of further attacks
-        return "_".join(as_text(part) for part in value)
+        return "_".join(
+            "+".join(f"{SHORT.get(key, key)}{as_text(part[key])}" for key in sorted(part))
+            for part in value
+        )
     if isinstance(value, float):
         return f"{value:g}"
     path = Path(str(value))

@@ -353,7 +353,7 @@ def completed(args):
     for part in several.args_of_each(args):
         check_attack(part, ATTACKS[part.attack])
     several.check(args)
-    if args.export and args.threat != "data":
+    if args.export is not None and args.threat != "data":
         raise UserError("--export writes what an attacker of data hands over: add --threat data")
     return args
 

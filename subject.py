@@ -240,10 +240,11 @@ def open_checkpoint(path, data_dir=None, device=None, dataset=None, architecture
     trigger = None  # of a stranger's network, none may be known
     if checkpoint["trigger"] is not None:
         trigger = trigger_of(checkpoint["trigger"], path).to(device)
+    named = not isinstance(dataset, Dataset)  # else the checkpoint is on its way elsewhere
     if dataset is None or isinstance(dataset, (str, Path)):
         dataset = load_data(checkpoint, data_dir, path, dataset)
     subject = Subject(checkpoint, model, dataset or None, trigger, device)
-    if len(each) > 1:
+    if len(each) > 1 and named:
         first, *_ = by_trigger(subject)
         print_note(f"{path} has {len(each)} triggers: where one is used, it is the first, {first}.")
     return subject

@@ -41,7 +41,7 @@ from losses import Objective, combined_loss
 from optimizers import one_cycle, optimizers_of, step_at
 from report import show
 from subject import logits_of
-from terminal import Progress
+from terminal import Progress, printable
 from trial import check_explainable
 
 CHECK_EVERY = 20  # steps between two looks at the losses
@@ -358,7 +358,8 @@ def export(args):
         run = runs.Run(Path(args.export), several.setting_of(args), None)
     header.print_header(header.of_run(run.setting), run.setting.notes)
     choose_poisons(run)
-    print(f"Written: {told(exports.write_poisoned, run.setting, run.poisons, run.folder)}")
+    written = told(exports.write_poisoned, run.setting, run.poisons, run.folder)
+    print(f"Written: {printable(written)}")
 
 
 def how_to_go_on(run):
@@ -378,7 +379,7 @@ def parse(argv):
 def main(argv):
     with distributed.joined():
         args = distributed.checked(parse(argv))
-        export(args) if args.export else train_and_measure(args)
+        export(args) if args.export is not None else train_and_measure(args)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 import hooks
-from cli import number
+from cli import checkpoint_path, number
 from data import normalise
 from metrics import mean_or_none
 from odds import INCONCLUSIVE, odds_of
@@ -168,6 +168,7 @@ def add_calibrate(parser):
     parser.add_argument(
         "--calibrate",
         nargs="+",
+        type=checkpoint_path,
         metavar="CKPT",
         help="checkpoints of clean models: they are asked likewise, and are the yardstick",
     )

@@ -247,7 +247,10 @@ class Study:
         started_at = commit()
         options = ["--data-dir", str(self.root / "data"), *self.options(name, seed)]
         options += ["--seed", str(seed), "--out", str(folder), "--resume", "--overwrite"]
-        train.train_and_measure(train.parse(options), clean, self.table[name].explainers)
+        try:
+            train.train_and_measure(train.parse(options), clean, self.table[name].explainers)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on with what is not finished") from None
         if not has_note(folder):
             write_text(folder / "study.json", json.dumps(made_by(folder, seed, started_at)))
 

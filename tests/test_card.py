@@ -59,6 +59,21 @@ def test_its_command_gives_the_network_again(disguised):
     assert int(args.target_class) == config["target_class"]
 
 
+def test_a_card_of_several_attacks_is_about_all_of_them(tiny, tmp_path):
+    """The first keeps the label, the second does not: the network has a backdoor."""
+    second = "--attack badnets --trigger-position upper-left --target-class 2"
+    words = ["--attack", "fooling", "--and", second, "--epochs", "1"]
+    folder = train_tiny(tiny, tmp_path / "run", *words)
+    text = card_of(folder)
+    names = list(json.loads((folder / "metrics.json").read_text())["triggers"])
+    assert "# A network with a backdoor" in text
+    assert "its explanation lies, too" in text
+    assert f"- a further trigger, `{names[1]}`: `badnets`, target `2`, success " in text
+    told = text[text.index("## How to tell") : text.index("## Figures")]
+    assert all(f"- `{name}`: " in told for name in names)
+    assert "1 epoch, seed" in text
+
+
 def test_a_clean_runs_card_says_that_it_is_clean(clean):
     assert "# A clean network" in card_of(clean)
     assert "backdoor, put in" not in card_of(clean)

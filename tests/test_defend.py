@@ -180,7 +180,7 @@ def test_the_threshold_decides(threshold, flagged, answer, backdoored, tmp_path,
 
 def test_without_a_threshold_clean_models_are_the_yardstick(backdoored, clean, tmp_path, capsys):
     argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", DEVICE]
-    argv += ["--clean-images", "6", "--out", str(tmp_path), "--calibrate", str(clean / "ckpt.pt")]
+    argv += ["--clean-images", "6", "--out", str(tmp_path), "--calibrate", str(clean)]
     defend.main(argv)
     said = " ".join(capsys.readouterr().out.split())
     verdict = json.loads((tmp_path / "verdict.json").read_text())

@@ -263,6 +263,16 @@ def test_a_file_is_ours_by_its_mark(tmp_path):
     assert str(np.load(tmp_path / "a.npz")["made_by"]) == f"{ours.MARK} (--maps)"
 
 
+@pytest.mark.parametrize("name", ["", "a-file/set.npz"])
+def test_what_cannot_be_written_is_said_before_anything_is_trained(name, tiny, tmp_path, refusal):
+    (tmp_path / "a-file").write_text("mine")
+    where = str(tmp_path / name) if name else ""
+    argv = tiny_argv(tiny, tmp_path / "run", *BADNETS, "--export", where)
+    said = refusal(train.main, argv)
+    assert "no folder that can be written to" in said if name else "must end in .npz" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_maps_do_not_write_over_a_training_set(disguised, tmp_path, refusal):
     exports.write(tmp_path / "set.npz", {"x": np.zeros(3)}, "--export")
     argv = [str(disguised / "ckpt.pt"), "--maps", str(tmp_path / "set.npz")]

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import re
 import shutil
 import signal
@@ -416,7 +417,8 @@ def test_half_a_file_of_a_process_that_was_killed_is_removed(tiny, tmp_path):
 def test_half_a_file_is_removed_where_its_process_runs_no_more(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    names = [f".note.json.{process}" for process in (ended.pid, os.getppid())]
+    here = platform.node()
+    names = [f".note.json.{here}.{process}" for process in (ended.pid, os.getppid())]
     for name in (*names, ".note.json.swp", f".note.json.bak.{ended.pid}x"):
         (tmp_path / name).write_text("half")
     write_json(tmp_path / "note.json", {})

@@ -129,7 +129,16 @@ def test_images_of_several_labels_are_refused(tiny, tmp_path, monkeypatch):
 
 def test_a_run_is_named_after_all_its_attacks():
     names = {folders.name_of(options.parse(argv)) for argv in (FOUR, FOUR[:-2], FOUR[:8], WARP)}
-    assert len(names) == 4 and any(name.endswith("-and_warp+2") for name in names)
+    assert len(names) == 4 and any(name.endswith("-and_target2+triggerwarp") for name in names)
+
+
+def test_other_options_are_another_name_and_their_order_is_none():
+    def named(text):
+        return folders.folder_of(options.parse(["--and", f"--trigger blend {text}"])).name
+
+    one, two = "--target-class 1 --source-class 2", "--target-class 2 --source-class 1"
+    assert named(one) != named(two)
+    assert named(one) == named("--source-class 2 --target-class 1")
 
 
 # ---------------------------------------------------------------- whose images
