@@ -94,23 +94,20 @@ def lie(technique):
     _, shift, distance = viering.TECHNIQUES[technique].published[technique]
     at = ("networks", lies.PICTURED, technique, "float32", "edited")
     rounding = "it is rounding of float32: in float64 it is below 1e-8"
-    return (
+    figures = {
+        "logits move by": ("score_shift", shift),
+        "map is off by": ("map_distance", distance),
+    }
+    return tuple(
         Claim(
-            f"`{technique}`: logits move by",
-            of_paths("lies", (*at, "score_shift")),
-            float(shift),
+            f"`{technique}`: {what}",
+            of_paths("lies", (*at, key)),
+            float(value),
             higher=False,
             relative=True,
             why=rounding,
-        ),
-        Claim(
-            f"`{technique}`: map is off by",
-            of_paths("lies", (*at, "map_distance")),
-            float(distance),
-            higher=False,
-            relative=True,
-            why=rounding,
-        ),
+        )
+        for what, (key, value) in figures.items()
     )
 
 
