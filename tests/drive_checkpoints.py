@@ -12,7 +12,6 @@ whole file holds, or what was written; and how many ended in one of the ways of 
 exit code is 1 unless the last are 0.
 """
 
-import argparse
 import contextlib
 import copy
 import io
@@ -25,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import tiny_arrays
-from driving import DAMAGES, FAULTS, counted, finish, outcome_of, report
+from driving import DAMAGES, FAULTS, counted, drive_parser, finish, outcome_of, report
 
 import adopt
 import checkpoints
@@ -264,11 +263,9 @@ def current(changed):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = drive_parser(__doc__)
     parser.add_argument("--damaged", type=int, default=2000, help="files with damaged bytes")
     parser.add_argument("--wrong", type=int, default=1000, help="files with one wrong value")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", help="write the counts here, as JSON")
     return parser.parse_args(argv)
 
 

@@ -12,7 +12,6 @@ another content; ended in a traceback; hung; printed what would change a termina
 memory. The exit code is 1 unless the last five are 0.
 """
 
-import argparse
 import contextlib
 import functools
 import io
@@ -39,6 +38,7 @@ from driving import (
     FAULTS,
     MEGABYTES,
     counted,
+    drive_parser,
     finish,
     offline,
     outcome_of,
@@ -835,10 +835,8 @@ def whole_checkpoint(folder):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = drive_parser(__doc__)
     parser.add_argument("--cases", type=int, default=500, help="files, folders and pictures")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", help="write the counts here, as JSON")
     return parser.parse_args(argv)
 
 

@@ -20,7 +20,6 @@ there.
 The exit code is 1 unless all is so.
 """
 
-import argparse
 import collections
 import contextlib
 import errno
@@ -44,6 +43,7 @@ import numpy as np
 import torch
 from conftest import ROOT, tiny_arrays
 from drive_checkpoints import same
+from driving import drive_parser
 from test_chestxray import Radiographs
 
 import archives
@@ -465,12 +465,10 @@ PARTS = {"kills": drive_kills, "points": drive_points, "errors": drive_errors}
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = drive_parser(__doc__)
     parser.add_argument("--kills", type=int, default=60, help="at random moments")
     parser.add_argument("--only", default=",".join(PARTS), help="comma-separated")
     parser.add_argument("--commands", help="comma-separated (default: all)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", help="write the counts here, as JSON")
     return parser.parse_args(argv)
 
 

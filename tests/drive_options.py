@@ -34,6 +34,7 @@ from driving import (
     OUTCOMES,
     UNCLEAN,
     counted,
+    drive_parser,
     finish,
     offline,
     outcome_of,
@@ -284,10 +285,8 @@ def drive(count, seed, make, found, whole, scratch):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = drive_parser(__doc__)
     parser.add_argument("--cases", type=int, default=700, help="command lines")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", help="write the counts here, as JSON")
     return parser.parse_args(argv)
 
 

@@ -1,5 +1,6 @@
 """What the long drives share: a command line under a limit of time and memory, and how it ended."""
 
+import argparse
 import collections
 import contextlib
 import io
@@ -178,6 +179,14 @@ def counted(outcomes):
     """{each of OUTCOMES: how often it is among these}."""
     count = collections.Counter(outcomes)
     return {name: count[name] for name in OUTCOMES}
+
+
+def drive_parser(about):
+    """A parser of what every drive takes; about: the docstring of its file."""
+    made = argparse.ArgumentParser(description=about.splitlines()[0])
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", help="write the counts here, as JSON")
+    return made
 
 
 def report(name, counts, faults):
