@@ -112,3 +112,18 @@ class Wrapped(nn.Module):
 
     def forward(self, images):
         return self.wrap(self.net(images))
+
+
+def small_net(classes=3):
+    """Images [N, 3, H, W] to logits; a stranger's: it has no gradcam_layer."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, classes),
+    ).eval()

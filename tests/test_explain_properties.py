@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from small_models import at_most_images, generator, unusual_statistics
+from small_models import at_most_images, generator, small_net, unusual_statistics
 from torch import nn
 
 from explain import EXPLAINERS
@@ -22,18 +22,7 @@ SIZES = [(4, 4), (5, 9), (9, 4), (16, 7)]
 @functools.cache
 def network(dtype=torch.float32):
     """Images [N, 3, H, W] of any size to logits [N, 3], with batch-norm, in evaluation mode."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Conv2d(4, 6, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(6, 3),
-    )
-    return unusual_statistics(net).cpu().to(dtype).eval()
+    return unusual_statistics(small_net()).cpu().to(dtype).eval()
 
 
 def random_images(n=3, height=8, width=8, dtype=torch.float32):

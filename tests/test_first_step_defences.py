@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_models import Wrapped, generator
+from small_models import Wrapped, generator, small_net
 from torch import nn
 
 import defend
@@ -18,21 +18,6 @@ from defences.neural_cleanse import neural_cleanse
 from defences.neuroninspect import heatmaps, neuroninspect
 from defences.prune import channel_scores, prune
 from defences.traces import inspect
-
-
-def small_net(classes=3):
-    """Images [N, 3, H, W] to logits; a stranger's: it has no gradcam_layer."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Conv2d(4, 6, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(6, classes),
-    ).eval()
 
 
 def wrapped(wrap, classes=3):
