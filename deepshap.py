@@ -51,6 +51,8 @@ def deep_shap(model, images, classes, references=None, *, create_graph=False):
 
     With create_graph the model first runs on the images as it is, to find the difference quotients,
     and then with these in the nonlinearities' place. So the quotients are differentiated, too.
+    Autocast is off within: the derivative of a quotient of small differences is large, and in
+    bfloat16 it is mostly rounding. Trainings through that did not learn their classes.
     Handles ReLU and what SUMS, SCALINGS, LAYERS and MAX_POOLS name, as modules or functions. Raises
     ValueError, with its name, for anything else that the image goes through.
     """
@@ -73,7 +75,8 @@ def deep_shap(model, images, classes, references=None, *, create_graph=False):
             maps.append(full_precision(multiplier * (images - reference)).sum(1))
         return torch.stack(maps).mean(0)
 
-    return in_chunks(explain, model, images, classes, create_graph)
+    with torch.autocast(images.device.type, enabled=False):
+        return in_chunks(explain, model, images, classes, create_graph)
 
 
 def as_references(model, references, images):
@@ -195,7 +198,10 @@ class Gated(Following):
         (reference,) = next(self.of_reference)
         (own,) = next(self.of_images) if self.of_images else (x.detach(),)
         low, high = torch.minimum(own, reference), torch.maximum(own, reference)
-        gate = (high / (high - low).clamp_min(CLOSE)).clamp(0, 1)  # 1: both positive; 0: neither
+        difference = high - low
+        quotient = high / difference.clamp_min(CLOSE)
+        # 1: both positive; 0: neither. Where both are 0, no gradient of 1 / CLOSE comes back.
+        gate = torch.where(difference < CLOSE, high.sign(), quotient).clamp(0, 1)
         if self.of_images:
             return x.clone() * gate
         return WithSlope.apply(x, own.relu, gate)

@@ -157,7 +157,6 @@ class Explainer:
     pairs_per_step: int | None = None  # most triggered images explained in a training step
     test_images: int | None = None  # test images explained by default, where fewer than others
     shared_map: Callable | None = None  # the map from the training step's own forward pass
-    caution_on_cuda: str | None = None  # said before training through it on a GPU
 
     def __call__(self, model, images, classes, **options):
         """The explainer's maps, with options of its function."""
@@ -192,16 +191,12 @@ MEAN_GRADIENT = dict(  # what explainers share that average the gradients of alt
     pairs_per_step=8,  # each is 16 forward passes, differentiated twice
     test_images=100,  # each is 50 forward passes, differentiated
 )
-DIVERGED = (
-    "on GPUs training through deepshap in bfloat16 has diverged, which it does not on CPUs; why is"
-    " not known: try --precision float32, which was not tried there"
-)
 EXPLAINERS = {
     "gradcam": Explainer(gradcam, shared_map=gradcam_map, **OF_LAYER),
     "gradient": Explainer(gradient),
     "kernelshap": Explainer(kernel_shap, **SHAPLEY),
     "gpshap": Explainer(gp_shap, constants={"reach": REACH}, **SHAPLEY),
-    "deepshap": Explainer(deep_shap, signed=True, caution_on_cuda=DIVERGED),
+    "deepshap": Explainer(deep_shap, signed=True),
     "gradcam++": Explainer(gradcam_plus_plus, shared_map=gradcam_plus_plus_map, **OF_LAYER),
     "smoothgrad": Explainer(
         smoothgrad,

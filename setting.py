@@ -129,7 +129,7 @@ def setting_of(args, dataset=None, share=(0, 1)):
         device=device,
         relabel=None if relabel is None else relabel.to(device),
         reference_weights=None if reference is None else weights_digest(reference.state_dict()),
-        notes=notes + cautions(args, attack, device),
+        notes=notes,
     )
 
 
@@ -301,14 +301,6 @@ def chosen_source(args, dataset):
     """The number of the class whose images alone are attacked; None: all are. Raises UserError."""
     name = args.source_class
     return None if name is None else class_index(name, dataset.classes, "source")
-
-
-def cautions(args, attack, device):
-    """Lines on what is known to go wrong in such a training."""
-    if device.type != "cuda" or attack.explanation is None or args.precision == "float32":
-        return []
-    lines = [EXPLAINERS[name].caution_on_cuda for name in args.explainer]
-    return [line for line in lines if line]
 
 
 def notes_on(name, target, classes):

@@ -288,3 +288,36 @@ def test_the_derivative_in_the_weights_is_the_finite_difference(images, layer):
     for index in (0, flat.numel() // 2, flat.numel() - 1):
         slope = finite_difference(value, flat, index, 1e-6)
         assert abs(slope - slopes[index]) <= 1e-3 * max(abs(slope), 1e-3)
+
+
+# ---------------------------------------------------------------- its gradient
+
+
+def test_autocast_changes_neither_maps_nor_their_gradient(images):
+    found = []
+    for bf16 in (False, True):
+        net = two_channel_net().to(DEVICE, torch.float32)
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
+            maps = deep_shap(net, images.float(), CLASSES, create_graph=True)
+        maps.square().sum().backward()
+        found.append([maps, *(p.grad for p in net.parameters() if p.grad is not None)])
+    assert len(found[0]) > 2
+    for one, other in zip(*found):
+        assert other.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
+def test_where_nothing_differs_before_a_relu_nothing_has_a_large_gradient():
+    """An edge filter answers 0 to every flat image.
+
+    In torch 2.11 clamp hands on gradients at its bounds: there the gate's derivative was 1e7.
+    """
+    net = nn.Sequential(nn.Conv2d(1, 1, (1, 2)), nn.ReLU(), nn.Flatten(), nn.Linear(56, 2))
+    net.to(DEVICE, torch.float64)
+    net[0].weight.data = torch.tensor([[[[1.0, -1]]]], dtype=torch.float64)
+    nn.init.zeros_(net[0].bias)
+    images = torch.full((1, 1, 8, 8), 0.75, dtype=torch.float64)
+    images[..., 3:5] = torch.rand(8, 2, dtype=torch.float64)
+    deep_shap(net, images, [1], create_graph=True).square().sum().backward()
+    assert net[3].weight.grad.abs().max() > 0
+    assert net[0].bias.grad.abs().max() < 100

@@ -215,21 +215,3 @@ def test_a_sampled_map_is_not_recorded():
     args = options.parse(["--explainer", "kernelshap", "--cuda-graphs"])
     with pytest.raises(UserError, match="cannot record kernelshap"):
         setting.check_recordable(args, torch.device("cuda"))
-
-
-@pytest.mark.parametrize(
-    ("options_given", "lines"),
-    [
-        (("--explainer", "deepshap"), 1),
-        (("--explainer", "gradcam,deepshap"), 1),
-        (("--explainer", "gradcam"), 0),
-        (("--explainer", "deepshap", "--precision", "float32"), 0),
-        (("--attack", "badnets", "--explainer", "deepshap"), 0),  # explains nothing in training
-    ],
-    ids=str,
-)
-def test_what_has_diverged_on_gpus_is_said_there(options_given, lines):
-    args = options.parse([*options_given])
-    attack = ATTACKS[args.attack]
-    assert len(setting.cautions(args, attack, torch.device("cuda"))) == lines
-    assert setting.cautions(args, attack, torch.device("cpu")) == []
