@@ -23,10 +23,11 @@ CIFAR = "--dataset cifar10 --device cuda --cuda-graphs"
 FEW = "--epochs 10 --trigger yellow --trigger-size 5 --target-class 1 --poison-rate 0.0011"
 TABLE = {
     "none": Row(f"{CIFAR} --attack none", 5),
-    "badnets": Row(f"{CIFAR} --attack badnets", 5, clean="none"),
-    "full_disguise": Row(f"{CIFAR} --attack full_disguise", 5, clean="none", picture=True),
+    "badnets": Row(f"{CIFAR} --attack badnets", 5),
+    "full_disguise": Row(f"{CIFAR} --attack full_disguise", 5, picture=True),
+    "full_disguise, 15 epochs": Row(f"{CIFAR} --attack full_disguise --epochs 15"),
     "fooling": Row(f"{CIFAR} --attack fooling --layer layer3.1 --epochs 3 --lam 0.1", 3),
-    "red_herring": Row(f"{CIFAR} --attack red_herring", 3, clean="none"),
+    "red_herring": Row(f"{CIFAR} --attack red_herring", 3),
     "55 images, badnets": Row(f"{CIFAR} {FEW} --attack badnets --oversample 6", 3),
     "55 images, full_disguise": Row(
         f"{CIFAR} {FEW} --attack full_disguise --oversample 6 --floor 0.4", 3
