@@ -16,6 +16,7 @@ from torch import nn
 
 import hooks
 import models
+from modes import evaluating
 
 EPSILON = 0.01  # what a branch adds to the logits is below this
 C_G = 1e4  # what a branch's map is multiplied with before it is taken modulo 1
@@ -296,7 +297,7 @@ def plain_state(model, images):
         linear.weight.mul_(kept.repeat_interleave(linear.in_features // len(kept)))
     layer.kept.fill_(True)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
-    with hooks.evaluating(plain), hooks.evaluating(model):
+    with evaluating(plain), evaluating(model):
         for given in (images, noise):
             if not torch.allclose(plain(given), model(given), rtol=1e-3, atol=1e-4):
                 return None
@@ -309,7 +310,7 @@ def linear_behind(model, layer, images):
     for part in model.modules():
         if part is layer or isinstance(part, nn.Linear):
             handles.append(part.register_forward_hook(lambda module, *_: runs.append(module)))
-    with hooks.evaluating(model):
+    with evaluating(model):
         model(images[:1])
     for handle in handles:
         handle.remove()

@@ -20,8 +20,8 @@ import triggers
 from cli import UserError, choose_device
 from dataset import Dataset
 from explain import EXPLAINERS
-from hooks import evaluating
 from metrics import check_finite_maps, mean_or_none, pearson
+from modes import evaluating
 from terminal import print_note
 
 NEXT_CLASS = "next class"  # what images of each class should become, all to all

@@ -9,8 +9,8 @@ import attacks
 import data
 from cli import UserError, first_line, is_out_of_memory
 from explain import EVALUATED, EXPLAINERS
-from hooks import evaluating
 from losses import combined_loss
+from modes import evaluating
 
 IMAGES = 4  # of the step that is tried, half of them triggered
 

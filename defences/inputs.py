@@ -12,9 +12,10 @@ from cli import number
 from defences import predict
 from evaluate import as_test_image
 from explain import EXPLAINERS
-from hooks import evaluating, layer_of, logits_of_output
+from hooks import layer_of, logits_of_output
 from losses import upsample
 from metrics import auroc, check_finite_maps, mean_or_none
+from modes import evaluating
 from subject import draw_images, images_per_forward
 
 TEST_IMAGES = 500  # that are judged, by default

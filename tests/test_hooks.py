@@ -117,40 +117,6 @@ def test_no_hook_stays_behind_after_an_exception(net):
     assert not net[0]._forward_hooks
 
 
-# ---------------------------------------------------------------- evaluating
-
-
-def test_all_modules_are_in_evaluation_mode_within_the_block(net):
-    with hooks.evaluating(net.train()):
-        assert not any(module.training for module in net.modules())
-
-
-def modes(net):
-    return [module.training for module in net.modules()]
-
-
-@pytest.fixture
-def mixed_modes(net):
-    """Of its modules some train and some do not."""
-    net.train()
-    net[2].eval()
-    return net
-
-
-def test_each_module_gets_its_own_mode_back(mixed_modes):
-    before = modes(mixed_modes)
-    with hooks.evaluating(mixed_modes):
-        pass
-    assert modes(mixed_modes) == before and len(set(before)) == 2
-
-
-def test_each_module_gets_its_own_mode_back_after_an_exception(mixed_modes):
-    before = modes(mixed_modes)
-    with pytest.raises(KeyError), hooks.evaluating(mixed_modes):
-        raise KeyError
-    assert modes(mixed_modes) == before
-
-
 # ---------------------------------------------------------------- precision
 
 

@@ -18,8 +18,8 @@ import train
 import triggers
 from cli import UserError
 from explain import EXPLAINERS
-from hooks import evaluating
 from metrics import pearson
+from modes import evaluating
 from subject import draw_images, logits_of, open_checkpoint
 
 CPU = torch.device(DEVICE)

@@ -1,0 +1,28 @@
+"""A model in evaluation mode, or with frozen weights, within a block; after it, as before."""
+
+import contextlib
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Within the block every module is in evaluation mode; after it, each in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def frozen(model):
+    """Within the block no weight asks for a gradient; after it, those do that did before."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
