@@ -197,11 +197,10 @@ class Gated(Following):
     def relu(self, x):
         (reference,) = next(self.of_reference)
         (own,) = next(self.of_images) if self.of_images else (x.detach(),)
-        low, high = torch.minimum(own, reference), torch.maximum(own, reference)
-        difference = high - low
-        quotient = high / difference.clamp_min(CLOSE)
-        # 1: both positive; 0: neither. Where both are 0, no gradient of 1 / CLOSE comes back.
-        gate = torch.where(difference < CLOSE, high.sign(), quotient).clamp(0, 1)
+        high, difference = torch.maximum(own, reference), (own - reference).abs()
+        # 1: both positive; 0: neither. Unlike clamp, hardtanh has no gradient at its bounds: where
+        # both are 0, it would be of 1 / CLOSE.
+        gate = F.hardtanh(high / difference.clamp_min(CLOSE), 0, 1)
         if self.of_images:
             return x.clone() * gate
         return WithSlope.apply(x, own.relu, gate)
@@ -209,7 +208,8 @@ class Gated(Following):
     def max_pool(self, x, pool):
         """Two paths: from the image's maximum (larger - y_ref), from the reference's (y - larger).
 
-        larger is max(y, y_ref). Each is divided by the difference of the inputs at its own place.
+        larger is max(y, y_ref), so one of the two is 0. The other is divided by the difference of
+        the inputs at its own place, which is no smaller.
         """
         if self.of_images:
             own, y, index = next(self.of_images)
@@ -220,9 +220,9 @@ class Gated(Following):
         reference, y_reference, index_reference = next(self.of_reference)
         index_reference = index_reference.expand_as(index)
         reference = reference.expand_as(own)
-        larger = torch.maximum(y, y_reference)
-        gate = quotient_or_zero(larger - y_reference, y - pick(reference, index))
-        gate_reference = quotient_or_zero(y - larger, pick(own, index_reference) - y_reference)
+        rise, fall = (y - y_reference).relu(), (y_reference - y).relu()
+        gate = rise / (y - pick(reference, index)).clamp_min(CLOSE)
+        gate_reference = fall / (y_reference - pick(own, index_reference)).clamp_min(CLOSE)
         result = pick(x, index) * gate + pick(x, index_reference) * gate_reference
         if self.of_images:
             return result
@@ -246,14 +246,13 @@ class WithSlope(torch.autograd.Function):
 
 
 def pick(x, index):
-    """x [N, C, H, W] at flat positions [N, C, h, w], as max-pooling counts them."""
-    return x.flatten(2).gather(2, index.flatten(2)).view_as(index)
+    """x [N, C, H, W] at flat positions [N, C, h, w], as max-pooling counts them.
 
-
-def quotient_or_zero(numerator, denominator):
-    """numerator / denominator, and 0 where the denominator is close to 0."""
-    close = denominator.abs() < CLOSE
-    return torch.where(close, 0, numerator / torch.where(close, 1, denominator))
+    Channels stay last in memory, where they are: the gradient that comes back has its layout.
+    """
+    positions = index.permute(0, 2, 3, 1).flatten(1, 2)
+    picked = x.permute(0, 2, 3, 1).flatten(1, 2).gather(1, positions)
+    return picked.unflatten(1, index.shape[2:]).permute(0, 3, 1, 2)
 
 
 def argument(args, kwargs, name, position):
