@@ -290,7 +290,7 @@ def record_of(args, result):
     words = [*args.parts, *(f"--{name} {value}" for name, value in options.items())]
     about = {
         "command": f"python bench.py {' '.join(words)}",
-        "hardware": hardware(),
+        "hardware": hardware(result["device"]),
         "commit": commit(),
     }
     return about | result

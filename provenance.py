@@ -10,9 +10,12 @@ import torch
 ROOT = Path(__file__).resolve().parent
 
 
-def hardware():
-    """The name of the GPU, or of the CPU with the number of threads that torch uses on it."""
-    if torch.cuda.is_available():
+def hardware(device="auto"):
+    """The name of the GPU, or of the CPU with the number of threads that torch uses on it.
+
+    device: "cpu" where a GPU that is here has no part in what was measured.
+    """
+    if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{processor()}, {torch.get_num_threads()} threads"
 

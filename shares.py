@@ -126,5 +126,6 @@ class Normalised(torch.autograd.Function):
         # The part by way of mean and variance, slope (x - mean) + level: batch_norm computes it.
         slope = 2 * of_variance - weight * scale.square() * scaled
         level = of_mean - weight * scale * shifted
-        of_x += F.batch_norm(x, mean, torch.ones_like(mean), slope, level, eps=0.0)
+        # A half and a half, which add up to one exactly: torch 2.11 refuses eps=0.0.
+        of_x += F.batch_norm(x, mean, torch.full_like(mean, 0.5), slope, level, eps=0.5)
         return of_x, None, None, of_weight, of_bias, None

@@ -65,7 +65,7 @@ def test_every_explainer_and_training_step_is_timed(result):
 def test_the_file_has_the_figures_and_what_they_were_measured_on(result, path):
     record = json.loads(path.read_text())
     assert {key: record[key] for key in result} == result
-    assert record["hardware"] == hardware()
+    assert record["hardware"] == hardware(DEVICE)
     assert record["commit"] == commit()
 
 

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, log_of, tiny_arrays
 from drive_shares import CASES
 
@@ -81,6 +82,23 @@ def test_alone_a_process_has_everything_as_it_is():
     with ALONE.own_chance(torch.device("cpu")):
         torch.rand(1)
     assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_batch_norm_over_all_processes_asks_for_no_eps_of_0(monkeypatch):
+    """torch 2.11 refuses it. Of one process alone it is torch's batch-norm."""
+    norm, x = torch.nn.BatchNorm2d(3).double(), torch.randn(4, 3, 5, 5).double().requires_grad_()
+    factors, batch_norm = torch.randn(4, 3, 5, 5).double(), F.batch_norm
+    (expected,) = torch.autograd.grad((norm(x) * factors).sum(), x)
+
+    def strict(*given, eps):
+        assert eps > 0
+        return batch_norm(*given, eps=eps)
+
+    monkeypatch.setattr(F, "batch_norm", strict)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: None)
+    y, _, _ = ALONE.normalised(x, norm)
+    (found,) = torch.autograd.grad((y * factors).sum(), x)
+    torch.testing.assert_close(found, expected)
 
 
 # ---------------------------------------------------------------- a run

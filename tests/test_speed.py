@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 import bench
+import provenance
 from studies import speed
 
 RECORD = {
@@ -66,6 +68,18 @@ def test_the_study_writes_what_bench_returns(tmp_path, monkeypatch, capsys):
     assert record["command"].startswith("python bench.py steps --device cpu")
     assert "--model resnet18" in record["command"]
     assert "deepshap" in capsys.readouterr().out
+
+
+def test_the_study_is_of_the_cpu_where_there_is_a_gpu_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "RESULTS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    devices, found = [], RECORD | {"device": "cpu", "threads": 1}
+    del found["hardware"]
+    monkeypatch.setattr(bench, "bench", lambda given, *_: devices.append(given.device) or found)
+    speed.main(["cnn"])
+    assert devices == [torch.device("cpu")]
+    record = json.loads((tmp_path / "speed.json").read_text())
+    assert record["hardware"].startswith(provenance.processor())
 
 
 def test_all_records_are_command_lines_of_bench():
