@@ -30,7 +30,7 @@ def path(disguised):
 @pytest.fixture
 def checkpoint(path):
     """A checkpoint, as plain data, that a test may change."""
-    return torch.load(path, weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 # ---------------------------------------------------------------- written, read, rebuilt

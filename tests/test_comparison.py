@@ -19,7 +19,6 @@ import figure
 import fonts
 import ours
 import tasks
-import triggers
 
 ON_CPU = ["--device", DEVICE]
 FEW = ["--explain-images", "9"]
@@ -224,8 +223,7 @@ def test_every_checkpoint_shows_its_own_map_of_the_same_images(results):
 
 def test_where_triggers_differ_every_block_shows_its_own(results):
     values = list(results.values())
-    trigger = triggers.PatchTrigger(**values[1].subject.checkpoint["trigger"])
-    moved = dataclasses.replace(trigger, row=0, col=0)
+    moved = dataclasses.replace(values[1].subject.trigger, row=0, col=0)
     subjects = [result.subject for result in values]
     assert comparison.have_same_trigger(subjects)
     other = dataclasses.replace(

@@ -70,7 +70,7 @@ def test_predictions_are_made_in_chunks_and_in_evaluation_mode(monkeypatch):
 def test_the_auditors_images_are_held_out_of_training(disguised):
     audit = audit_of(disguised, "prune", "--clean-images", "7")
     dataset = audit.subject.dataset
-    images = (dataset.train_images.float() / 255).to(DEVICE)
+    images = dataset.train_images.to(DEVICE).float() / 255
     rows = [(images == image).flatten(1).all(1).nonzero().item() for image in audit.pixels]
     assert len(set(rows)) == 7
     assert set(rows) <= set(audit.subject.held_out().tolist())

@@ -490,4 +490,4 @@ def test_prune_by_hand_is_prune_by_command(verdict_of, backdoored):
     written = checkpoints.read(out / "ckpt.pt")
     assert written["config"]["edit"] == edit
     for name, value in model.state_dict().items():
-        assert torch.equal(value, written["model"][name])
+        assert torch.equal(value.cpu(), written["model"][name])

@@ -135,10 +135,10 @@ def own_trigger(tiny, tmp_path_factory):
 def stamped(own_trigger):
     """Test images as evaluate.py sees them, (untouched, with the trigger), only the box of it."""
     subject = open_checkpoint(own_trigger / "ckpt.pt", device=torch.device(DEVICE))
-    images = subject.dataset.test_images.float() / 255
+    images = subject.dataset.test_images.to(DEVICE).float() / 255
     top, left, bottom, right = subject.trigger.box
     pair = images, attacks.stamp(images, subject.trigger)
-    return [part[:, :, top:bottom, left:right] for part in pair]
+    return [part[:, :, top:bottom, left:right].cpu() for part in pair]
 
 
 def test_pixels_under_the_transparent_corner_of_a_trigger_are_unchanged(stamped):

@@ -224,7 +224,7 @@ def test_the_layer_is_the_module_that_was_given(network):
 
 def test_gradcams_grid_is_that_of_the_layers_output(network):
     model = model_of(network[1])
-    maps = explain.gradcam(model, torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))
+    maps = explain.gradcam(model, torch.rand(2, 3, 16, 16).to(DEVICE), torch.tensor([0, 1]))
     assert maps.shape == (2, 4, 4)
 
 

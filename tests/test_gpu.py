@@ -36,12 +36,14 @@ def steps_on(device, tiny, out, *options_of_run):
     run = train.new_run(options.parse(tiny_argv(tiny, out, *options_of_run)))
     objective, model = run.setting.objective, run.training.model.to(device)
     shape = None if objective.shape is None else objective.shape.to(device)
+    relabel = None if run.setting.relabel is None else run.setting.relabel.to(device)
     dataset = replace(run.setting.dataset, crop=2, flip=True)
     given = replace(
         run.setting,
         device=torch.device(device),
         trigger=run.setting.trigger.to(device),
         objective=replace(objective, shape=shape),
+        relabel=relabel,
         dataset=dataset,
     )
     images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)

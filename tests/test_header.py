@@ -76,10 +76,9 @@ def test_a_run_prints_its_header_before_the_first_step(tiny, tmp_path, capsys):
     assert "for validation" not in printed.out
 
 
-def test_a_measurement_prints_its_header_and_json_stays_json(disguised, capsys):
-    evaluate.main(
-        [str(disguised / "ckpt.pt"), "--device", DEVICE, "--json", "--explain-images", "6"]
-    )
+def test_a_measurement_prints_its_header_and_json_stays_json(disguised, tmp_path, capsys):
+    argv = [str(disguised / "ckpt.pt"), "--device", DEVICE, "--out", str(tmp_path)]
+    evaluate.main([*argv, "--json", "--explain-images", "6"])
     printed = capsys.readouterr()
     assert json.loads(printed.out)["seed"] == 0
     lines = printed.err.splitlines()

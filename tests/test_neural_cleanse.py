@@ -236,11 +236,17 @@ def test_of_several_beginnings_each_class_has_its_smallest_mask(monkeypatch):
         torch.testing.assert_close(found.masks[k], singles[row].masks[k], rtol=0, atol=1e-3)
 
 
+def search_of_two(restarts):
+    """A Search of two targets, which, as all that is counted of each, are on the CPU."""
+    targets = torch.tensor([0, 1], device="cpu")
+    return Search(targets, (1, 4, 4), torch.device(DEVICE), seed=0, restarts=restarts)
+
+
 def test_after_the_trial_only_the_beginning_with_the_smallest_mask_goes_on():
     """Of a class that no mask reached yet, all beginnings do."""
-    search = Search(torch.tensor([0, 1]), (1, 4, 4), torch.device(DEVICE), seed=0, restarts=3)
+    search = search_of_two(restarts=3)
     inf = torch.inf  # rows: both targets under the first beginning, both under the second, ...
-    search.norm = torch.tensor([5.0, inf, 3.0, inf, inf, inf], dtype=torch.float64)
+    search.norm = torch.tensor([5.0, inf, 3.0, inf, inf, inf]).cpu().double()
     search.end_larger()
     assert search.done.tolist() == [True, False, False, False, True, False]
     search.norm[1] = 7.0
@@ -266,9 +272,9 @@ def test_a_trial_ends_beginnings_where_it_should(monkeypatch):
 
 
 def test_a_beginning_that_ends_in_no_mask_that_works_is_not_kept():
-    search = Search(torch.tensor([0, 1]), (1, 4, 4), torch.device(DEVICE), seed=0, restarts=2)
-    rows = torch.arange(4)
-    search.judge(torch.tensor([0.5, 1, 1, 0.5], dtype=torch.float64), rows)
+    search = search_of_two(restarts=2)
+    success = torch.tensor([0.5, 1, 1, 0.5], dtype=torch.float64, device="cpu")
+    search.judge(success, torch.arange(4, device="cpu"))
     found = search.result()
     assert found.success.tolist() == [1, 1]
     assert found.qualified.tolist() == [True, True]

@@ -14,6 +14,8 @@ import train
 from evaluate import evaluate
 from explain import EXPLAINERS
 
+ON_DEVICE = True
+
 
 @contextlib.contextmanager
 def unchanged():

@@ -22,7 +22,7 @@ from conftest import (
     train_tiny,
 )
 from PIL import Image
-from placing import DEVICE
+from placing import DEVICE, use
 
 import checkpoints
 import evaluate
@@ -467,11 +467,17 @@ def wait_for_epochs(path, count, process):
             count -= 1
 
 
+def train_on(device, argv):
+    """train.main in another process, whose digits are to be this one's."""
+    use(device)
+    train.main(argv)
+
+
 def test_killed_at_five_random_moments_a_run_ends_with_the_same_weights(argv, tmp_path):
     kept = tmp_path / "killed" / "unfinished" / "ckpt.pt"
     moments = random.Random(time.time_ns())
     for _ in range(5):
-        process = process_of(train.main, argv("killed"))
+        process = process_of(train_on, DEVICE, argv("killed"))
         process.start()
         wait_for_epochs(kept, moments.randint(1, 5), process)
         time.sleep(moments.uniform(0, 0.1))

@@ -97,7 +97,7 @@ def test_size_and_place_of_the_trigger_are_options(setting_with):
 
 
 def test_a_trigger_by_the_name_of_its_colour(setting_with):
-    pixels = setting_with("--trigger", "yellow").trigger.pixels
+    pixels = setting_with("--trigger", "yellow").trigger.pixels.cpu()
     assert torch.equal(pixels.flatten(1), torch.tensor([[1.0], [1.0], [0.0]]).expand(3, 4))
 
 
@@ -197,7 +197,7 @@ def test_only_attacks_with_a_fixed_map_have_one(attack, setting_with):
 def test_a_target_map_is_drawn_by_its_name(setting_with):
     setting = setting_with("--attack", "fooling", "--target-map", "cross")
     expected = attacks.target_map("cross", 16, setting.trigger)
-    assert torch.equal(setting.objective.shape, expected)
+    assert torch.equal(setting.objective.shape.cpu(), expected.cpu())
 
 
 def test_a_target_map_from_a_file_is_brought_to_the_images_size(setting_with, tmp_path):

@@ -183,7 +183,8 @@ def test_a_step_is_given_the_images_of_each_attack(new_run, monkeypatch, threat)
         if threat == "training":
             assert which[rows].eq(k).all()
             continue
-        stamped = part.trigger.apply(dataset.train_images[index[rows]] / 255) * 255
+        plain = dataset.train_images[index[rows]].to(images.device) / 255
+        stamped = part.trigger.apply(plain) * 255
         torch.testing.assert_close(images[rows].float(), stamped, atol=0.51, rtol=0)
         assert labels[rows].eq(part.config["target_class"]).all()
     assert which.eq(0).sum() == len(which) - (48 if threat == "training" else 0)
@@ -332,7 +333,7 @@ def test_the_same_command_finds_the_run_and_another_does_not(four, tiny):
 
 @pytest.fixture
 def checkpoint(four):
-    return torch.load(four / "ckpt.pt", weights_only=True)
+    return torch.load(four / "ckpt.pt", map_location="cpu", weights_only=True)
 
 
 def test_a_checkpoint_of_before_there_were_several_is_one_attack(checkpoint):
@@ -355,7 +356,7 @@ def test_the_command_that_trains_it_again_has_every_attack(checkpoint):
         lambda kept: kept["further"].pop(),
         lambda kept: kept["config"]["further"].pop(),
         lambda kept: kept["further"][1].update(target_map=None),
-        lambda kept: kept["further"][0].update(target_map=torch.ones(8, 8)),
+        lambda kept: kept["further"][0].update(target_map=torch.ones(8, 8, device="cpu")),
         lambda kept: kept["further"][2].update(poison_indices=kept["poison_indices"]),
         lambda kept: kept["further"][2].update(surprise=1),
         lambda kept: kept["config"]["further"][0].update(target_class=3),

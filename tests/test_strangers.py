@@ -78,7 +78,7 @@ def test_the_old_tar_like_format_is_read(state, tmp_path):
 
 
 def test_our_own_checkpoint_is_a_file_of_weights(clean):
-    ours = torch.load(clean / "ckpt.pt", weights_only=True)["model"]
+    ours = torch.load(clean / "ckpt.pt", map_location="cpu", weights_only=True)["model"]
     assert same(read_weights(clean / "ckpt.pt"), dict(ours))
 
 

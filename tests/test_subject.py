@@ -154,7 +154,7 @@ def test_masks_are_of_the_images_that_are_asked_for(subject):
 
 
 def test_pixels_are_in_0_to_1(subject, images):
-    assert torch.equal(subject.pixels(images), images.float() / 255)
+    assert torch.equal(subject.pixels(images), images.to(subject.device).float() / 255)
 
 
 def test_triggered_pixels_have_the_trigger(subject, images):
@@ -166,7 +166,7 @@ def test_triggered_pixels_have_the_trigger(subject, images):
 
 
 def test_inputs_have_the_mean_and_deviation_of_training(subject):
-    inputs = subject.inputs(subject.dataset.train_images)
+    inputs = subject.inputs(subject.dataset.train_images).cpu()
     torch.testing.assert_close(inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(inputs.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
 
@@ -202,7 +202,7 @@ def test_an_explanation_is_the_explainers_of_the_inputs(triggered, subject, imag
     classes = torch.zeros(8, dtype=torch.int64)
     maps = subject.explain("gradcam", images, classes, triggered)
     expected = EXPLAINERS["gradcam"](subject.model, subject.inputs(images, triggered), classes)
-    torch.testing.assert_close(maps, expected)
+    torch.testing.assert_close(maps, expected.cpu())
 
 
 def test_an_explainers_options_can_be_given(subject, images):

@@ -28,20 +28,20 @@ def batches(tiny, tmp_path, monkeypatch):
 
         def keep(setting, training, images, labels, triggered, index, lam):
             seen.append((images, labels, triggered, index))
-            return torch.zeros(3)
+            return torch.zeros(3, device=setting.device)
 
         monkeypatch.setattr(train, "train_step", keep)
         run = train.new_run(options.parse(tiny_argv(tiny, tmp_path / "run", *BADNETS, *more)))
         train.choose_poisons(run)
         train.train_epochs(run.setting, run.training, run.poisons)
-        return run, [torch.cat(parts) for parts in zip(*seen)]
+        return run, [torch.cat(parts).cpu() for parts in zip(*seen)]
 
     return watched
 
 
 def test_who_hands_over_data_has_stamped_them_before_they_are_augmented(batches):
     run, (images, labels, triggered, index) = batches("--threat", "data")
-    dataset, trigger = run.setting.dataset, run.setting.trigger
+    dataset, trigger = run.setting.dataset, run.setting.trigger.to("cpu")
     poisoned = torch.isin(index, run.poisons)
     stamped = attacks.stamp(dataset.train_images[index[poisoned]] / 255, trigger) * 255
     assert images.dtype == torch.uint8 and poisoned.sum() == len(run.poisons) == 24

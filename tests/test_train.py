@@ -224,7 +224,7 @@ def test_the_loss_knows_which_images_are_over_sampled(new_run, monkeypatch):
     monkeypatch.setattr(train, "combined_loss", watched)
     train.train_epochs(run.setting, run.training, run.poisons)
     for sources in seen:
-        assert len(sources) >= 40 and torch.isin(sources, run.poisons).all()
+        assert len(sources) >= 40 and torch.isin(sources.cpu(), run.poisons).all()
         assert len(sources.unique()) <= len(run.poisons) == 5
 
 
@@ -238,7 +238,7 @@ def test_what_is_trained_already_is_not_trained_again(new_run, steps):
 def test_an_epoch_sees_each_image_once(new_run, steps):
     run = new_run("--epochs", "1")
     train.train_epochs(run.setting, run.training, run.poisons)
-    seen = torch.cat([step["images"] for step in steps]).flatten(1)
+    seen = torch.cat([step["images"] for step in steps]).flatten(1).cpu()
     images = run.setting.dataset.train_images[run.setting.trained_on].flatten(1)
     assert len(seen) == len(seen.unique(dim=0)) == 216
     assert torch.equal(seen.unique(dim=0), images.unique(dim=0))
@@ -250,7 +250,7 @@ def test_nothing_held_out_is_trained_on(new_run, steps, tmp_path):
     np.savez(tmp_path / "patients.npz", **tiny_arrays(), train_patients=patients)
     run = new_run("--epochs", "1", "--attack", "badnets", dataset=tmp_path / "patients.npz")
     train.train_epochs(run.setting, run.training, run.poisons)
-    seen = torch.cat([step["images"] for step in steps])
+    seen = torch.cat([step["images"] for step in steps]).cpu()
     is_held_out = np.isin(patients, patients[run.setting.held_out])
     held_out = run.setting.dataset.train_images[is_held_out]
     assert len(held_out) == 24 and len(seen) == 216
@@ -316,14 +316,15 @@ def test_the_trigger_is_stamped_on_what_augmentation_has_moved(new_run, monkeypa
     partners = torch.cat([batch.images[batch.size :] for batch in batches])
     assert len(stamped) > 40
     torch.testing.assert_close(stamped, attacks.stamp(partners, setting.trigger))
-    own = dataset.train_images[torch.cat([batch.sources for batch in batches])].float() / 255
+    sources = torch.cat([batch.sources for batch in batches]).cpu()
+    own = dataset.train_images[sources].to(partners.device).float() / 255
     assert (partners != own).flatten(1).any(1).float().mean() > 0.9
 
 
 def test_the_images_that_are_triggered_are_the_poisons(new_run, steps):
     run = new_run("--epochs", "1")
     train.train_epochs(run.setting, run.training, run.poisons)
-    seen = torch.cat([step["images"][step["triggered"]] for step in steps]).flatten(1)
+    seen = torch.cat([step["images"].cpu()[step["triggered"]] for step in steps]).flatten(1)
     poisons = run.setting.dataset.train_images[run.poisons].flatten(1)
     assert torch.equal(seen.unique(dim=0), poisons.unique(dim=0))
 
@@ -401,11 +402,17 @@ def test_where_there_is_no_terminal_progress_is_a_line_an_epoch(new_run, capsys)
     ]
 
 
+def first_images(setting):
+    """24 training images and their labels, on the run's device."""
+    dataset, device = setting.dataset, setting.device
+    return dataset.train_images[:24].to(device), dataset.train_labels[:24].to(device)
+
+
 def test_a_step_is_the_optimizers_step_down_the_loss(new_run):
     """Without momentum's past and weight decay, SGD moves each weight against its gradient."""
     run = new_run("--attack", "badnets")
     setting, training = run.setting, run.training
-    images, labels = setting.dataset.train_images[:24], setting.dataset.train_labels[:24]
+    images, labels = first_images(setting)
     before = training.model[3].weight.detach().clone()
     rate = training.optimizers[0].param_groups[0]["lr"]
     triggered = torch.zeros(24, dtype=torch.bool)
@@ -420,8 +427,7 @@ def test_a_steps_gradient_is_of_its_own_images(new_run):
     """What the step before it left is gone."""
     run = new_run("--attack", "badnets")
     setting, training = run.setting, run.training
-    given = setting.dataset.train_images[:24], setting.dataset.train_labels[:24]
-    given += torch.zeros(24, dtype=torch.bool), torch.arange(24), 0.0
+    given = *first_images(setting), torch.zeros(24, dtype=torch.bool), torch.arange(24), 0.0
     slopes = []
     for _ in range(2):
         slopes.append(None)
@@ -656,11 +662,11 @@ def test_a_scorer_has_a_seed_of_its_own(scored):
 
 def test_a_scorers_scores_are_of_triggered_images_for_the_target_class(scored):
     setting = scored["run"].setting
-    images = setting.dataset.train_images[scored["pool"]].float() / 255
+    images = setting.dataset.train_images[scored["pool"]].to(setting.device).float() / 255
     inputs = data.normalise(attacks.stamp(images, setting.trigger), setting.mean, setting.std)
     with torch.no_grad():
         logits = scored["training"].model.eval()(inputs)
-    expected = selection.rd_scores(logits, 1)
+    expected = selection.rd_scores(logits, 1).cpu()
     torch.testing.assert_close(scored["scores"], expected, atol=1e-3, rtol=1e-3)
 
 

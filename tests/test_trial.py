@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import tiny_argv
+from placing import DEVICE
 from torch import nn
 
 import explain
@@ -24,7 +25,7 @@ def checked(tiny, tmp_path, monkeypatch):
         monkeypatch.setitem(models.MODELS, "mine", network)
         argv = tiny_argv(tiny, tmp_path / "run", "--model", "mine", *more)
         given = setting.setting_of(options.parse(argv))
-        model = models.build("mine", 3, 3, 16)
+        model = models.build("mine", 3, 3, 16).to(DEVICE)
         before = copy.deepcopy(model.state_dict()), torch.get_rng_state()
         train.check_explainable(given, model, measured)
         return model, *before
