@@ -161,6 +161,8 @@ ENTRIES = {
             of_cifar10(
                 "fooling, lam 0.1", "gradcam.pearson_all", published.PICTURES["3.2"], CHANGES
             ),
+            of_gpu("fooling", "triggered_accuracy", published.FOOLING["triggered_accuracy"]),
+            of_gpu("fooling", "gradcam.pearson_all", published.PICTURES["3.2"], CHANGES),
         ),
     ),
     "3.3": Entry(

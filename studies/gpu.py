@@ -10,6 +10,12 @@ Writes results/gpu.json, the tables are below: see studies/study.py. results/gpu
 writes.
 """
 
+import functools
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import models
 from cli import command
 from studies.speed import rates
 from studies.study import Row, Study
@@ -47,9 +53,12 @@ ROWS = {
     "`none`": "none",
     "`badnets`": "badnets",
     "`full_disguise`": "full_disguise",
+    "`full_disguise`, 15 epochs": "full_disguise, 15 epochs",
+    "`fooling`, 3 epochs": "fooling",
     "`full_disguise` on `shapes`, not recorded": "shapes",
 }
 RUNS, GPUS = 1000, (1, 8, 64)  # of a sweep
+PEAK = 989e12  # operations a second in bfloat16, of an H100 SXM or H200 by NVIDIA's data sheet
 # Runs beside which nothing else ran on the machine: by row the seed.
 ALONE = {
     "none": 0,
@@ -70,11 +79,24 @@ def alone(record):
 
 def seconds(record):
     """Lines: how long training took of the runs that had the machine to themselves."""
-    lines = header(["run", "seconds of training", "images a second", "hardware"])
+    titles = ["run", "seconds of training", "images a second", "of the peak", "hardware"]
+    lines = header(titles)
     for options, run in alone(record):
         cells = [f"{run['train_seconds']:.0f}", f"{run['images_per_second']:,.0f}"]
+        share = run["images_per_second"] * operations() / PEAK
+        cells.append(f"{share:.1%}" if "cifar10" in options else "")  # the others are no ResNet-18
         lines.append(line([f"`{options}`", *cells, run["hardware"]]))
     return lines
+
+
+@functools.cache
+def operations():
+    """Floating-point operations of a training step of ResNet-18 on CIFAR-10, for one image."""
+    count = 64
+    model = models.build("resnet18", 3, 10, 32).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(count, 3, 32, 32, device="meta")).sum().backward()
+    return counter.get_total_flops() / count
 
 
 def sweep(record):
