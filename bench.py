@@ -3,11 +3,12 @@
     python bench.py                    # the small cnn, 64 images of 32 px: 2 minutes on one core
     python bench.py --model resnet18 --out speed.json     # written with command and hardware
     python bench.py steps              # training steps alone; or explainers
-    python bench.py kernelshap         # seconds to a given error; or cleanse, memory, command
+    python bench.py kernelshap         # seconds to a given error; or another of the parts
 
 Explaining is compared with a forward pass, a training step with cross-entropy on the same images,
 and explainers with shap's, captum's, grad-cam's where installed (bench_peers.py). All take turns;
-figures are medians. What kernelshap, cleanse, memory and command measure is in bench_parts.py.
+figures are medians. What kernelshap, cleanse, memory, command and processes measure is in
+bench_parts.py.
 """
 
 import interrupts  # noqa: F401  # isort: skip

@@ -10,8 +10,10 @@ Each returns what stands under its name in "parts" of the record.
 
 import contextlib
 import cProfile
+import json
 import math
 import multiprocessing
+import os
 import pstats
 import subprocess
 import sys
@@ -35,8 +37,9 @@ import shapes
 import train
 from bench_peers import Sizes
 from bench_timing import CLASSES, CLOCKS, SIDE, seconds_of_call
-from defences import frozen, neural_cleanse
+from defences import neural_cleanse
 from hooks import chunk_size
+from modes import evaluating, frozen
 
 # ---------------------------------------------------------------- seconds to a given error
 
@@ -168,7 +171,7 @@ def cleanse(setting, rounds=ROUNDS, steps=PUBLISHED_TIMED, images=neural_cleanse
         neural_cleanse.neural_cleanse(model, pixels[:images], targets, **options)
 
     def published():
-        with frozen(model):
+        with evaluating(model), frozen(model):
             for target in range(CLASSES):
                 published_steps(model, pixels[: steps * PUBLISHED_BATCH], target)
 
@@ -325,4 +328,36 @@ def cumulative(profile, function):
     return pstats.Stats(profile).stats.get(key, [0.0] * 4)[3]
 
 
-PARTS = {"kernelshap": kernelshap, "cleanse": cleanse, "memory": memory, "command": command}
+# ---------------------------------------------------------------- several processes
+
+SHARED = (*COMMAND, "--epochs", "2")
+
+
+def processes(setting, words=SHARED, count=2):
+    """The images a second that train.py trains on, once, by the number of processes.
+
+    One process has `count` threads; of `count` processes, which torchrun starts, each has one.
+    Their output goes to standard error.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    speeds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, threads, program in ((1, count, []), (count, 1, torchrun)):
+            argv = [sys.executable, *program, "train.py", *words]
+            argv += ["--device", setting.device.type, "--out", f"{folder}/{number}"]
+            variables = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            here = Path(__file__).parent
+            subprocess.run(argv, cwd=here, env=variables, stdout=sys.stderr, check=True)
+            log = Path(folder, str(number), "log.jsonl").read_text().splitlines()
+            last = json.loads(log[-1])
+            speeds[str(number)] = last["images"] / last["seconds"]
+    return {"options": " ".join(words), "images_per_second": speeds}
+
+
+PARTS = {
+    "kernelshap": kernelshap,
+    "cleanse": cleanse,
+    "memory": memory,
+    "command": command,
+    "processes": processes,
+}

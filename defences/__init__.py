@@ -13,7 +13,6 @@ takes pixels in [0, 1]: see OnPixels.
 """
 
 import argparse
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,20 +269,6 @@ def name_cell(name, columns=LONGEST_NAME):
 
 
 # ---------------------------------------------------------------- asking a model
-
-
-@contextlib.contextmanager
-def frozen(model):
-    """Within the block the model is as in hooks.answering, and its weights need no gradients."""
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    with hooks.answering(model):
-        try:
-            for weight in trained:
-                weight.requires_grad_(False)
-            yield
-        finally:
-            for weight in trained:
-                weight.requires_grad_(True)
 
 
 @torch.no_grad()

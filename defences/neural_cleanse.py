@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from cli import choose_device, choose_precision, number
-from defences import Defence, add_threshold, anomaly_index, frozen, verdict_by_index
+from defences import Defence, add_threshold, anomaly_index, verdict_by_index
 from defences.given import as_pixels, as_targets, check_choice, check_counts
 from defences.patches import files_of, line_on, picture_of
-from hooks import check_differentiable, full_precision
+from hooks import answering, check_differentiable, full_precision
+from modes import frozen
 from triggers import PatchTrigger
 
 LEARNING_RATE = 0.1  # of Adam, and its betas
@@ -35,9 +36,7 @@ PATIENCE = 5  # rounds in a row that reach SUCCESS, or do not, before it changes
 FACTOR = 2.0  # it is multiplied by this, or divided by this ** 1.5
 STALE = 25  # rounds without a smaller mask that end a search, once the weight went up and down
 SMALLER = 0.99  # that is, of a norm below this share of the smallest norm before
-# Every mask's first value under start="constant". From random masks searches ended, in a pilot, in
-# scattered pixels that were larger than the trigger.
-START = 0.02
+START = 0.02  # every mask's first value under start="constant"; from random ones it ended larger
 STARTS = ("constant", "random")
 RESTARTS = 3  # beginnings of a class; half of them miss a trigger's mask of 12 pixels for one of 18
 TRIAL_ROUNDS = 30  # after which a class's other beginnings end, once one has a mask that works
@@ -108,7 +107,7 @@ def neural_cleanse(
     check_choice(("float32", "bf16"), precision=precision)
     targets = as_targets(model, images, targets)
     search = Search(targets, images.shape[1:], images.device, seed, start, restarts)
-    with frozen(model), torch.enable_grad():
+    with answering(model), frozen(model), torch.enable_grad():
         for k in range(rounds):
             active = (~search.done).nonzero()[:, 0]
             if len(active) == 0:

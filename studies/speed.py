@@ -9,6 +9,7 @@
     cleanse      Neural Cleanse of all classes at once, one by one, and as published
     memory       peak memory while images are explained
     command      where the seconds of the first command of README.md go
+    processes    training in two processes, and in one with two threads
 
 Calls bench.py, and writes results/speed-NAME.json, of cnn results/speed.json. It compares with
 shap, captum and grad-cam, as far as they are installed.
@@ -29,7 +30,9 @@ RECORDS = {  # the words that bench.py is given
     "cleanse": ["cleanse", "--turns", "3"],
     "memory": ["memory"],
     "command": ["command"],
+    "processes": ["processes"],
 }
+WALL = ("command", "processes")  # by seconds that go by: nothing else may run
 
 
 def path_of(name):
@@ -163,6 +166,18 @@ def parts_of_command(record):
     return [*lines, "", note_on(record, about)]
 
 
+def processes(record):
+    """Images a second by the number of processes."""
+    found = record["parts"]["processes"]
+    speeds = found["images_per_second"]
+    lines = header(["processes", "threads of each", "images a second", "speed"])
+    most = max(map(int, speeds))
+    for number, speed in speeds.items():
+        cells = [number, most // int(number), f"{speed:,.0f}", f"{speed / speeds['1']:.2f}"]
+        lines.append(line(cells))
+    return [*lines, "", note_on(record, f"`python train.py {found['options']}`")]
+
+
 TABLES = {
     **of_record("speed", {"rates": rates, "agreement": agreement}),
     **of_record("speed-resnet18", {"resnet18": rates}),
@@ -170,6 +185,7 @@ TABLES = {
     **of_record("speed-cleanse", {"cleanse": cleanse}),
     **of_record("speed-memory", {"memory": memory}),
     **of_record("speed-command", {"command": parts_of_command}),
+    **of_record("speed-processes", {"processes": processes}),
 }
 
 
@@ -179,7 +195,7 @@ def main(argv):
         if name not in RECORDS:
             raise UserError(f"no record {name!r} of speed: one of {', '.join(RECORDS)}")
     for name in argv or RECORDS:
-        fixed = ["--device", "cpu", "--clock", "cpu"]
+        fixed = ["--device", "cpu", "--clock", "wall" if name in WALL else "cpu"]
         bench.main([*RECORDS[name], *fixed, "--out", str(path_of(name))])
 
 

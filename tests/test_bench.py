@@ -287,6 +287,13 @@ def test_the_parts_of_a_command_are_timed(tiny):
     assert found["pictures"] > 0
 
 
+def test_two_processes_are_timed_beside_one(tiny):
+    words = f"--dataset {tiny} --model cnn --epochs 1 --batch-size 24 --target-class 1"
+    found = bench_parts.processes(SETTING, (*words.split(), "--attack", "badnets"))
+    assert list(found["images_per_second"]) == ["1", "2"]
+    assert min(found["images_per_second"].values()) > 0
+
+
 def test_what_a_function_called_counts_as_its_own():
     def inner():
         time.sleep(0.1)

@@ -45,17 +45,6 @@ def test_an_anomaly_index_of_values_that_are_not_finite_is_refused(value):
         defences.anomaly_index(values)
 
 
-def test_a_frozen_models_weights_and_modes_come_back():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    model[0].bias.requires_grad_(False)
-    with pytest.raises(KeyError), defences.frozen(model):
-        assert not any(weight.requires_grad for weight in model.parameters())
-        assert not model.training
-        raise KeyError
-    assert [weight.requires_grad for weight in model.parameters()] == [True, False, True, True]
-    assert model.training
-
-
 def test_predictions_are_made_in_chunks_and_in_evaluation_mode(monkeypatch):
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3)).to(DEVICE)
     images = torch.randn(7, 1, 2, 2)
