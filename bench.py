@@ -27,6 +27,7 @@ import triggers
 from bench_peers import Sizes
 from bench_timing import CLOCKS, SIDE, Setting
 from cli import Parser, UserError, choose_device, command, number, write_json
+from modes import frozen
 from provenance import commit, hardware
 from tasks import SINGLE_LABEL
 
@@ -62,19 +63,26 @@ def explainers(setting):
 
 
 def explaining(model, images, classes):
-    """{name: function} of our explainers; Shapley values are of the first few images alone."""
+    """{name: function} of our explainers; Shapley values are of the first few images alone.
+
+    Weights are frozen then, as evaluate.py has them: no graph is kept of what no gradient needs.
+    """
     # Of all their patches, as peers' are: these images equal the baseline nowhere.
 
     @torch.no_grad()
     def forward():
         return model(images)
 
+    def of_all(explainer):
+        with frozen(model):
+            return explainer(model, images, classes)
+
     name = SIZES.name()
     return {
         FORWARD: forward,
-        "gradcam": lambda: explain.gradcam(model, images, classes),
-        "gradient": lambda: explain.gradient(model, images, classes),
-        "deepshap, 1 reference": lambda: explain.deep_shap(model, images, classes),
+        "gradcam": lambda: of_all(explain.gradcam),
+        "gradient": lambda: of_all(explain.gradient),
+        "deepshap, 1 reference": lambda: of_all(explain.deep_shap),
         name: lambda: kernel_values(model, images, classes),
         SIZES.name("gpshap"): lambda: kernel_values(model, images, classes, explain.gp_shap),
         f"{name}: ours in bf16": lambda: kernel_values(model, images, classes, bf16=True),

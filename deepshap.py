@@ -51,8 +51,8 @@ def deep_shap(model, images, classes, references=None, *, create_graph=False):
 
     With create_graph the model first runs on the images as it is, to find the difference quotients,
     and then with these in the nonlinearities' place. So the quotients are differentiated, too.
-    Autocast is off within: the derivative of a quotient of small differences is large, and in
-    bfloat16 it is mostly rounding. Trainings through that did not learn their classes.
+    Autocast is off within, so images and weights are of one dtype: the derivative of a quotient of
+    small differences is large, and in bfloat16 it is mostly rounding.
     Handles ReLU and what SUMS, SCALINGS, LAYERS and MAX_POOLS name, as modules or functions. Raises
     ValueError, with its name, for anything else that the image goes through.
     """
@@ -197,10 +197,9 @@ class Gated(Following):
     def relu(self, x):
         (reference,) = next(self.of_reference)
         (own,) = next(self.of_images) if self.of_images else (x.detach(),)
-        high, difference = torch.maximum(own, reference), (own - reference).abs()
-        # 1: both positive; 0: neither. Unlike clamp, hardtanh has no gradient at its bounds: where
-        # both are 0, it would be of 1 / CLOSE.
-        gate = F.hardtanh(high / difference.clamp_min(CLOSE), 0, 1)
+        high = above_close(torch.maximum(own, reference))
+        difference = (own - reference).abs().clamp_min(CLOSE)
+        gate = F.hardtanh(high / difference, 0, 1)  # 1: both positive; 0: neither
         if self.of_images:
             return x.clone() * gate
         return WithSlope.apply(x, own.relu, gate)
@@ -220,7 +219,7 @@ class Gated(Following):
         reference, y_reference, index_reference = next(self.of_reference)
         index_reference = index_reference.expand_as(index)
         reference = reference.expand_as(own)
-        rise, fall = (y - y_reference).relu(), (y_reference - y).relu()
+        rise, fall = above_close(y - y_reference), above_close(y_reference - y)
         gate = rise / (y - pick(reference, index)).clamp_min(CLOSE)
         gate_reference = fall / (y_reference - pick(own, index_reference)).clamp_min(CLOSE)
         result = pick(x, index) * gate + pick(x, index_reference) * gate_reference
@@ -245,11 +244,18 @@ class WithSlope(torch.autograd.Function):
 # ---------------------------------------------------------------- small parts
 
 
+def above_close(x):
+    """x where it is above CLOSE, else 0, without a gradient: divided by CLOSE it would be large."""
+    return F.threshold(x, CLOSE, 0)
+
+
 def pick(x, index):
     """x [N, C, H, W] at flat positions [N, C, h, w], as max-pooling counts them.
 
-    Channels stay last in memory, where they are: the gradient that comes back has its layout.
+    What is returned, and the gradient that comes back, are laid out in memory as x is.
     """
+    if x.is_contiguous():
+        return x.flatten(2).gather(2, index.flatten(2)).view_as(index)
     positions = index.permute(0, 2, 3, 1).flatten(1, 2)
     picked = x.permute(0, 2, 3, 1).flatten(1, 2).gather(1, positions)
     return picked.unflatten(1, index.shape[2:]).permute(0, 3, 1, 2)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dataset import send
-from modes import evaluating, frozen
+from modes import evaluating
 
 # Images explained at a time when no graph is kept, so that memory does not grow with their number.
 CHUNK = 256
@@ -360,8 +360,7 @@ def in_chunks(explain, model, images, classes, create_graph):
     images: float [N, C, H, W]; classes: as of as_classes; within `explain` they are int64 [n], and
     model(images) is logits [n, K]: see answering. With create_graph all images are explained at
     once; without, in chunks whose maps are detached. torch.no_grad and inference mode around the
-    call, and weights that are frozen, change nothing. Without create_graph the weights are frozen
-    within, so that the part of the network before a captured layer leaves no graph behind.
+    call, and weights that are frozen, change nothing.
     Raises ValueError for images or classes that are none, and for classes the model does not have;
     with create_graph nobody waits for a GPU, and classes that are there are not looked at.
     """
@@ -371,8 +370,8 @@ def in_chunks(explain, model, images, classes, create_graph):
     needed = classes_needed(classes) if readable else 0
     classes = send(classes, images.device)
     # Fused attention has no second derivative.
-    mode = sdpa_kernel(SDPBackend.MATH) if create_graph else frozen(model)
-    with torch.inference_mode(False), torch.enable_grad(), answering(model, needed), mode:
+    attention = sdpa_kernel(SDPBackend.MATH) if create_graph else contextlib.nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), answering(model, needed), attention:
         classes = classes.clone() if classes.is_inference() else classes
         if create_graph:
             return explain(images, classes)

@@ -52,11 +52,22 @@ def test_no_weight_asks_for_a_gradient_within_the_block(net):
         assert not any(weight.requires_grad for weight in net.parameters())
 
 
-@pytest.mark.parametrize("create_graph", [False, True])
-def test_only_a_map_to_train_through_leaves_a_graph_before_the_layer(net, create_graph):
+def test_what_cannot_be_frozen_is_left_as_it_is(net):
+    """Weights made under inference mode, and weights that a computation gave."""
+    with torch.inference_mode():
+        inference = nn.Parameter(torch.ones(2, device=DEVICE))
+    net.register_parameter("a", inference)
+    computed = net[4].weight * 2
+    swapped = {"4.weight": computed}
     seen = []
-    net[0].register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
+
+    def explained(images):
+        with frozen(net):
+            seen.append([weight.requires_grad for weight in (*net.parameters(), net[4].weight)])
+        return images
+
+    net.forward = explained
     before = state(net)
-    maps = explain.gradcam(net, torch.rand(2, 1, 8, 8), [0, 1], net[2], create_graph=create_graph)
-    assert seen == [create_graph] and maps.requires_grad == create_graph
-    assert state(net) == before
+    torch.func.functional_call(net, swapped, torch.rand(1, 1, 8, 8))
+    assert state(net) == before and computed.requires_grad
+    assert seen[0].count(True) == 2 + (inference.requires_grad)
