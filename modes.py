@@ -19,7 +19,7 @@ def evaluating(model):
 def frozen(model):
     """Within the block no weight asks for a gradient; after it, those do that did before.
 
-    Weights that torch cannot change so, computed ones and those of inference mode, stay as they are.
+    Computed weights and those of inference mode, which torch cannot change so, stay as they are.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     weights = [weight for weight in weights if weight.is_leaf and not weight.is_inference()]

@@ -310,7 +310,7 @@ def test_autocast_changes_neither_maps_nor_their_gradient(images):
 @pytest.mark.parametrize("pool", [nn.Identity(), nn.MaxPool2d(2)], ids=["relu", "max-pool"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_differences_of_rounding_have_no_large_gradient(pool, bias):
-    """Edge filters answer the same to all flat images, but for rounding, which batches differ in."""
+    """Edge filters answer alike to all flat images, but for rounding, in which batches differ."""
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 16, 3, bias=bias), nn.ReLU(), pool, nn.Conv2d(16, 4, 3), nn.ReLU()
     net = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3)).to(DEVICE)

@@ -5,7 +5,6 @@ import torch
 from placing import DEVICE
 from torch import nn
 
-import explain
 from modes import evaluating, frozen
 
 ON_DEVICE = True
