@@ -16,6 +16,7 @@ from studies.tables import header, line
 PAGE = "results/README.md"
 VERDICTS = ("not run", "short", "met", "passed")  # the first that a claim has is the entry's
 BREAK = "<br>"
+ON_A_GPU = " on a GPU", " [on a GPU](speed.md#on-a-gpu)"  # those figures are on another page
 
 TOP = f"""# Papers beside this repository
 
@@ -61,7 +62,7 @@ def row_of(name, entry):
     claims = entry.claims
     page = entry.study.PAGE.removeprefix("results/")
     cells = [
-        BREAK.join(claim.what for claim in claims),
+        BREAK.join(claim.what.replace(*ON_A_GPU) for claim in claims),
         BREAK.join(published_text(claim) for claim in claims),
         BREAK.join(ours_text(claim) for claim in claims),
         verdict_text(claims),
