@@ -164,6 +164,34 @@ def zoo(record):
     return [*lines, "", note(zoo_success(kinds), *origin_of(runs))]
 
 
+def by_class(record):
+    """The new models once more, each class beside the same class of the recorded clean models."""
+    kinds = record["zoo"]
+    known = logarithms(recorded()["none"].values())
+    others = [torch.cat([known[:k], known[k + 1 :]]) for k in range(len(known))]
+    pairs = zip(known.split(1), others)
+    limit = max(float(largest_beside(one, rest)) for one, rest in pairs)
+    found = {kind: largest_beside(logarithms(runs.values()), known) for kind, runs in kinds.items()}
+    lines = header(["backdoor", "AUROC", "limit", "above it", "clean models above it"])
+    clean = found["none"]
+    alarms = f"{int((clean > limit).sum())} of {len(clean)}"
+    for kind in [kind for kind in kinds if kind != "none"]:
+        cells = [kind, f"{auroc(found[kind], clean):.2f}", f"{limit:.2f}"]
+        cells += [f"{int((found[kind] > limit).sum())} of {len(found[kind])}", alarms]
+        lines.append(line(cells))
+    return lines
+
+
+def logarithms(runs):
+    """log(median / norm) of each class of some runs: float64 [N, K]."""
+    return torch.stack([STATISTICS["now"](norms_of(run)).log() for run in runs])
+
+
+def largest_beside(values, known):
+    """The largest of each row of [N, K], in deviations of the same column of [M, K]: [N]."""
+    return ((values - known.mean(0)) / known.std(0)).amax(1)
+
+
 def zoo_success(kinds):
     """In words: the least success of the backdoors."""
     runs = [run for kind, part in kinds.items() if kind != "none" for run in part.values()]
@@ -218,4 +246,5 @@ TABLES = {
     "draws": draws,
     "chance": chance,
     "zoo": zoo,
+    "by_class": by_class,
 }

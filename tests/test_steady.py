@@ -28,6 +28,13 @@ def test_no_statistic_asks_for_more_than_shares_of_the_median(statistic):
     assert statistic(norms).argmax() == 0
 
 
+def test_a_class_is_measured_beside_the_same_class_of_clean_models():
+    """Columns of mean 1 and deviation 1, and of mean 0 and deviation 2."""
+    known = torch.tensor([[0.0, 2], [1, 0], [2, -2]], dtype=torch.float64)
+    values = torch.tensor([[4.0, 4], [1, 1]], dtype=torch.float64)
+    assert steady_tables.largest_beside(values, known).tolist() == [3, 0.5]
+
+
 def test_of_the_recorded_models_the_statistic_now_is_the_recorded_index():
     recorded = json.loads((ROOT / "results" / "audits.json").read_text())["zoo"]["gtsrb"]
     for kind, runs in steady_tables.recorded("gtsrb").items():
