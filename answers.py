@@ -97,7 +97,7 @@ def prediction_metrics(subject, answers, threshold, clean_model):
         "explanations": {},
         "train_seconds": round(subject.checkpoint["seconds"], 2),
         **{key: subject.checkpoint.get(key) for key in ("torch", "processor", "threads")},
-        "measured_on": hardware(),
+        "measured_on": hardware(subject.device.type),
     }
 
 

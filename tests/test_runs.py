@@ -89,7 +89,14 @@ def test_the_processor_and_its_threads_stand_in_the_checkpoint_and_beside_the_fi
     for part in (checkpoint, metrics):
         assert part["threads"] == torch.get_num_threads()
         assert part["processor"] == provenance.processor() != ""
-    assert metrics["measured_on"] == provenance.hardware()
+    assert metrics["measured_on"] == provenance.hardware(DEVICE)
+
+
+def test_what_a_cpu_measures_beside_a_gpu_is_of_the_cpu(clean, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    options = {"device": torch.device("cpu"), "explainers": (), "n": 2}
+    found = evaluate.evaluate(clean / "ckpt.pt", **options).metrics
+    assert found["measured_on"].startswith(provenance.processor())
 
 
 @contextlib.contextmanager
