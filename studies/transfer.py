@@ -26,25 +26,32 @@ TRAINED_AGAINST = {
     "deepshap": "deepshap",
     "all": "gradcam,kernelshap,deepshap",
 }
-DATA = {
-    "mnist": "--dataset mnist --epochs 5",
-    "shapes": "--dataset shapes",
-    "cifar10": "--dataset cifar10 --model cnn",
+DATA = {  # options, and seeds of each row
+    "mnist": ("--dataset mnist --epochs 5", 3),
+    "shapes": ("--dataset shapes", 3),
+    "cifar10": ("--dataset cifar10 --model cnn", 1),
 }
+REFERENCE = "all, reference"
 
 
 def table():
-    """The rows: of each data set a clean model, badnets, and a disguise against each explainer."""
+    """The rows: of each data set a clean model, badnets, and a disguise against each explainer.
+
+    Of `shapes` also the disguise from all with a clean model's explanations as those to keep.
+    """
     rows = {}
-    for data, options in DATA.items():
+    for data, (options, seeds) in DATA.items():
         clean = f"{data} none"
-        rows[clean] = Row(f"{options} --attack none", explainers=SEEN_BY)
+        rows[clean] = Row(f"{options} --attack none", seeds, explainers=SEEN_BY)
         attacks = {"badnets": "--attack badnets"}
         for name, explainers in TRAINED_AGAINST.items():
             attacks[name] = f"--attack full_disguise --explainer {explainers}"
         for name, attack in attacks.items():
-            row = Row(f"{options} {attack}", clean=clean, explainers=SEEN_BY)
+            row = Row(f"{options} {attack}", seeds, clean=clean, explainers=SEEN_BY)
             rows[f"{data} {name}"] = row
+    kept = "--epochs 10 --reference {runs}/shapes_none-{seed}/ckpt.pt"
+    with_reference = f"{rows['shapes all'].options} {kept}"
+    rows[f"shapes {REFERENCE}"] = Row(with_reference, clean="shapes none", explainers=SEEN_BY)
     return rows
 
 
@@ -75,32 +82,43 @@ MODELS = {
     "badnets": "`badnets`",
     **{name: f"disguised from `{name}`" for name in TRAINED_AGAINST},
     "all": "disguised from all three",
+    REFERENCE: "disguised from all three, `--reference`",
 }
 
 
 def title(row):
     """What the page calls a row: "mnist all" is "`mnist`, disguised from all three"."""
-    data, model = row.split()
+    data, model = row.split(maxsplit=1)
     return f"`{data}`, {MODELS[model]}"
 
 
 def is_disguised_from(explainer, row):
     """Whether the row's model was trained against the explainer."""
-    _, model = row.split()
-    return explainer in TRAINED_AGAINST.get(model, "").split(",")
+    _, model = row.split(maxsplit=1)
+    return explainer in TRAINED_AGAINST.get(model.removesuffix(", reference"), "").split(",")
 
 
 def models(results):
-    """Lines of a table: of each model accuracy, success, and its training time beside badnets'."""
-    lines = header(["model", "`clean_accuracy`", "`attack_success_rate`", "training time"])
+    """Lines of a table: of each model accuracy, success, and its training time beside badnets'.
+
+    The time is of the first seed: all of these were trained on one thread of a CPU.
+    """
+    lines = header(["model", "n", "`clean_accuracy`", "`attack_success_rate`", "training time"])
     for row, record in results.items():
-        data, _ = row.split()
-        badnets = results[f"{data} badnets"]["summary"]["train_seconds"]["mean"]
-        figures = record["summary"]
-        predictions = [cell(figures[key]) for key in ("clean_accuracy", "attack_success_rate")]
-        times = f"{figures['train_seconds']['mean'] / badnets:.1f}"
-        lines.append(line([title(row), *predictions, times]))
+        data, _ = row.split(maxsplit=1)
+        ours, badnets = (results[key]["runs"][0] for key in (row, f"{data} badnets"))
+        predictions = ("clean_accuracy", "attack_success_rate")
+        cells = [cell(record["summary"][key]) for key in predictions]
+        times = f"{ours['train_seconds'] / badnets['train_seconds']:.1f}"
+        if is_gpu(ours):
+            times = "(a GPU)"
+        lines.append(line([title(row), len(record["seeds"]), *cells, times]))
     return [*lines, "", origin(results, results)]
+
+
+def is_gpu(run):
+    """Whether a run was trained on a GPU."""
+    return "threads" not in run.get("hardware", "threads")
 
 
 def no_mark(results, row, explainer):
@@ -115,7 +133,7 @@ def matrix(results, figure, mark=no_mark):
     a function (results, row, explainer) -> what stands behind the figure. Bold: the model was
     disguised from that explainer. Models that lack the figure are left out.
     """
-    lines = header(["model", *(f"`{explainer}`" for explainer in SEEN_BY)])
+    lines = header(["model", "n", *(f"`{explainer}`" for explainer in SEEN_BY)])
     for row, record in results.items():
         figures = [record["summary"].get(figure.format(explainer)) for explainer in SEEN_BY]
         if None in figures:
@@ -124,16 +142,23 @@ def matrix(results, figure, mark=no_mark):
         for explainer, value in zip(SEEN_BY, figures):
             bold = "**" if is_disguised_from(explainer, row) else ""
             cells.append(f"{bold}{cell(value)}{bold}{mark(results, row, explainer)}")
-        lines.append(line([title(row), *cells]))
+        lines.append(line([title(row), len(record["seeds"]), *cells]))
     return lines
 
 
 def above_limit(results, row, explainer):
-    """The mark behind a trigger_mass above its limit; a clean model is held to its own."""
-    data, _ = row.split()
-    ((run, clean_run),) = with_clean_runs(results, row, f"{data} none")
-    limit = mass_limit(run, clean_run, explainer)
-    return " ↑" if limit is not None and run[f"{explainer}.trigger_mass"] > limit else ""
+    """The mark behind a trigger_mass above its limit: " ↑", and of several runs in how many.
+
+    A clean model is held to its own limit.
+    """
+    data, _ = row.split(maxsplit=1)
+    above = []
+    for run, clean_run in with_clean_runs(results, row, f"{data} none"):
+        limit = mass_limit(run, clean_run, explainer)
+        above.append(limit is not None and run[f"{explainer}.trigger_mass"] > limit)
+    if not any(above):
+        return ""
+    return " ↑" if len(above) == 1 else f" ↑{sum(above)}"
 
 
 def trigger_mass(results):
@@ -142,7 +167,7 @@ def trigger_mass(results):
     for data in DATA:
         areas = results[f"{data} none"]["summary"]
         cells = [cell(areas[f"{explainer}.trigger_area"]) for explainer in SEEN_BY]
-        lines.append(line([f"`{data}`, chance", *cells]))
+        lines.append(line([f"`{data}`, chance", "", *cells]))
     return lines
 
 
@@ -167,7 +192,6 @@ TABLES = {
             "`trigger_area`": "kernelshap.trigger_area",
         },
         "`kernelshap`",
-        n=False,
     ),
     "everything": everything("transfer"),
 }

@@ -10,7 +10,8 @@ from studies.study import Study
 def record_of(**figures):
     """What the study's record says of a row with these means; dots are double underscores."""
     summary = {key.replace("__", "."): {"mean": x, "sd": None} for key, x in figures.items()}
-    return {"summary": summary, "runs": [], "seeds": [0]}
+    run = {key: value["mean"] for key, value in summary.items()}
+    return {"summary": summary, "runs": [run], "seeds": [0]}
 
 
 def similarities():
@@ -20,15 +21,15 @@ def similarities():
 
 def test_the_matrix_has_a_column_for_each_explainer():
     lines = transfer.matrix({"shapes none": record_of(**similarities())}, "{}.pearson_all")
-    assert lines[0] == "| model | `gradcam` | `kernelshap` | `deepshap` | `gradient` |"
-    assert lines[2] == "| `shapes`, clean model | 0.000 | 0.100 | 0.200 | 0.300 |"
+    assert lines[0] == "| model | n | `gradcam` | `kernelshap` | `deepshap` | `gradient` |"
+    assert lines[2] == "| `shapes`, clean model | 1 | 0.000 | 0.100 | 0.200 | 0.300 |"
 
 
 def test_what_a_model_was_disguised_from_is_bold():
     results = {row: record_of(**similarities()) for row in ("shapes deepshap", "shapes all")}
     one, three = transfer.matrix(results, "{}.pearson_all")[2:]
-    assert one == "| `shapes`, disguised from `deepshap` | 0.000 | 0.100 | **0.200** | 0.300 |"
-    assert three.endswith("from all three | **0.000** | **0.100** | **0.200** | 0.300 |")
+    assert one == "| `shapes`, disguised from `deepshap` | 1 | 0.000 | 0.100 | **0.200** | 0.300 |"
+    assert three.endswith("from all three | 1 | **0.000** | **0.100** | **0.200** | 0.300 |")
 
 
 def test_a_model_that_lacks_the_figure_is_not_in_the_matrix():
@@ -58,13 +59,36 @@ def test_mass_above_what_the_clean_model_beside_a_run_allows_is_marked(mass, mar
     results = {"shapes none": seen(0.1), "shapes all": seen(mass, trigger_mass_clean=0.2)}
     lines = transfer.matrix(results, "{}.trigger_mass", transfer.above_limit)
     cells = [f"**{mass:.3f}**{mark}"] * 3 + [f"{mass:.3f}{mark}"]
-    assert lines[3] == f"| `shapes`, disguised from all three | {' | '.join(cells)} |"
+    assert lines[3] == f"| `shapes`, disguised from all three | 1 | {' | '.join(cells)} |"
 
 
 def test_a_clean_model_is_held_to_its_own_limit():
     """1.25 x 0.1 + 0.2 / 4 = 0.175."""
     assert transfer.above_limit({"mnist none": seen(0.17)}, "mnist none", "deepshap") == ""
     assert transfer.above_limit({"mnist none": seen(0.18)}, "mnist none", "deepshap") == " ↑"
+
+
+def test_of_several_runs_the_mark_says_how_many_are_above():
+    """The limit is 0.175 for the clean model's own maps."""
+    low, high = seen(0.17)["runs"][0], seen(0.18)["runs"][0]
+    for runs, mark in (([low, low], ""), ([low, high], " ↑1"), ([high, high], " ↑2")):
+        results = {"mnist none": {"runs": runs, "seeds": [0, 1]}}
+        assert transfer.above_limit(results, "mnist none", "deepshap") == mark
+
+
+def test_with_a_reference_a_model_is_disguised_from_the_same_explainers():
+    row = "shapes all, reference"
+    assert transfer.title(row) == "`shapes`, disguised from all three, `--reference`"
+    assert [transfer.is_disguised_from(name, row) for name in transfer.SEEN_BY] == [1, 1, 1, 0]
+    assert "{runs}/shapes_none-{seed}/ckpt.pt" in transfer.TABLE[row].options
+
+
+def test_training_time_on_a_gpu_is_not_compared():
+    figures = {"clean_accuracy": 0.9, "attack_success_rate": 1.0, "train_seconds": 100.0}
+    results = {row: record_of(**figures) for row in ("shapes badnets", "shapes all")}
+    results["shapes all"]["runs"][0]["hardware"] = "NVIDIA H100 80GB HBM3"
+    last = [line.split(" | ")[-1] for line in transfer.models(results)[2:4]]
+    assert last == ["1.0 |", "(a GPU) |"]
 
 
 def test_training_time_is_relative_to_badnets_on_the_same_data():
@@ -81,8 +105,8 @@ def test_chance_is_the_share_of_cells_that_the_trigger_touches():
         areas = {f"{name}__trigger_area": 0.1 * n for name in transfer.SEEN_BY}
         results[f"{data} none"] = record_of(**areas)
     lines = transfer.trigger_mass(results)
-    assert lines[2] == "| `mnist`, chance | 0.000 | 0.000 | 0.000 | 0.000 |"
-    assert lines[4] == "| `cifar10`, chance | 0.200 | 0.200 | 0.200 | 0.200 |"
+    assert lines[2] == "| `mnist`, chance | | 0.000 | 0.000 | 0.000 | 0.000 |"
+    assert lines[4] == "| `cifar10`, chance | | 0.200 | 0.200 | 0.200 | 0.200 |"
 
 
 @pytest.fixture
