@@ -6,6 +6,8 @@
 The entries are in entries.py, the published figures in published.py.
 """
 
+from dataclasses import replace
+
 from cli import UserError
 from studies.claims import RELATIVE_MARGIN, SHARE_MARGIN
 from studies.entries import ENTRIES
@@ -17,6 +19,16 @@ PAGE = "results/README.md"
 VERDICTS = ("not run", "short", "met", "passed")  # the first that a claim has is the entry's
 BREAK = "<br>"
 ON_A_GPU = " on a GPU", " [on a GPU](speed.md#on-a-gpu)"  # those figures are on another page
+
+HEADLINES = {  # in README.md: (entry, its claim): what it is called there
+    ("3.1", "`badnets` on a GPU: `attack_success_rate`"): "`badnets`: success",
+    ("3.2", "`fooling` on a GPU: `pearson_all`"): "`fooling`: `pearson_all`",
+    ("3.3", "`full_disguise` on a GPU: `attack_success_rate`"): "`full_disguise`: success",
+    ("3.3", "`full_disguise` on a GPU: `pearson_all`"): "`full_disguise`: `pearson_all`",
+    ("3.4", "disguise: `trigger_mass`"): "from KernelSHAP, MNIST: `trigger_mass`",
+    ("3.5", "small cnn: `attack_success_rate`"): "55 images poisoned: success",
+    ("3.6.2", "`attack_success_rate`"): "radiographs, trial 2: success",
+}
 
 TOP = f"""# Papers beside this repository
 
@@ -55,6 +67,20 @@ def table(entries):
     """Lines of the table: a row for each of the entries, {name: Entry}."""
     lines = header(["entry", "figure", "paper", "ours", "verdict", "page"])
     return lines + [row_of(name, entry) for name, entry in entries.items()]
+
+
+def headlines():
+    """Lines of README.md's table: HEADLINES, the paper's figure or our limit beside ours."""
+    lines = header(["figure", "paper", "ours", "verdict"])
+    for (name, what), title in HEADLINES.items():
+        (claim,) = (claim for claim in ENTRIES[name].claims if claim.what == what)
+        words = "" if isinstance(claim.published, str) else claim.published
+        paper = published_text(replace(claim, published=words))
+        lines.append(line([f"{name} {title}", paper, ours_text(claim), claim.verdict()]))
+    return lines
+
+
+TABLES = {"headlines": headlines}
 
 
 def row_of(name, entry):

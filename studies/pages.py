@@ -60,6 +60,7 @@ STUDIES = {
     "explainers": explainers,
     "steady": steady,
 }
+WITH_TABLES = STUDIES | {"overview": overview}
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
@@ -85,7 +86,7 @@ def filled(text):
 def table_lines(name):
     """The lines of the table called STUDY.TABLE. Raises UserError for no such table."""
     study, _, table = name.partition(".")
-    tables = STUDIES[study].TABLES if study in STUDIES else {}
+    tables = WITH_TABLES[study].TABLES if study in WITH_TABLES else {}
     if table not in tables:
         raise UserError(f"a page has the marker of a table {name!r}, which no study has")
     try:
