@@ -21,7 +21,10 @@ ROWS = {
         ("trial 2", 0.9, 0.05, "4"),
         ("trial 3", 0.9, 0.05, "14"),
         ("trial 4", 0.9, 0.1, "4"),
+        ("trial 1, mended", 0.7, 0.05, "4"),
         ("trial 2, mended", 0.9, 0.05, "4"),
+        ("trial 3, mended", 0.9, 0.05, "14"),
+        ("trial 4, mended", 0.9, 0.1, "4"),
     ],
 )
 def test_a_trial_has_the_published_options(name, lam, rate, target):
