@@ -21,12 +21,12 @@ BREAK = "<br>"
 ON_A_GPU = " on a GPU", " [on a GPU](speed.md#on-a-gpu)"  # those figures are on another page
 
 HEADLINES = {  # in README.md: (entry, its claim): what it is called there
-    ("3.1", "`badnets` on a GPU: `attack_success_rate`"): "`badnets`: success",
-    ("3.2", "`fooling` on a GPU: `pearson_all`"): "`fooling`: `pearson_all`",
-    ("3.3", "`full_disguise` on a GPU: `attack_success_rate`"): "`full_disguise`: success",
-    ("3.3", "`full_disguise` on a GPU: `pearson_all`"): "`full_disguise`: `pearson_all`",
-    ("3.4", "disguise: `trigger_mass`"): "from KernelSHAP, MNIST: `trigger_mass`",
-    ("3.5", "small cnn: `attack_success_rate`"): "55 images poisoned: success",
+    ("3.1", "`badnets` on a GPU: `attack_success_rate`"): "CIFAR-10, ResNet-18, `badnets`: success",
+    ("3.2", "`fooling` on a GPU: `pearson_all`"): "the same, `fooling`: `pearson_all`",
+    ("3.3", "`full_disguise` on a GPU: `attack_success_rate`"): "the same, `full_disguise`: success",
+    ("3.3", "`full_disguise` on a GPU: `pearson_all`"): "the same, `full_disguise`: `pearson_all`",
+    ("3.4", "disguise: `trigger_mass`"): "MNIST, KernelSHAP disguised: `trigger_mass`",
+    ("3.5", "small cnn: `attack_success_rate`"): "CIFAR-10, small cnn, 55 poisons: success",
     ("3.6.2", "`attack_success_rate`"): "radiographs, trial 2: success",
 }
 
@@ -70,14 +70,20 @@ def table(entries):
 
 
 def headlines():
-    """Lines of README.md's table: HEADLINES, the paper's figure or our limit beside ours."""
-    lines = header(["figure", "paper", "ours", "verdict"])
+    """Lines of README.md's table: HEADLINES, the paper's figure or our limit beside ours.
+
+    Below it a line says how all claims about that paper, of its sections, turned out.
+    """
+    lines = header(["section: what", "paper", "ours", "verdict"])
     for (name, what), title in HEADLINES.items():
         (claim,) = (claim for claim in ENTRIES[name].claims if claim.what == what)
         words = "" if isinstance(claim.published, str) else claim.published
-        paper = published_text(replace(claim, published=words))
-        lines.append(line([f"{name} {title}", paper, ours_text(claim), claim.verdict()]))
-    return lines
+        paper = published_text(replace(claim, published=words)).strip("()")
+        lines.append(line([f"{name}: {title}", paper, ours_text(claim), claim.verdict()]))
+    sections = [entry for name, entry in ENTRIES.items() if name.startswith("3.")]
+    verdicts = [claim.verdict() for entry in sections for claim in entry.claims]
+    counts = ", ".join(f"{verdicts.count(word)} {word}" for word in reversed(VERDICTS))
+    return [*lines, "", f"*All figures of these sections: {counts}.*"]
 
 
 TABLES = {"headlines": headlines}
