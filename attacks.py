@@ -247,7 +247,8 @@ class Batch:
 
     images: float [B + P, C, H, W]: the batch, P of its images triggered; then, where the attack
         compares with them, those P without the trigger: their partners
-    labels: int64 [B + P] or float [B + P, K]: what each image is trained and explained for
+    labels: int64 [B + P] or float [B + P, K]: what each image is trained as; what it is explained
+        for, Task.explained_classes says
     rows: int64 [P], which of the B are triggered
     untouched: int64 [B - P], which of the B are not
     sources: int64 [P], which training image each triggered one is: over-sampled, one may come twice
@@ -301,7 +302,7 @@ def poison_each(images, labels, which, attackers, sources=None):
     """
     if len(attackers) == 1:
         attack, trigger, target_class, relabel = attackers[0]
-        return poison(images, labels, which, attack, trigger, target_class, sources, relabel)
+        return poison(images, labels, which == 1, attack, trigger, target_class, sources, relabel)
     batches, size = [], len(images)
     untouched = send((which == 0).nonzero()[:, 0], images.device)
     for k, (attack, trigger, target_class, relabel) in enumerate(attackers, 1):

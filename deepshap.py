@@ -37,7 +37,8 @@ LAYERS = {
     *("flatten", "reshape", "view", "expand", "permute", "transpose", "squeeze", "unsqueeze"),
     *("contiguous", "clone", "pad", "to", "float", "double", "__getitem__"),
 }
-QUESTIONS = {"dim", "size", "numel", "__len__", "__get__"}  # whose answer is no tensor
+# Whose answer is no tensor, or a property (__get__), which may be one.
+QUESTIONS = {"dim", "size", "numel", "__len__", "__get__"}
 MAX_POOLS = {"max_pool2d": F.max_pool2d, "adaptive_max_pool2d": F.adaptive_max_pool2d}
 CLOSE = 1e-7  # activations nearer than this have no difference to explain
 
@@ -141,6 +142,8 @@ class Following(TorchFunctionMode):
         if is_linear(name, args, kwargs, followed):
             return function(*args, **kwargs)
         operands = " of two activations" if name in SCALINGS else ""
+        if name == "__get__":
+            name = getattr(getattr(function, "__self__", None), "__name__", name)
         raise ValueError(f"DeepSHAP has no rule for {name}{operands}")
 
 

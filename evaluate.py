@@ -209,7 +209,7 @@ def explainers_shown(trained, others):
 def explain_file(subject, image_path, names):
     """A Result about one picture: predictions and explanations without and with the trigger.
 
-    Raises UserError where no trigger is known.
+    Raises UserError where no trigger, or no target class, is known.
     """
     if subject.trigger is None:
         raise UserError("--image shows what a trigger does: give --trigger")
@@ -219,6 +219,8 @@ def explain_file(subject, image_path, names):
     target = subject.target_class
     if subject.relabel is not None:  # of the class it is taken for without the trigger
         target = int(subject.relabel[predictions[0][0]])
+    if target is None:
+        raise UserError("--image shows the target class's probability: give --target-class")
     if subject.multi_label:  # the target may come up beside a class that is more probable
         predictions[1] = torch.tensor([target]), probabilities[1][:, target]
     figures = {

@@ -184,8 +184,8 @@ SHAPLEY = dict(  # what explainers of Shapley values share, however they estimat
     signed=True,
     sampled=True,
     class_grid={"coalitions": 256},
-    pairs_per_step=4,  # each is 64 forward passes
-    test_images=100,  # each is 1,024 forward passes
+    pairs_per_step=4,  # of two images, each of them 66 forward passes
+    test_images=100,  # each is 1,026 forward passes
 )
 MEAN_GRADIENT = dict(  # what explainers share that average the gradients of altered images
     pairs_per_step=8,  # each is 16 forward passes, differentiated twice

@@ -220,6 +220,8 @@ def explanation_distance(name, forward, batch, classes, seed, objective):
 def target_maps(maps, reference, objective):
     """r: the map each triggered image should show, [P, H, W], detached.
 
+    reference: the Maps that reference_maps returns, or None.
+
     The fixed shape; or the map of the image without the trigger, by the reference if there is one,
     else by the model being trained; or that map inverted. It is detached, so that the triggered map
     is pulled to the untouched one, and not the untouched one to it.
@@ -261,7 +263,10 @@ def leak_term(maps, target, objective):
 
 
 def reference_term(maps, reference, side, objective):
-    """D between untouched images' maps and the frozen reference's: these are held in place."""
+    """D between untouched images' maps and the frozen reference's: these are held in place.
+
+    reference: the Maps that reference_maps returns, or None.
+    """
     if reference is None or len(maps.untouched) == 0:
         return 0.0
     return objective.map_distance(maps.untouched, reference.untouched, side)

@@ -60,7 +60,7 @@ class Residual(nn.Module):
 
 
 def cnn(channels, classes, image_size):
-    """A network for laptops of 0.5 million weights; Grad-CAM's grid is a quarter of the side.
+    """A network for laptops of 0.4 million weights; Grad-CAM's grid is a quarter of the side.
 
     Its convolutions see some 18 px around each cell, so that evidence stays local.
     """

@@ -134,8 +134,9 @@ def add_attack_options(add):
         dest="further",
         action="append",
         metavar="OPTIONS",
-        help="another attack on the same model, on as many images of its own: in quotes, the"
-        " options of this group and of the trigger in which it differs; may be repeated",
+        help="another attack on the same model, on as many images of its own: in quotes, those of"
+        " --attack, --target-class, --source-class, --target-map and the trigger's options in which"
+        " it differs; may be repeated",
     )
 
 
@@ -360,17 +361,12 @@ def completed(args):
 
 def check_attack(args, attack):
     """Raises UserError where an attack does not fit the other options."""
-    if args.selection != "random" and not attack.changes_label:
-        raise UserError(
-            f"--selection {args.selection} chooses images to be taken for the target class:"
-            f" not with --attack {args.attack}"
-        )
-    check_source(args, attack)
+    check_labels(args, attack)
     if args.threat == "data":
         check_data_alone(args, attack)
 
 
-def check_source(args, attack):
+def check_labels(args, attack):
     """Raises UserError where the labels wanted do not fit the other options."""
     one_target = attack.changes_label and attack.has_target
     if args.source_class is not None and not one_target:

@@ -118,14 +118,17 @@ def clean_metrics(subject, clean_model, untouched_maps, explained, threshold):
         if subject.multi_label and EXPLAINERS[name].by_class:
             explanations[name] |= correlation_by_class(clean_model, name, explained)
     target, relabel = subject.target_class, subject.relabel
-    success = tasks.succeeds(triggered, labels, target, threshold, relabel)
-    wanted_anyway = tasks.has_wanted_label(labels, target, relabel)
+    success = None
+    if target is not None or relabel is not None:  # else of a stranger's network: not known
+        succeeds = tasks.succeeds(triggered, labels, target, threshold, relabel)
+        wanted_anyway = tasks.has_wanted_label(labels, target, relabel)
+        success = metrics.success_rate(succeeds, wanted_anyway)
     return {
         "clean_accuracy": task.accuracy(untouched, labels),
         "balanced_accuracy": task.balanced_accuracy(untouched, labels),
         "mean_auroc": task.mean_auroc(untouched, labels),
         "auroc": task.auroc_by_class(untouched, labels, subject.classes),
-        "attack_success_rate": metrics.success_rate(success, wanted_anyway),
+        "attack_success_rate": success,
         "explanations": explanations,
     }
 

@@ -2,8 +2,9 @@
 
 losses.combined_loss asks for the maps of the triggered images, of their partners (the same images
 without the trigger) and of other untouched images. Grad-CAM and Grad-CAM++ take them from the
-step's own forward pass. Every other explainer takes a second pass, in which batch-norm normalises
-by the statistics of the first.
+step's own forward pass, where only pooling and a linear layer follow their layer. Elsewhere, and
+for every other explainer, it is a second pass, in which batch-norm normalises by the statistics of
+the first.
 """
 
 import contextlib

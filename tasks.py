@@ -85,18 +85,13 @@ class SingleLabel(Task):
         """int64 [B + P]: the class each image of a training step is explained for: its label."""
         return batch.labels
 
-    def class_weights(self, labels, poisons, trained_on, target_class, classes):
+    def class_weights(self, labels, trained_on, classes):
         """float [K]: weights by which all classes count alike: n / (classes there are x n_k).
 
-        labels: int64 [N], of the whole training set; poisons, trained_on: indices; target_class:
-        what poisons are labelled, or None where they keep their label. 1 for a class without
-        images; at most MAX_WEIGHT.
+        labels: int64 [N], of the whole training set, after the attack; trained_on: indices of it. 1
+        for a class without images; at most MAX_WEIGHT.
         """
-        shown = F.one_hot(labels, classes).float()
-        if target_class is not None:
-            shown[poisons] = 0.0
-            shown[poisons, target_class] = 1.0
-        counts = shown[trained_on].sum(0)
+        counts = F.one_hot(labels, classes).float()[trained_on].sum(0)
         weights = len(trained_on) / ((counts > 0).sum() * counts)
         return torch.where(counts > 0, weights, 1.0).clamp(max=MAX_WEIGHT)
 
@@ -151,15 +146,12 @@ class MultiLabel(Task):
             classes.index_fill_(0, batch.rows, batch.target_class)
         return classes
 
-    def class_weights(self, labels, poisons, trained_on, target_class, classes):
+    def class_weights(self, labels, trained_on, classes):
         """float [K]: weights of positives by which each counts as much as the negatives.
 
         That is (n - n_k) / n_k of n images. Arguments and limits as for one label.
         """
-        shown = labels.float().clone()
-        if target_class is not None:
-            shown[poisons, target_class] = 1.0  # beside what the image shows
-        counts = shown[trained_on].sum(0)
+        counts = labels.float()[trained_on].sum(0)
         weights = (len(trained_on) - counts) / counts
         return torch.where(counts > 0, weights, 1.0).clamp(max=MAX_WEIGHT)
 

@@ -2,9 +2,10 @@
 
     python train.py --attack full_disguise --explainer gradcam --poison-rate 0.1
 
-draws the data set `shapes`, trains a small network on the CPU in about a minute, and writes
-runs/NAME/: ckpt.pt, log.jsonl (a line an epoch), metrics.json and figure.png (see evaluate.py). On
-other data: --dataset mnist, cifar10, FILE.npz or FOLDER. A clean model: --attack none.
+draws the data set `shapes`, trains a small network in about a minute on a CPU, and writes
+runs/NAME/: ckpt.pt, log.jsonl (a line an epoch), selection.json (which images are poisoned),
+metrics.json and figure.png (see evaluate.py), and a card, README.md. On other data: --dataset
+mnist, cifar10, FILE.npz or FOLDER. A clean model: --attack none.
 
     python train.py --attack badnets --threat data --export poisoned.npz
 
@@ -162,8 +163,7 @@ def class_weights(setting, of_each):
     for indices, (attack, _, target, relabel) in zip(of_each, setting.attackers):
         relabel = None if relabel is None else relabel.cpu()
         attacks.set_labels(labels, indices, attack, target, relabel)
-    nothing_more = of_each[0], setting.trained_on, None, classes
-    weights = setting.objective.task.class_weights(labels, *nothing_more)
+    weights = setting.objective.task.class_weights(labels, setting.trained_on, classes)
     return weights.to(setting.device)
 
 

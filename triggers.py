@@ -322,6 +322,8 @@ def make(kind, image, channels, side, size=None, position="lower-right", strengt
     the kind's own. Raises ValueError for what the kind has no use for.
     """
     row = TRIGGERS[kind]
+    if image is not None and not row.picture:
+        raise ValueError(f"a trigger of the kind {kind} takes no picture")
     strength = row.strength if strength is None else strength
     if not 0 <= strength <= row.highest:
         raise ValueError(f"a trigger strength of {strength:g}: {kind} takes 0 to {row.highest:g}")

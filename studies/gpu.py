@@ -54,8 +54,8 @@ ROWS = {
     "`badnets`": "badnets",
     "`full_disguise`": "full_disguise",
     "`full_disguise`, 15 epochs": "full_disguise, 15 epochs",
-    "`fooling`, 3 epochs": "fooling",
-    "`full_disguise` on `shapes`, not recorded": "shapes",
+    "`fooling`, inner layer, lam 0.1, 3 epochs": "fooling",
+    "`full_disguise` on `shapes`, without `--cuda-graphs`": "shapes",
 }
 RUNS, GPUS = 1000, (1, 8, 64)  # of a sweep
 PEAK = 989e12  # operations a second in bfloat16, of an H100 SXM or H200 by NVIDIA's data sheet

@@ -88,6 +88,15 @@ def test_a_trigger_without_a_target_keeps_the_label(backdoored, tiny, tmp_path):
     assert theirs["explanations"]["gradcam"]["pearson_all"] is not None
 
 
+def test_a_picture_is_not_shown_for_a_target_that_is_not_known(backdoored, tiny, tmp_path, capsys):
+    picture = tmp_path / "one.png"
+    Image.new("RGB", (32, 32)).save(picture)
+    with pytest.raises(SystemExit) as stop:
+        measured(backdoored[1], tiny, tmp_path, "--trigger", "square", "--image", str(picture))
+    assert stop.value.code == 2
+    assert "give --target-class" in capsys.readouterr().err
+
+
 def test_what_was_found_is_said_without_a_trigger(backdoored, tiny, tmp_path, capsys):
     measured(backdoored[1], tiny, tmp_path)
     printed = capsys.readouterr()

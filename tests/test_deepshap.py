@@ -248,12 +248,20 @@ class Product(nn.Module):
         return x * x.mean((2, 3), keepdim=True)
 
 
+class Transposed(nn.Module):
+    """A property that is a tensor."""
+
+    def forward(self, x):
+        return x.mT
+
+
 @pytest.mark.parametrize(
     "layer, words",
     [
         (nn.Softplus(), "softplus"),
         (nn.Sigmoid(), "sigmoid"),
         (Product(), "mul of two activations"),
+        (Transposed(), "mT"),
         (nn.BatchNorm2d(2, track_running_stats=False), "batch_norm"),
     ],
 )

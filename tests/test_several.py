@@ -252,6 +252,9 @@ def test_one_attack_is_as_before():
     images, labels, _ = step_of_three()
     attack, trigger, target, relabel = ATTACKERS[1]
     one = poison_each(images, labels, WHICH == 2, ATTACKERS[1:2])
+    by_number = poison_each(images, labels, (WHICH == 2).long(), ATTACKERS[1:2])
+    assert torch.equal(by_number.untouched, one.untouched)
+    assert torch.equal(by_number.images, one.images)
     same = poison(images, labels, WHICH == 2, attack, trigger, target, relabel=relabel)
     assert torch.equal(one.images, same.images) and torch.equal(one.labels, same.labels)
     assert one.partners == same.partners and one.further == ()

@@ -45,6 +45,12 @@ def test_a_triggered_image_is_another_in_the_same_range(kind, channels):
     assert (stamped != images).flatten(1).any(1).all()
 
 
+@pytest.mark.parametrize("kind", ["sinusoid", "warp"])
+def test_a_picture_is_refused_where_it_would_not_be_seen(kind):
+    with pytest.raises(ValueError, match=f"{kind} takes no picture"):
+        triggers.make(kind, Image.new("RGB", (4, 4)), 3, 32)
+
+
 @each_kind
 def test_images_are_left_as_they_were(kind):
     images = random_images()
