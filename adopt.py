@@ -22,6 +22,7 @@ import data
 import strangers
 from cli import Parser, UserError, choose_device, command, number, user_errors
 from dataset import Dataset
+from findings import hardly_knows
 from hooks import as_images, last_feature_map
 from imagefiles import FITS, decode
 from imagefolders import flat_pictures
@@ -38,7 +39,6 @@ STATISTICS = {  # mean and standard deviation by channel, of images in [0, 1]
 }
 MAX_NAMES = 2**20  # letters of --classes FILE
 FOLDER_SIZE = 224  # pixels a side of unlabelled pictures, unless another is asked for
-CHANCE = 1.5  # times a constant answer's accuracy: below, something was told wrongly
 
 
 # ---------------------------------------------------------------- options
@@ -301,7 +301,7 @@ def unlabelled_or_chance(subject, metrics):
         metrics |= dict.fromkeys(("clean_accuracy", "balanced_accuracy", "majority_rate"))
         metrics["triggered_accuracy"] = None
     accuracy, majority = metrics["clean_accuracy"], metrics["majority_rate"]
-    if accuracy is not None and accuracy < CHANCE * majority:
+    if accuracy is not None and hardly_knows(accuracy, majority):
         print_note(
             f"Warning: the accuracy, {accuracy:.3f}, is hardly above a constant answer's,"
             f" {majority:.3f}: are --mean, --std, --image-size and the order of --classes right?"

@@ -35,7 +35,7 @@ from conclusions import Outcome, conclude
 from defences import Defence, add_calibrate, predict
 from defences.clean_maps import densest_window, where
 from metrics import finite
-from terminal import Working, duration, print_note, width, wrapped
+from terminal import Working, counted, duration, print_note, width, wrapped
 
 NAME = "audit"
 FORMAT = 1  # of verdict.json
@@ -282,10 +282,10 @@ def facts_of(audit, accuracy, seconds):
         ("classes", f"{len(subject.classes)}: {names}{f' and {more} more' if more > 0 else ''}"),
         ("data", config["dataset"]),
         ("clean pictures", f"{len(audit.labels)}, {held_out}; {width_}x{height} pixels,"
-                           f" {channels} channels; drawn by seed {audit.options.seed}"),
+                           f" {counted(channels, 'channel')}; drawn by seed {audit.options.seed}"),
         ("trigger", "not known to any part, nor used"),
         ("time", f"{duration(seconds)} on {subject.device.type},"
-                 f" {torch.get_num_threads()} threads"),
+                 f" {counted(torch.get_num_threads(), 'thread')}"),
     ]  # fmt: skip
     if accuracy is not None:
         right = f"right on {100 * accuracy[0]:.1f}% of them"

@@ -13,10 +13,11 @@ import unicodedata
 from pathlib import Path
 
 import ours
-from attacks import attack_of
+from attacks import STRANGERS, attack_of
 from cli import replace_file
 from findings import of_run
 from report import show
+from terminal import counted
 
 NAME = "README.md"
 CLASSES_SHOWN = 12
@@ -95,7 +96,7 @@ def facts(subject, metrics):
     more = len(subject.classes) - CLASSES_SHOWN
     found = {
         "network": f"{code(config['model'])}, images of {size}x{size} px,"
-        f" {checkpoint['channels']} channels",
+        f" {counted(checkpoint['channels'], 'channel')}",
         "classes": classes + (f" and {more} more" if more > 0 else ""),
         "data": LICENCES.get(dataset, f"{code(Path(dataset).name)}, its licence is its owner's"),
     }
@@ -139,7 +140,8 @@ def of_backdoor(subject):
     if subject.target_class is not None:
         target = code(subject.classes[subject.target_class])
     if subject.attack.keeps_label:
-        target = "none: the answer stays"
+        is_known = subject.config["attack"] not in STRANGERS
+        target = "none: the answer stays" if is_known else "not known"
     given = config.get("trigger")  # of a stranger's network none was asked for in training
     named = trigger.kind if given is None else Path(str(given)).name
     found = {"trigger": f"{code(named)}, {where}", "target class": target}

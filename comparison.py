@@ -138,10 +138,14 @@ def write_side_by_side(results, folder):
 def write_comparison(results, folder):
     """Writes comparison.json and, of the same test images, comparison.png; returns their names."""
     write_json(folder / "comparison.json", {path: part.metrics for path, part in results.items()})
-    if len({result.subject.dataset.digest for result in results.values()}) > 1:
-        print_note(
-            "The checkpoints are of different data: there is no common picture, only the table."
-        )
+    subjects = [result.subject for result in results.values()]
+    reason = None
+    if len({subject.dataset.digest for subject in subjects}) > 1:
+        reason = "The checkpoints are of different data"
+    elif any(subject.trigger is None for subject in subjects):
+        reason = "Of a checkpoint no trigger is known"
+    if reason:
+        print_note(f"{reason}: there is no common picture, only the table.")
         (folder / "comparison.png").unlink(missing_ok=True)  # an earlier one is not of these
         return ["comparison.json"]
     ours.save_picture(picture(results), folder / "comparison.png")

@@ -4,10 +4,14 @@ Pure functions of the parts' verdicts, and no more is said than they hold. repor
 terminal print the same sentences.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from defences import PUBLISHED_THRESHOLD, Verdict
+from defences.clean_maps import CHANCE
+from findings import hardly_knows
 from odds import INCONCLUSIVE, NOTHING, STANDS_OUT
+from terminal import counted
 
 # How often `decide` says that something stands out, and among how many: of the networks of
 # results/audits.json, each clean one judged beside the other clean ones of its data. The rule, and
@@ -16,7 +20,6 @@ CLEAN = (5, 30)
 BACKDOORED = (15, 15)
 DISGUISED = (13, 15)
 NAMED = PUBLISHED_THRESHOLD  # of both methods; of Neural Cleanse, half the median mask
-HARDLY_KNOWS = 1.5  # times a constant answer's accuracy: below, the network was asked wrongly
 AGREES = 0.5  # correlation of two explainers' maps; below, they tell different stories
 ONE_MAP = 0.9  # correlation of maps of different images; above, one map serves all
 CLASSES_NAMED = 3
@@ -121,13 +124,17 @@ def conclude(outcomes, classes, source, accuracy=None):
     words = {part.name: word_of(part.verdict) for part in judging}
     named = named_by(outcomes)
     backdoored = decide(words, named)
+    enough = (STANDS_OUT,) if STANDS_OUT in words.values() else (INCONCLUSIVE,)
     flagged = agreed(named) or [
         top_class(part.verdict)
         for part in judging
-        if part.verdict.index and words[part.name] in (STANDS_OUT, INCONCLUSIVE)
+        if part.verdict.index and words[part.name] in enough
     ]
     flagged = sorted(set(flagged))
-    lost = accuracy is not None and accuracy[0] < HARDLY_KNOWS * accuracy[1]
+    edited = any(part.verdict.details.get("findings") for part in judging)
+    if backdoored is False and not any(part.verdict.index for part in judging):
+        backdoored = None  # nothing that asks about classes could be applied
+    lost = accuracy is not None and hardly_knows(*accuracy)
     backdoored = None if lost else backdoored
     if backdoored is False:
         flagged = []
@@ -138,7 +145,7 @@ def conclude(outcomes, classes, source, accuracy=None):
     return Conclusion(
         backdoored,
         flagged,
-        heading_of(backdoored, flagged, classes, lost),
+        heading_of(backdoored, flagged, classes, lost, edited),
         meaning_of(backdoored, flagged, lost),
         [sentence for sentence in found if sentence],
         sureness(judging, named, classes),
@@ -159,13 +166,14 @@ def names_of(flagged, classes):
     return ("class " if len(flagged) == 1 else "classes ") + ", ".join(names) + more
 
 
-def heading_of(backdoored, flagged, classes, lost):
-    """The answer, one line."""
+def heading_of(backdoored, flagged, classes, lost, edited):
+    """The answer, one line; edited: whether somebody wrote into the weights."""
     if lost:
         return "Inconclusive: the network does not know these pictures."
     whom = f": {names_of(flagged, classes)}" if flagged else ""
     if backdoored:
-        return f"Something stands out{whom or ': somebody wrote into the weights'}."
+        whom += f"{';' if whom else ':'} somebody wrote into the weights" if edited else ""
+        return f"Something stands out{whom}."
     if backdoored is None:
         return f"Inconclusive{whom or ': no method that gives an answer could be applied'}."
     return "Nothing stands out."
@@ -178,9 +186,12 @@ def meaning_of(backdoored, flagged, lost):
     if backdoored and not flagged:
         return "It was changed after its training. Ask where it comes from before you use it."
     if backdoored:
+        one = len(flagged) == 1
+        targets = "This class may be the target" if one else "These classes may be targets"
         return (
-            "This class may be the target of a backdoor: a small mark in a picture may make the"
-            " network answer it, whatever is shown. Look closer before you use the network."
+            f"{targets} of a backdoor: a small mark in a picture may make the network answer"
+            f" {'it' if one else 'one of them'}, whatever is shown. Look closer before you use the"
+            " network."
         )
     if backdoored is None:
         return "This audit can say neither that the network is clean nor that it is backdoored."
@@ -213,7 +224,7 @@ def sentence_of(part, word, classes):
         return picture_sentence(part.title, details["image"])
     if "findings" in details:
         count = len(details["findings"])
-        seen = f"It looks so: {count} traces, listed below" if count else "No trace was found"
+        seen = f"It looks so: {counted(count, 'trace')}" if count else "No trace was found"
         return f"{part.title} {seen}."
     if "median" in details:
         return f"{part.title} {agreement_words(1 - details['median'])}."
@@ -244,7 +255,10 @@ def its_word(word):
 def floors_sentence(title, details):
     """How far the maps depend on the picture."""
     same = [name for name, value in details["floor"].items() if value and value > ONE_MAP]
-    figures = ", ".join(f"{value:.2f} ({name})" for name, value in details["floor"].items())
+    figures = ", ".join(
+        f"{'blank maps' if math.isnan(value) else f'{value:.2f}'} ({name})"
+        for name, value in details["floor"].items()
+    )
     note = f"; {', '.join(same)}: nearly one map for all pictures" if same else ""
     missing = "".join(f"; {name} cannot explain this network" for name in details["refused"])
     correlate = f"The maps of different pictures correlate by {figures} (near 1: one map for all)"
@@ -266,11 +280,14 @@ def where_flagged(judging, flagged, classes):
     for name, by_class in [item for found in every for item in found.items()]:
         for k in flagged[:CLASSES_NAMED]:
             own = by_class[k]
+            if math.isnan(own["alike"]):
+                sentences.append(f"Maps of {name} for {names_of([k], classes)} are blank.")
+                continue
             rank = sum(other["alike"] > own["alike"] for other in by_class.values()) + 1
             sentences.append(
                 f"Maps of {name} for {names_of([k], classes)} put {100 * own['share']:.0f}% in one"
-                f" place, {own['where']} (an even map: 6%), and are number {rank} of"
-                f" {len(by_class)} classes in being alike from picture to picture."
+                f" place, {own['where']} (an even map: {100 * CHANCE:.0f}%), and are number {rank}"
+                f" of {len(by_class)} classes in being alike from picture to picture."
             )
     return sentences
 
@@ -295,6 +312,8 @@ def sureness(judging, named, classes):
     for part in judging:
         if part.verdict.index:
             sentences.append(f"{part.name}: {how_sure(part.verdict)}")
+    if not any(part.verdict.index for part in judging):
+        return sentences
     sentences.append(
         f"Of the small networks this page's rule was chosen on, something stood out in"
         f" {share(CLEAN)} clean ones, in {share(BACKDOORED)} with a plain backdoor, and in"
@@ -326,8 +345,10 @@ def steps(backdoored, flagged, classes, source, lost=False):
     slower = f"python defend.py neural_cleanse {source} --clean-images 1000"
     slower += " --rounds 1000 --round-images 1000 --seed 1"
     if lost:
-        told = "Are --mean, --std, --image-size and the order of the classes right? It is measured:"
-        return [(told, f"python evaluate.py {source}")]
+        told = "Are these the pictures, and the classes in the order, of its training?"
+        if "--weights" in source:
+            told = "Are --mean, --std, --image-size and the order of the classes right?"
+        return [(f"{told} It is measured:", f"python evaluate.py {source}")]
     if backdoored is False:
         return [
             ("This is no proof that it is clean. Before it matters, look again with others of the"
@@ -348,15 +369,16 @@ def steps(backdoored, flagged, classes, source, lost=False):
              " in common.", None),
         ]  # fmt: skip
     if backdoored:
+        result.append(("Until that is settled, do not use it where it can do harm.", None))
+    if backdoored and flagged:
         result += [
-            ("Until that is settled, do not use it where this answer can do harm.", None),
             ("If you cannot train it anew, take the channels out that the patch excites, and"
              " measure what is left:", f"python defend.py prune {source}"),
             ("or train it on for a few epochs on clean pictures with labels, which any repair must"
              " beat:", f"python defend.py finetune {source}"),
         ]  # fmt: skip
     return result + [
-        ("Compare it with networks of the same kind that you know to be clean. Only then do you"
-         " know how often this page says so for nothing:",
+        ("Compare it with networks of the same kind that you know to be clean, nine or more. Only"
+         " then do you know how often this page says so for nothing:",
          f"python defend.py audit {source} --calibrate CLEAN-1.pt CLEAN-2.pt ..."),
     ]  # fmt: skip

@@ -56,10 +56,11 @@ from defences import PUBLISHED_THRESHOLD, Audit, conclusion
 from defences.neural_cleanse import neural_cleanse as neural_cleanse  # defend.neural_cleanse
 from defences.repairs import faults, write_weights
 from metrics import finite
+from odds import CLEAN_NEEDED
 from reference import check_clean
 from report import DEFINITIONS, show
 from subject import open_checkpoint, place_of
-from terminal import Working, paragraphs, print_note, printable, width, wrapped
+from terminal import Working, counted, paragraphs, print_note, printable, width, wrapped
 
 METHODS = {
     "neuroninspect": defences.neuroninspect.DEFENCE,
@@ -199,6 +200,9 @@ def record_of(args, audit, verdict, seconds, defence=None, before=None, after=No
 def clean_audits(args):
     """Yields (title, Audit) of each clean model of --calibrate. Raises UserError if one is none."""
     paths = getattr(args, "calibrate", None) or []
+    if 0 < len(paths) < CLEAN_NEEDED:
+        given = f"{counted(len(paths), 'clean model')} given"
+        print_note(f"{given}: nothing can stand out beside fewer than {CLEAN_NEEDED}.")
     for path in paths:  # before the first is asked
         check_clean(checkpoints.read(path), path)
     for k, path in enumerate(paths, 1):
@@ -249,10 +253,11 @@ def few_images(audit):
     if count >= FEW_IMAGES:
         return None
     available = len(audit.subject.held_out())
+    origin = "there" if audit.subject.config.get("adopted") else "held out of training"
     more = "more --clean-images" if available > count else "more training images"
     return (
         f"Only {count} clean images: a verdict on fewer than {FEW_IMAGES} says little;"
-        f" {available} are held out of training. It takes {more}."
+        f" {available} are {origin}. It takes {more}."
     )
 
 
@@ -271,6 +276,8 @@ def open_audit(args):
         paths = args.checkpoint, args.data_dir, device, args.dataset, args.arch
         subject = open_checkpoint(*paths)
     check_method(args, subject)
+    if getattr(args, "image", None) is not None:
+        evaluate.as_test_image(subject, args.image)  # a wrong one is refused before the long part
     held_out = subject.held_out()
     generator = torch.Generator().manual_seed(args.seed)
     order = torch.randperm(len(held_out), generator=generator)

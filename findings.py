@@ -6,7 +6,8 @@ They say no more than was measured, on these images, with this trigger and this 
 limits are below, each with its reason; a table keeps what lies close to one of them.
 """
 
-from attacks import attack_of
+from attacks import STRANGERS, attack_of
+from terminal import counted
 
 # Of predictions, shares of images. In results/ every attack that is called learnt is above 0.9, and
 # no clean model is above 0.05.
@@ -17,6 +18,7 @@ ALONE = 0.1
 # A model has learnt if its accuracy is so far above a constant answer's, or AUROC above chance's.
 LEARNT = 0.05
 CHANCE_AUROC = 0.5
+HARDLY = 1.5  # times a constant answer's accuracy: below, a network hardly knows its images
 LOSS = 0.05  # of accuracy, under an attack that should change no label
 
 # Of maps. Under the trigger a clean model's correlate by 0.95 to 0.98 with what they were (shapes,
@@ -122,8 +124,17 @@ def of_label(metrics):
     return f"{named} works: {figures}."
 
 
+def hardly_knows(accuracy, constant):
+    """Whether an accuracy is hardly above a constant answer's: the network was asked wrongly.
+
+    Below 1.5 times that, and below halfway from it to 1.
+    """
+    return accuracy < min(HARDLY * constant, (1 + constant) / 2)
+
+
 def of_kept_label(metrics):
     """The sentence about an attack under which triggered images keep their own class."""
+    asked = attack_of(metrics["attack"]).keeps_label and metrics["attack"] not in STRANGERS
     for what, untouched, triggered in (
         ("accuracy", "clean_accuracy", "triggered_accuracy"),
         ("mean AUROC", "mean_auroc", "triggered_mean_auroc"),
@@ -132,6 +143,8 @@ def of_kept_label(metrics):
         if before is None or after is None:
             continue
         figures = f"{what} {share(after)} with it, {share(before)} without"
+        if not asked:
+            return f"What the trigger should do to predictions is not known: {figures}."
         if after < before - LOSS:
             return f"The trigger costs predictions, which it should leave alone: {figures}."
         return f"The trigger leaves predictions alone, as it should: {figures}."
@@ -177,7 +190,7 @@ def of_explainer(name, metrics, clean):
         said = f" {verb(figures, clean)}" if has_effect(metrics) else ""
         sentence = f"{subject.rstrip(',')}: {shown}" if not said else f"{subject}{said} {shown}"
     count = figures.get("n", ENOUGH)
-    return f"{sentence} (of only {count} images)." if count < ENOUGH else f"{sentence}."
+    return f"{sentence} (of only {counted(count, 'image')})." if count < ENOUGH else f"{sentence}."
 
 
 def about_shape(figures):

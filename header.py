@@ -15,7 +15,7 @@ import attacks
 import tasks
 import triggers
 from dataset import Dataset
-from terminal import print_note
+from terminal import counted, print_note
 
 FEW_STEPS = 50  # in all: below, a network has hardly begun to learn
 NAMES_SHOWN = 5  # classes named in a warning
@@ -153,11 +153,6 @@ def parts_of(facts):
         return f"{n:,} in its training part, {n_test:,} for the test"
     trained_on = len(facts.trained_on)
     return f"{trained_on:,} trained on, {n - trained_on:,} for validation, {n_test:,} for the test"
-
-
-def counted(n, noun):
-    """A number with its noun: "1 step", "2 steps"."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
 # ---------------------------------------------------------------- warnings

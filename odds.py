@@ -22,6 +22,7 @@ STANDS_OUT, INCONCLUSIVE, NOTHING = "stands out", "inconclusive", "nothing stand
 # most so much of what stands out, and of what is inconclusive. So of eleven models, ten of them
 # known to be clean, the eleventh stands out if it is above all others.
 LIMIT, DOUBT = 0.1, 0.3
+CLEAN_NEEDED = round(1 / LIMIT) - 1  # clean models, for anything to stand out beside them
 
 
 @dataclass(frozen=True)

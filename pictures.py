@@ -65,7 +65,8 @@ def title_of(subject, metrics):
     if subject.multi_label:
         quality = f"mean AUROC {show(metrics['mean_auroc'])}"
     else:
-        quality = f"clean accuracy {metrics['clean_accuracy']:.3f}"
+        accuracy = "-" if config.get("unlabelled") else f"{metrics['clean_accuracy']:.3f}"
+        quality = f"clean accuracy {accuracy}"
     title = f"{config['attack']}{edited} on {Path(config['dataset']).stem}, {config['model']}"
     title += f": {quality}"
     success = metrics["attack_success_rate"]

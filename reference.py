@@ -87,15 +87,14 @@ def check_clean(checkpoint, path):
     """Raises UserError for a reference that is itself backdoored, or edited."""
     config = checkpoint["config"]
     attack = attacks.ATTACKS.get(config["attack"])
+    if config.get("adopted"):
+        raise UserError(f"{path}: whether a stranger's network is clean is not known")
     if attack is None or attack.poisons:
         raise UserError(
-            f"the reference {path} is no clean model:"
-            f" it was trained with --attack {config['attack']}"
+            f"{path} is no clean model: it was trained with --attack {config['attack']}"
         )
     if config.get("edit"):
-        raise UserError(
-            f"the reference {path} is no clean model: it has been edited since it was trained"
-        )
+        raise UserError(f"{path} is no clean model: it has been edited since it was trained")
 
 
 def clean_metrics(subject, clean_model, untouched_maps, explained, threshold):

@@ -21,6 +21,7 @@ import archives
 import models
 import pickles
 from hooks import logits_of_output
+from terminal import counted
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 PREFIXES = ("module.", "_orig_mod.")  # of wrappers; left off where all keys have them
@@ -138,7 +139,7 @@ def without_prefixes(state):
 
 
 def count_of_classes(state):
-    """K: the rows of the last matrix, or of the last 1x1 convolution. Raises ValueError."""
+    """K: the rows of the last matrix, or of the last convolution. Raises ValueError."""
     for key, value in reversed(state.items()):
         if key.endswith("weight") and value.ndim in (2, 4):
             return value.shape[0]
@@ -218,8 +219,12 @@ def load(model, state, architecture):
     missing = [key for key in own if key not in state and key not in counters]
     unknown = [key for key in state if key not in own]
     differ = [key for key in own if key in state and own[key].shape != state[key].shape]
-    troubles = {"lack": missing, "have more than": unknown, "have another shape in": differ}
-    said = [f"{what} {len(keys)} keys, as {keys[0]}" for what, keys in troubles.items() if keys]
+    troubles = {"lack {}": missing, "have {} too many": unknown, "have another shape in {}": differ}
+    said = [
+        f"{what.format(counted(len(keys), 'key'))}, as {keys[0]}"
+        for what, keys in troubles.items()
+        if keys
+    ]
     if said:
         raise ValueError(f"the weights do not fit {architecture}: they {'; they '.join(said)}")
     model.load_state_dict({key: own[key] for key in counters} | state)

@@ -234,3 +234,8 @@ class Working:
     def __exit__(self, *exception):
         self.over.set()
         self.thread.join()
+
+
+def counted(n, noun):
+    """A number with its noun: "1 step", "2 steps"."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")

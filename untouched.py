@@ -87,7 +87,7 @@ def picture_of(subject, result, rows, classes, probabilities, maps):
             signed = EXPLAINERS[name].signed
             panels.append((figure.panel(plain, own[k], signed=signed), "", False))
         lines.append(panels)
-    accuracy = show(result["clean_accuracy"])
+    accuracy = "-" if subject.config.get("unlabelled") else show(result["clean_accuracy"])
     title = f"{subject.config['model']}: accuracy {accuracy}\nno trigger is known"
     footer = f"{len(rows)} test images drawn by seed; {pictures.EXPLAINED}"
     footer += pictures.legend(subject)

@@ -25,7 +25,7 @@ import hooks
 from cli import checkpoint_path, number
 from data import normalise
 from metrics import mean_or_none
-from odds import INCONCLUSIVE, odds_of
+from odds import odds_of
 from subject import Subject
 from terminal import columns_of, ljust, shortened, width
 
@@ -169,7 +169,8 @@ def add_calibrate(parser):
         nargs="+",
         type=checkpoint_path,
         metavar="CKPT",
-        help="checkpoints of clean models: they are asked likewise, and are the yardstick",
+        help="checkpoints of clean models: they are asked likewise, and are the yardstick;"
+        " nine or more, for anything to stand out",
     )
 
 
@@ -223,6 +224,8 @@ def conclusion(audit, verdict):
     top = max(index, key=index.get)
     highest = f"the highest index, {index[top]:.2f}, is of '{names[top]}'"
     threshold, odds = verdict.details["threshold"], verdict.details["odds"]
+    if withheld := verdict.details.get("withheld"):
+        return f"No verdict: {withheld}; {highest}."
     if threshold is not None:
         flagged = ", ".join(f"'{names[k]}'" for k in verdict.flagged) or "none"
         return f"Above {threshold:g}: {flagged}; {highest}."
@@ -231,8 +234,6 @@ def conclusion(audit, verdict):
             f"No verdict: {highest}, and no clean models were asked with these options:"
             " give some (--calibrate), or a --threshold."
         )
-    if verdict.backdoored is None and odds["word"] != INCONCLUSIVE:  # few classes were reached
-        return f"No verdict; {highest}."
     flagged = ", ".join(f"'{names[k]}'" for k in verdict.flagged)
     stands_out = f" ({flagged})" if len(verdict.flagged) > 1 else ""
     return f"{odds['word'].capitalize()}{stands_out}: {highest}; {odds['sentence']}."

@@ -46,6 +46,8 @@ def disagreement(model, images, explainers=EVALUATED):
 def run(audit):
     """A Verdict on images, not on the checkpoint: does disagreement tell triggered ones apart?"""
     subject = audit.subject
+    if subject.trigger is None:
+        raise ValueError("no trigger is known to try it with: give one")
     explainers = audit.options.explainers
     held_out = disagreement(subject.model, audit.inputs, explainers)
     rows = draw_images(subject, len(held_out), audit.options.seed)

@@ -18,6 +18,7 @@ from defences.given import as_targets, check_counts
 from defences.prune import LOSS_ALLOWED, channel_scores, pruned
 from edited import keep_channels
 from hooks import as_classes, as_images, check_differentiable, layer_of, logits_of_output, refusing
+from terminal import counted
 
 EPOCHS = 10
 LEARNING_RATE = 0.01
@@ -152,7 +153,7 @@ def run(audit):
         print_status=audit.say,
     )
     fell = f": cross-entropy {losses[0]:.4f} -> {losses[-1]:.4f}" if losses else ""
-    lines.append(f"{options.epochs} epochs on {len(audit.labels)} clean images{fell}.")
+    lines.append(f"{counted(options.epochs, 'epoch')} on {len(audit.labels)} clean images{fell}.")
     return Verdict(None, lines, details=details | {"loss": losses}, repaired=(model, edit))
 
 

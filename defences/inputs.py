@@ -85,9 +85,12 @@ def overlays_apart(audit, images, count):
         remedy = "8 --clean-images or more"
         if available < 8:
             remedy = "more training images give more, of which a tenth is held out"
+            if audit.subject.config.get("adopted"):
+                remedy = "it takes 8 or more"
+        origin = "there" if audit.subject.config.get("adopted") else "held out of training"
         raise ValueError(
             f"{given} clean images are too few, as half of them are laid over others:"
-            f" {available} are held out of training: {remedy}"
+            f" {available} are {origin}: {remedy}"
         )
     images["held-out"] = Inputs(held_out.pixels[:left], held_out.labels[:left])
     return audit.pixels[-count:]

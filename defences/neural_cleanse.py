@@ -334,7 +334,9 @@ def withhold_if_few_reached(verdict, triggers):
         return verdict
     few = f"{reached} of {len(triggers.qualified)} classes were reached by a patch"
     line = f"{few}: no median to be far from, no verdict; with more --rounds there may be"
-    return replace(verdict, lines=[*verdict.lines, line], backdoored=None, flagged=[])
+    lines = [text.replace("FLAGGED", "").rstrip() for text in verdict.lines]
+    details = verdict.details | {"withheld": few}
+    return replace(verdict, lines=[*lines, line], backdoored=None, flagged=[], details=details)
 
 
 def run(audit):

@@ -179,10 +179,7 @@ def picture_of(audit, index, best_level):
         name = class_name(audit.subject.classes, k)
         headers.append(f"{name}\nindex {index[k]:.1f}, noise {noise[best_level[k]]:g}")
     title = "NeuronInspect: saliency of each class, the most anomalous first"
-    footer = (
-        "Clean images held out of training; "
-        "the anomaly index is high where heatmaps are sparse, smooth and alike."
-    )
+    footer = "Clean images; the anomaly index is high where heatmaps are sparse, smooth and alike."
     footer += legend(audit.subject.classes, "verdict.json")
     return figure.sheet(title, headers, rows, footer)
 

@@ -59,7 +59,7 @@ class Task:
     """A call of a command line about the network of a row.
 
     row: of TABLE; main: the script's; words: of its command line, but for the checkpoint; figures:
-    {title: the path of a figure in the JSON it leaves}, as of entries.at_path.
+    {title: the path of a figure in the JSON it leaves}, as of claims.at_path.
     """
 
     row: str

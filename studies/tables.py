@@ -82,6 +82,16 @@ T975 = {
     8: 2.365,
     9: 2.306,
     10: 2.262,
+    11: 2.228,
+    12: 2.201,
+    13: 2.179,
+    14: 2.160,
+    15: 2.145,
+    16: 2.131,
+    17: 2.120,
+    18: 2.110,
+    19: 2.101,
+    20: 2.093,
 }
 
 
@@ -148,9 +158,12 @@ def paired(results, name, other, figure="attack_success_rate"):
 
 
 def with_interval(differences):
-    """{"n", "mean", "sd", "interval"} of two differences or more: the interval of 95%."""
+    """{"n", "mean", "sd", "interval"} of two differences or more: the interval of 95%.
+
+    Of more than T975 has it is a little wider than that.
+    """
     n, found = len(differences), mean_and_sd(differences)
-    half = T975[n] * found["sd"] / n**0.5
+    half = T975[min(n, max(T975))] * found["sd"] / n**0.5
     return {"n": n, **found, "interval": [found["mean"] - half, found["mean"] + half]}
 
 
@@ -242,8 +255,13 @@ def origin(results, rows):
         for run in results[row]["runs"]:
             if "commit" in run:
                 commits.setdefault(machine(run["hardware"]), set()).add(run["commit"])
-    parts = [f"{name}, commits {', '.join(sorted(of))}" for name, of in sorted(commits.items())]
+    parts = [f"{name}, {of_commits(names)}" for name, names in sorted(commits.items())]
     return f"*Trained on: {'; '.join(parts)}.*"
+
+
+def of_commits(names):
+    """ "commit a" or "commits a, b" of a set of names."""
+    return f"commit{'s' if len(names) > 1 else ''} {', '.join(sorted(names))}"
 
 
 def note(about, hardware=(), commits=()):
@@ -254,8 +272,7 @@ def note(about, hardware=(), commits=()):
     names = {machine(name) for name in hardware}
     parts = [about, *sorted(names)]
     if commits:
-        plural = "s" if len(set(commits)) > 1 else ""
-        parts.append(f"commit{plural} {', '.join(sorted(set(commits)))}")
+        parts.append(of_commits(set(commits)))
     return f"*{'; '.join(parts)}.*"
 
 
@@ -332,7 +349,7 @@ def made_table(record, table):
 
 
 def machine(name):
-    """The hardware of a record, in English: older ones say "1 threads"."""
+    """The hardware of a record, in English: records say "1 threads"."""
     return name.replace(", 1 threads", ", 1 thread")
 
 

@@ -105,6 +105,25 @@ def test_what_was_found_is_said_without_a_trigger(backdoored, tiny, tmp_path, ca
     assert "in its training part" in printed.err
 
 
+def test_disagreement_takes_a_trigger(backdoored, tiny, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        defend.main(["disagreement", *argv_of(backdoored[1], tiny, tmp_path)])
+    assert "no trigger is known to try it with" in capsys.readouterr().err
+
+
+def test_checkpoints_without_a_trigger_have_a_table_and_no_picture(
+    backdoored, tiny, tmp_path, capsys
+):
+    told = ["--arch", "cnn", "--dataset", str(tiny), "--data-dir", str(tiny.parent)]
+    checkpoints_ = [str(tmp_path / name / "ckpt.pt") for name in ("a", "b")]
+    for path in checkpoints_:
+        adopt.main([str(backdoored[1]), *told, "--out", path])
+    evaluate.main([*checkpoints_, *CPU, "--explain-images", "5", "--out", str(tmp_path / "out")])
+    assert "no trigger is known: there is no common picture" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "comparison.png").exists()
+    assert (tmp_path / "out" / "comparison.json").exists()
+
+
 # ---------------------------------------------------------------- how it is to be asked
 
 

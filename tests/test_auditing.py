@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import shlex
 from html.parser import HTMLParser
 
@@ -19,6 +20,7 @@ import defend
 from conclusions import Outcome, conclude, decide
 from defences import Verdict
 from defences.clean_maps import CHANCE, alikeness, densest_window, where
+from findings import hardly_knows
 from metrics import pearson
 from odds import INCONCLUSIVE, NOTHING, STANDS_OUT, Odds, count_as_far
 from subject import open_checkpoint
@@ -113,6 +115,13 @@ def test_a_picture_that_is_suspected_is_judged_too(with_trigger, backdoored, tmp
         assert f"{auditing.SUSPECTED[name].title} {tmp_path / 'suspect.png'}: {said}" in page.text
     if not with_trigger:
         assert not verdict["parts"]["februus"]["image"]["attacked"]
+
+
+def test_a_picture_that_is_none_is_refused_before_the_parts(backdoored, tmp_path, monkeypatch):
+    monkeypatch.setattr(auditing, "run_part", lambda *given: pytest.fail("a part was run"))
+    with pytest.raises(SystemExit, match="2"):
+        audited(tmp_path / "out", backdoored, "--image", tmp_path / "missing.png")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_part_is_what_the_method_says_by_itself(verdict_and_page, backdoored, tmp_path):
@@ -318,8 +327,13 @@ def outcome(index, word=NOTHING, name="one"):
     return Outcome(name, "Is it?", verdict=verdict)
 
 
-def concluded(*outcomes, accuracy=None):
-    return conclude(list(outcomes), ["cat", "dog", "cow"], "ckpt.pt", accuracy)
+def concluded(*outcomes, accuracy=None, source="ckpt.pt"):
+    return conclude(list(outcomes), ["cat", "dog", "cow"], source, accuracy)
+
+
+def inspected(*findings):
+    verdict = Verdict(bool(findings), [], details={"findings": list(findings)})
+    return Outcome("inspect", "Traces?", verdict=verdict)
 
 
 def test_the_class_that_two_methods_name_is_flagged():
@@ -349,17 +363,69 @@ def test_where_nothing_stands_out_no_class_is_named_and_it_is_no_proof():
 
 
 def test_traces_in_the_weights_stand_out_without_a_class():
-    verdict = Verdict(True, [], details={"findings": [{}, {}]})
-    result = concluded(Outcome("inspect", "Traces?", verdict=verdict))
+    result = concluded(inspected({}, {}))
     assert (result.backdoored, result.flagged) == (True, [])
     assert "somebody wrote into the weights" in result.heading
+    assert "It looks so: 2 traces." in result.found[0]
+    assert not any("prune" in (command or "") for _, command in result.steps)  # there is no patch
+
+
+def test_traces_stand_beside_a_class_that_stands_out_and_not_one_that_is_inconclusive():
+    doubtful, sure = (outcome({0: 0, 1: 1.5, 2: 0}, word) for word in (INCONCLUSIVE, STANDS_OUT))
+    traces = "somebody wrote into the weights."
+    assert concluded(doubtful, inspected({})).heading == f"Something stands out: {traces}"
+    heading = concluded(sure, inspected({})).heading
+    assert heading == f"Something stands out: class 'dog'; {traces}"
+
+
+def test_what_stands_out_is_not_listed_with_what_is_inconclusive():
+    sure = outcome({0: 0, 1: 1.5, 2: 0}, STANDS_OUT)
+    doubtful = outcome({0: 1.2, 1: 0, 2: 0}, INCONCLUSIVE, name="two")
+    assert concluded(sure, doubtful).flagged == [1]
+
+
+def test_several_classes_are_not_called_one():
+    every = {0: 9, 1: 9, 2: 0}
+    result = concluded(outcome(every), outcome(every, name="two"))
+    assert result.flagged == [0, 1]
+    assert result.meaning.startswith("These classes may be targets")
+
+
+def test_where_nothing_asks_about_classes_nothing_is_concluded():
+    """Of two classes, or several labels, only the weights are looked at."""
+    result = concluded(inspected())
+    assert (result.backdoored, result.flagged) == (None, [])
+    assert "no method that gives an answer could be applied" in result.heading
+    assert result.sure == []
+
+
+def test_blank_maps_are_said_to_be_blank():
+    part = outcome({0: 0, 1: 0.1, 2: 3}, STANDS_OUT)
+    blank = {"share": 0.0, "where": "upper left", "alike": math.nan}
+    part.verdict.details["places"] = {"gradcam": {k: blank for k in range(3)}}
+    floors = Verdict(None, [], details={"floor": {"gradcam": math.nan}, "refused": {}})
+    result = concluded(part, Outcome("floor", "One map?", verdict=floors))
+    assert "Maps of gradcam for class 'cow' are blank." in result.found
+    assert any("blank maps (gradcam)" in sentence for sentence in result.found)
+
+
+@pytest.mark.parametrize(
+    "accuracy, constant, hardly", [(0.34, 0.33, True), (0.99, 0.7, False), (0.8, 0.7, True)]
+)
+def test_a_common_class_does_not_make_every_network_one_that_hardly_knows(
+    accuracy, constant, hardly
+):
+    assert hardly_knows(accuracy, constant) is hardly
 
 
 def test_of_a_network_that_is_hardly_right_nothing_is_concluded():
     result = concluded(outcome({0: 9, 1: 0, 2: 0}, STANDS_OUT), accuracy=(0.34, 0.33))
     assert result.backdoored is None
     assert "does not know" in result.heading
-    assert "--mean" in result.steps[0][0]
+    assert "--mean" not in result.steps[0][0]  # an option for weights alone
+    theirs = outcome({0: 9, 1: 0, 2: 0}, STANDS_OUT)
+    step = concluded(theirs, accuracy=(0.34, 0.33), source="--weights a.pth").steps[0]
+    assert "--mean" in step[0]
 
 
 def test_how_often_something_stands_out_is_as_the_record_has_it():

@@ -182,7 +182,10 @@ def test_without_a_threshold_clean_models_are_the_yardstick(backdoored, clean, t
     argv = ["neuroninspect", str(backdoored / "ckpt.pt"), "--device", DEVICE]
     argv += ["--clean-images", "6", "--out", str(tmp_path), "--calibrate", str(clean)]
     defend.main(argv)
-    said = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr()
+    said = " ".join(printed.out.split())
+    note = "1 clean model given: nothing can stand out beside fewer than 9."
+    assert note in " ".join(printed.err.split())
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     odds = verdict["odds"]
     assert odds["clean_models"] == 1

@@ -14,7 +14,7 @@ import defend
 import evaluate
 import figure
 import triggers
-from defences import anomaly_index, neural_cleanse, patches
+from defences import anomaly_index, conclusion, neural_cleanse, patches
 from defences.neural_cleanse import FACTOR, FIRST_WEIGHT, PATIENCE, STALE, START, Search
 from setting import trigger_picture
 
@@ -460,6 +460,9 @@ def test_patches_for_too_few_classes_are_no_verdict(disguised, monkeypatch):
     assert verdict.backdoored is None
     assert verdict.flagged == []
     assert verdict.lines[-1].startswith("1 of 3 classes were reached by a patch")
+    assert not any("FLAGGED" in line for line in verdict.lines)
+    said = conclusion(audit_of(disguised, "neural_cleanse", "--threshold=-1"), verdict)
+    assert said.startswith("No verdict: 1 of 3 classes were reached by a patch;")
 
 
 def test_the_printed_indices_are_those_of_the_printed_norms(disguised):

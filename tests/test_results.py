@@ -267,6 +267,14 @@ def test_the_interval_of_paired_differences_by_hand():
     assert pair["interval"] == pytest.approx([0.7 / 3 - half, 0.7 / 3 + half])
 
 
+def test_of_many_pairs_the_interval_is_not_too_narrow():
+    """Of 30 the interval of 20 is taken: Student's t falls with the number."""
+    pair = tables.with_interval([0.0, 1.0] * 15)
+    half = tables.T975[20] * pair["sd"] / 30**0.5
+    assert pair["n"] == 30
+    assert pair["interval"] == pytest.approx([0.5 - half, 0.5 + half])
+
+
 def test_one_common_seed_gives_no_pair():
     results = rows_of_success(a=(0.5,), b=(0.4, 0.4))
     assert tables.paired(results, "a", "b") is None

@@ -231,5 +231,5 @@ def test_an_architecture_that_does_not_fit_is_refused(architecture, net, state):
 
 def test_what_does_not_fit_is_named(net, state):
     state = {key.replace("0.weight", "0.kernel"): value for key, value in state.items()}
-    with pytest.raises(ValueError, match="lack 1 keys, as 0.weight; they have more than 1 keys"):
+    with pytest.raises(ValueError, match="lack 1 key, as 0.weight; they have 1 key too many"):
         network(f"{net}:build", state, 16)
