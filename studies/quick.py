@@ -22,6 +22,7 @@ from studies.study import Row, Study
 from studies.tables import cell, header, line
 
 FOLDER = RUNS / "quick"
+DONE = "done"  # a file in a task's folder
 DISGUISE = "--attack full_disguise"
 SHORT = "--epochs 4"
 FEW = f"--poison-rate 0.002 {SHORT}"  # 20 images
@@ -77,14 +78,15 @@ class Task:
         return study.folder(self.row, 0) / self.name.replace(" ", "_")
 
     def run(self, study):
-        """Does it, unless it is done: then its figure is there, which is written last."""
+        """Does it, unless it is done: then a file DONE is there, which is written last."""
         folder = self.folder(study)
-        if (folder / "figure.png").exists():
+        if (folder / DONE).exists():
             print(f"{self.row}, {self.name} is done.")
             return
         method, *options = self.words
         checkpoint = study.folder(self.row, 0) / "ckpt.pt"
         self.main([method, str(checkpoint), *options, "--out", str(folder)])
+        write_text(folder / DONE, "")
 
     def found(self, study):
         """What it found, as text."""

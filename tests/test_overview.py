@@ -184,7 +184,7 @@ def test_nothing_is_written_outside_its_folder_and_what_is_done_is_reused(tmp_pa
     def main(argv):
         called.append(argv[:1])
         out = tmp_path / argv[-1]
-        out.mkdir()
+        out.mkdir(exist_ok=True)
         (out / "verdict.json").write_text(json.dumps({"index": {"3": 2.5}}))
         (out / "figure.png").write_text("")
 
@@ -195,6 +195,9 @@ def test_nothing_is_written_outside_its_folder_and_what_is_done_is_reused(tmp_pa
     quick.run(["zoo"], [], folder)
     quick.run(["zoo"], [], folder)
     assert called == [["badnets"], ["neural_cleanse"], ["badnets"]]
+    (folder / "badnets-0" / "neural_cleanse" / quick.DONE).unlink()  # as if it was stopped
+    quick.run(["zoo"], [], folder)
+    assert called[-2:] == [["badnets"], ["neural_cleanse"]]
     page = (folder / "README.md").read_text()
     assert "| `badnets`: neural_cleanse | 1 | index 2.5 |" in page
     assert {path: path.stat().st_mtime_ns for path in (ROOT / "results").glob("*")} == before
