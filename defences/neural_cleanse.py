@@ -329,14 +329,13 @@ def suspect_of(triggers, index):
 
 def withhold_if_few_reached(verdict, triggers):
     """The Verdict, or none where a patch reached fewer than CLASSES_NEEDED classes."""
-    reached = int(triggers.qualified.sum())
-    if reached >= CLASSES_NEEDED:
+    if (reached := int(triggers.qualified.sum())) >= CLASSES_NEEDED:
         return verdict
     few = f"{reached} of {len(triggers.qualified)} classes were reached by a patch"
-    line = f"{few}: no median to be far from, no verdict; with more --rounds there may be"
     lines = [text.replace("FLAGGED", "").rstrip() for text in verdict.lines]
-    details = verdict.details | {"withheld": few}
-    return replace(verdict, lines=[*lines, line], backdoored=None, flagged=[], details=details)
+    lines += [f"{few}: no median to be far from, no verdict; with more --rounds there may be"]
+    nothing = {"backdoored": None, "flagged": [], "details": verdict.details | {"withheld": few}}
+    return replace(verdict, lines=lines, **nothing)
 
 
 def run(audit):
