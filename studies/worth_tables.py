@@ -57,9 +57,21 @@ def februus(record, figure):
     """A line a model: for each way of marking what is removed, figure(verdict)."""
     lines = header(["model", "n", *MARKERS])
     for row, defences in record.items():
-        found = [summarised(defences.get(f"februus, {marker}", {}), figure) for marker in MARKERS]
-        lines.append(line([name_of(row), models_of(defences), *map(cell, found)]))
+        n = models_of(defences)
+        cells = [cell_of(defences.get(f"februus, {marker}", {}), figure, n) for marker in MARKERS]
+        lines.append(line([name_of(row), n, *cells]))
     return lines
+
+
+def cell_of(defence, figure, n):
+    """A cell of summarised; of a defence that was tried on other than n models it says on how many.
+
+    Empty of one that was not tried.
+    """
+    found = summarised(defence, figure)
+    if found is None or len(defence) == n:
+        return cell(found)
+    return f"{cell(found)}, n = {len(defence)}"
 
 
 def models_of(defences):
@@ -105,11 +117,9 @@ def detectors(record):
     names = [f"sentinet, {explainer}" for explainer in EXPLAINERS] + ["strip", "disagreement"]
     lines = header(["model", "n", *names])
     for row, defences in record.items():
-        cells = [
-            cell(summarised(defences.get(name, {}), lambda verdict: verdict["auroc"]))
-            for name in names
-        ]
-        lines.append(line([name_of(row), models_of(defences), *cells]))
+        n = models_of(defences)
+        cells = [cell_of(defences.get(name, {}), auroc_of, n) for name in names]
+        lines.append(line([name_of(row), n, *cells]))
     return lines
 
 

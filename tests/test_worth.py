@@ -64,6 +64,17 @@ def test_a_table_has_a_line_for_each_model_and_a_cell_for_each_marker():
     assert lines[2].count("|") == 3 + len(worth_tables.MARKERS)
 
 
+def test_a_cell_says_on_how_many_models_it_rests_where_its_row_has_more():
+    three = {str(seed): verdict(restored=1.0) for seed in range(3)}
+    record = {
+        "shapes badnets": {"februus, gradcam": three, "februus, kernelshap": {"0": verdict()}}
+    }
+    (row,) = worth_tables.restored(record)[2:]
+    cells = [text.strip() for text in row.split("|")]
+    assert cells[1:4] == ["`shapes`, `badnets`", "3", "1.000 (0.000)"]
+    assert "0.000, n = 1" in cells
+
+
 def test_the_detectors_table_leaves_empty_what_was_not_run():
     lines = worth_tables.detectors(RECORD)
     assert "| 0.940 (0.014) | |" in lines[2]
