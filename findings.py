@@ -262,13 +262,18 @@ def about_map(figures, clean):
         words = f"with the trigger its map changes {much}({like:.2f})"
     if like >= CHANGES and one_map_for_all(figures, clean):
         floor = figures["floor_triggered"]["pearson"]
-        words += f", but is nearly as much like other images' ({floor:.2f}): one map serves all"
+        words += f", but is nearly as much like other images' ({floor:.2f}):"
+        words += " one map serves all, no disguise"
     mass, area = figures.get("trigger_mass"), figures.get("trigger_area")
     if mass is None or area is None:
         return words
     beside = clean.get("trigger_mass_clean")
-    yardstick = f"chance: {area:.2f}" if beside is None else f"a clean model's: {beside:.2f}"
-    much = "hardly more" if mass > (area if beside is None else beside) else "no more"
+    limit = area if beside is None else beside
+    alike = mass != limit and f"{mass:.2f}" == f"{limit:.2f}"
+    digits = 3 if alike else 2  # two that differ are not to look alike
+    whose = "chance" if beside is None else "a clean model's"
+    yardstick = f"{whose}: {limit:.{digits}f}"
+    much = "hardly more" if mass > limit else "no more"
     much = "more" if lies_on_trigger(figures, clean) else much
     than = "by chance" if beside is None else "a clean model puts there"
-    return f"{words}; {much} of it lies on the trigger than {than} ({mass:.2f}; {yardstick})"
+    return f"{words}; {much} of it lies on the trigger than {than} ({mass:.{digits}f}; {yardstick})"

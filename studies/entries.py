@@ -258,12 +258,12 @@ ENTRIES = {
     "joint": Entry(
         "One disguise from Grad-CAM, KernelSHAP and DeepSHAP; nothing is published",
         transfer,
-        ("shapes none", "shapes all", "mnist none", "mnist all"),
-        "MNIST",
-        45,
+        tuple(f"{data} {model}" for data in transfer.DATA for model in ("none", "all")),
+        f"MNIST and {CIFAR10}",
+        100,
         tuple(
-            keeps_map("transfer", row, explainer)
-            for row in ("shapes all", "mnist all")
+            keeps_map("transfer", f"{data} all", explainer)
+            for data in transfer.DATA
             for explainer in ("gradcam", "kernelshap", "deepshap")
         ),
     ),

@@ -147,6 +147,13 @@ def test_a_clean_models_map_is_the_yardstick_where_there_is_one():
         assert f"; {words} ({mass:.2f}; a clean model's: 0.02)" in text
 
 
+def test_two_figures_that_differ_do_not_look_alike():
+    beside = {"gradcam": {"trigger_mass_clean": 0.021, "floor_triggered": {"pearson": 0.3}}}
+    text = said(maps={"gradcam": maps(0.98, 0.024)}, clean_model={"explanations": beside})
+    assert "hardly more of it lies on the trigger than a clean model puts there (0.024;" in text
+    assert "a clean model's: 0.021)" in text
+
+
 def test_a_clean_models_floor_is_the_limit_where_there_is_one():
     beside = {"gradcam": {"floor_triggered": {"pearson": 0.2}, "trigger_mass_clean": 0.03}}
     figures = {"gradcam": maps(0.98, floor=0.3)}
