@@ -60,7 +60,6 @@ STUDIES = {
     "explainers": explainers,
     "steady": steady,
 }
-WITH_TABLES = STUDIES | {"overview": overview}
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
@@ -86,7 +85,8 @@ def filled(text):
 def table_lines(name):
     """The lines of the table called STUDY.TABLE. Raises UserError for no such table."""
     study, _, table = name.partition(".")
-    tables = WITH_TABLES[study].TABLES if study in WITH_TABLES else {}
+    with_tables = STUDIES | {"overview": overview}  # which is no study
+    tables = with_tables[study].TABLES if study in with_tables else {}
     if table not in tables:
         raise UserError(f"a page has the marker of a table {name!r}, which no study has")
     try:

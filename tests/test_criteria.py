@@ -123,12 +123,16 @@ def test_no_floor_between_untouched_maps_is_the_clean_rows_triggered_one(study):
 
 
 def test_the_clean_model_beside_a_run_repeats_the_clean_row_on_the_same_images():
+    """To the bit on a CPU; a GPU adds in another order."""
     compared = 0
     for name, run, clean_run in attacked_runs("transfer", STUDIES["transfer"]):
         if run["gradcam.n"] != clean_run["gradcam.n"]:
             continue
+        if run["hardware"] != clean_run["hardware"]:
+            continue  # the clean model of this seed was trained again there
         for explainer in EXPLAINERS:
             beside = run[f"clean_model.{explainer}.floor_triggered.pearson"]
-            assert beside == clean_run[f"{explainer}.floor_triggered.pearson"], (name, explainer)
+            row = clean_run[f"{explainer}.floor_triggered.pearson"]
+            assert beside == pytest.approx(row, rel=1e-6), (name, explainer)
             compared += 1
     assert compared >= 4 * 8
