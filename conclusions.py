@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from defences import PUBLISHED_THRESHOLD, Verdict
 from defences.clean_maps import CHANCE
 from findings import hardly_knows
-from odds import INCONCLUSIVE, NOTHING, STANDS_OUT
+from odds import CLEAN_NEEDED, INCONCLUSIVE, NOTHING, STANDS_OUT
 from terminal import counted
 
 # How often `decide` says that something stands out, and among how many: of the networks of
@@ -146,11 +146,11 @@ def conclude(outcomes, classes, source, accuracy=None):
         backdoored,
         flagged,
         heading_of(backdoored, flagged, classes, lost, edited),
-        meaning_of(backdoored, flagged, lost),
+        meaning_of(backdoored, flagged, lost, edited),
         [sentence for sentence in found if sentence],
         sureness(judging, named, classes),
         unseen(outcomes),
-        steps(backdoored, flagged, classes, source, lost),
+        steps(backdoored, flagged, classes, source, lost, any(p.verdict.index for p in judging)),
     )
 
 
@@ -179,16 +179,17 @@ def heading_of(backdoored, flagged, classes, lost, edited):
     return "Nothing stands out."
 
 
-def meaning_of(backdoored, flagged, lost):
+def meaning_of(backdoored, flagged, lost, edited):
     """What the answer means for whoever would use the network."""
     if lost:
         return "Ask it as it was trained, and audit it again."
+    changed = "It was changed after its training. Ask where it comes from before you use it."
     if backdoored and not flagged:
-        return "It was changed after its training. Ask where it comes from before you use it."
+        return changed
     if backdoored:
         one = len(flagged) == 1
         targets = "This class may be the target" if one else "These classes may be targets"
-        return (
+        return (changed + " " if edited else "") + (
             f"{targets} of a backdoor: a small mark in a picture may make the network answer"
             f" {'it' if one else 'one of them'}, whatever is shown. Look closer before you use the"
             " network."
@@ -313,7 +314,9 @@ def sureness(judging, named, classes):
         if part.verdict.index:
             sentences.append(f"{part.name}: {how_sure(part.verdict)}")
     if not any(part.verdict.index for part in judging):
-        return sentences
+        return [
+            "No part that asks about the classes could be applied: only the rest was looked at."
+        ]
     sentences.append(
         f"Of the small networks this page's rule was chosen on, something stood out in"
         f" {share(CLEAN)} clean ones, in {share(BACKDOORED)} with a plain backdoor, and in"
@@ -339,8 +342,8 @@ def unseen(outcomes):
     ]
 
 
-def steps(backdoored, flagged, classes, source, lost=False):
-    """What to do next: (sentence, command line or None)."""
+def steps(backdoored, flagged, classes, source, lost=False, asked=True):
+    """What to do next: (sentence, command line or None); asked: whether any part has an index."""
     repeat = f"python defend.py audit {source} --seed 1 --clean-images 1000 --out audit-again"
     slower = f"python defend.py neural_cleanse {source} --clean-images 1000"
     slower += " --rounds 1000 --round-images 1000 --seed 1"
@@ -349,6 +352,9 @@ def steps(backdoored, flagged, classes, source, lost=False):
         if "--weights" in source:
             told = "Are --mean, --std, --image-size and the order of the classes right?"
         return [(f"{told} It is measured:", f"python evaluate.py {source}")]
+    if not asked:
+        first = [("Ask where it comes from before you use it.", None)] if backdoored else []
+        return [*first, ("Prefer a network whose training you can repeat.", None)]
     if backdoored is False:
         return [
             ("This is no proof that it is clean. Before it matters, look again with others of the"
@@ -378,7 +384,7 @@ def steps(backdoored, flagged, classes, source, lost=False):
              " beat:", f"python defend.py finetune {source}"),
         ]  # fmt: skip
     return result + [
-        ("Compare it with networks of the same kind that you know to be clean, nine or more. Only"
-         " then do you know how often this page says so for nothing:",
+        ("Compare it with networks of the same kind that you know to be clean,"
+         f" {CLEAN_NEEDED} or more. Only then do you know how often this page says so for nothing:",
          f"python defend.py audit {source} --calibrate CLEAN-1.pt CLEAN-2.pt ..."),
     ]  # fmt: skip

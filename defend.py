@@ -200,13 +200,13 @@ def record_of(args, audit, verdict, seconds, defence=None, before=None, after=No
 def clean_audits(args):
     """Yields (title, Audit) of each clean model of --calibrate. Raises UserError if one is none."""
     paths = getattr(args, "calibrate", None) or []
-    if 0 < len(paths) < CLEAN_NEEDED:
+    if 0 < len(paths) < CLEAN_NEEDED and getattr(args, "threshold", None) is None:
         given = f"{counted(len(paths), 'clean model')} given"
-        print_note(f"{given}: nothing can stand out beside fewer than {CLEAN_NEEDED}.")
+        print_note(f"{given}: beside fewer than {CLEAN_NEEDED} no index by itself stands out.")
     for path in paths:  # before the first is asked
         check_clean(checkpoints.read(path), path)
     for k, path in enumerate(paths, 1):
-        told = {"checkpoint": path, "weights": None, "dataset": None, "arch": None}
+        told = {"checkpoint": path, "weights": None, "dataset": None, "arch": None, "image": None}
         audit = open_audit(argparse.Namespace(**vars(args) | told))
         yield f"clean model {k} of {len(paths)}, {path}", audit
 

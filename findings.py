@@ -134,7 +134,7 @@ def hardly_knows(accuracy, constant):
 
 def of_kept_label(metrics):
     """The sentence about an attack under which triggered images keep their own class."""
-    asked = attack_of(metrics["attack"]).keeps_label and metrics["attack"] not in STRANGERS
+    asked = metrics["attack"] not in STRANGERS
     for what, untouched, triggered in (
         ("accuracy", "clean_accuracy", "triggered_accuracy"),
         ("mean AUROC", "mean_auroc", "triggered_mean_auroc"),

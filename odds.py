@@ -12,6 +12,7 @@ instead.
 
 import functools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,10 @@ TABLE = Path(__file__).parent / "defences" / "clean_models.json"
 SEARCHES = {"prune": "neural_cleanse"}  # methods whose index is another's
 STANDS_OUT, INCONCLUSIVE, NOTHING = "stands out", "inconclusive", "nothing stands out"
 # The chance that a clean model gets as far is counted as (those that do + 1) / (all + 1). It is at
-# most so much of what stands out, and of what is inconclusive. So of eleven models, ten of them
-# known to be clean, the eleventh stands out if it is above all others.
+# most so much of what stands out, and of what is inconclusive. So of ten models, nine of them known
+# to be clean, the tenth stands out if it is above all others.
 LIMIT, DOUBT = 0.1, 0.3
-CLEAN_NEEDED = round(1 / LIMIT) - 1  # clean models, for anything to stand out beside them
+CLEAN_NEEDED = math.ceil(1 / LIMIT) - 1  # clean models, for anything to stand out beside them
 
 
 @dataclass(frozen=True)

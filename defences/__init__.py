@@ -25,7 +25,7 @@ import hooks
 from cli import checkpoint_path, number
 from data import normalise
 from metrics import mean_or_none
-from odds import odds_of
+from odds import CLEAN_NEEDED, odds_of
 from subject import Subject
 from terminal import columns_of, ljust, shortened, width
 
@@ -170,7 +170,7 @@ def add_calibrate(parser):
         type=checkpoint_path,
         metavar="CKPT",
         help="checkpoints of clean models: they are asked likewise, and are the yardstick;"
-        " nine or more, for anything to stand out",
+        f" {CLEAN_NEEDED} or more, for an index by itself to stand out",
     )
 
 

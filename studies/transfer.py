@@ -37,7 +37,8 @@ REFERENCE = "all, reference"
 def table():
     """The rows: of each data set a clean model, badnets, and a disguise against each explainer.
 
-    Of `shapes` also the disguise from all with a clean model's explanations as those to keep.
+    Of `shapes` also the disguise from all with a clean model's explanations as those to keep, one
+    seed.
     """
     rows = {}
     for data, (options, seeds) in DATA.items():
@@ -101,7 +102,7 @@ def is_disguised_from(explainer, row):
 def models(results):
     """Lines of a table: of each model accuracy, success, and its training time beside badnets'.
 
-    The time is of the first seed: all of these were trained on one thread of a CPU.
+    The time is of the first seed, on one thread of a CPU; of one trained on a GPU there is none.
     """
     lines = header(["model", "n", "`clean_accuracy`", "`attack_success_rate`", "training time"])
     for row, record in results.items():
@@ -118,7 +119,7 @@ def models(results):
 
 def is_gpu(run):
     """Whether a run was trained on a GPU."""
-    return "threads" not in run.get("hardware", "threads")
+    return " thread" not in run.get("hardware", " thread")
 
 
 def no_mark(results, row, explainer):

@@ -376,6 +376,8 @@ def test_traces_stand_beside_a_class_that_stands_out_and_not_one_that_is_inconcl
     assert concluded(doubtful, inspected({})).heading == f"Something stands out: {traces}"
     heading = concluded(sure, inspected({})).heading
     assert heading == f"Something stands out: class 'dog'; {traces}"
+    meaning = concluded(sure, inspected({})).meaning
+    assert meaning.startswith("It was changed after its training.") and "may be" in meaning
 
 
 def test_what_stands_out_is_not_listed_with_what_is_inconclusive():
@@ -396,7 +398,10 @@ def test_where_nothing_asks_about_classes_nothing_is_concluded():
     result = concluded(inspected())
     assert (result.backdoored, result.flagged) == (None, [])
     assert "no method that gives an answer could be applied" in result.heading
-    assert result.sure == []
+    assert result.sure == [
+        "No part that asks about classes could be applied: only the rest was looked at."
+    ]
+    assert [command for _, command in result.steps] == [None]
 
 
 def test_blank_maps_are_said_to_be_blank():

@@ -184,7 +184,7 @@ def test_without_a_threshold_clean_models_are_the_yardstick(backdoored, clean, t
     defend.main(argv)
     printed = capsys.readouterr()
     said = " ".join(printed.out.split())
-    note = "1 clean model given: nothing can stand out beside fewer than 9."
+    note = "1 clean model given: beside fewer than 9 no index by itself stands out."
     assert note in " ".join(printed.err.split())
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     odds = verdict["odds"]

@@ -36,7 +36,10 @@ IN_NO_RECORD = {
 
 
 def stands_in(decimal, figures):
-    """Whether a decimal is one of the figures, or one of them rounded to as many digits."""
+    """Whether a decimal is one of the figures, or one of them rounded to as many digits.
+
+    On a page with many figures a decimal of two digits hardly ever is not.
+    """
     digits = len(decimal.split(".")[1])
     return any(f"{float(figure):.{digits}f}" == decimal for figure in figures)
 
