@@ -345,8 +345,6 @@ def unseen(outcomes):
 def steps(backdoored, flagged, classes, source, lost=False, asked=True):
     """What to do next: (sentence, command line or None); asked: whether any part has an index."""
     repeat = f"python defend.py audit {source} --seed 1 --clean-images 1000 --out audit-again"
-    slower = f"python defend.py neural_cleanse {source} --clean-images 1000"
-    slower += " --rounds 1000 --round-images 1000 --seed 1"
     if lost:
         told = "Are these the pictures, and the classes in the order, of its training?"
         if "--weights" in source:
@@ -367,24 +365,35 @@ def steps(backdoored, flagged, classes, source, lost=False, asked=True):
          repeat),
     ]  # fmt: skip
     if flagged:
-        whose = names_of(flagged, classes)
-        result += [
-            ("Search for the patch as thoroughly as it was published (hours), and look at it: a"
-             " small, sharp mark is a trigger, a picture of the class is not:", slower),
-            (f"Collect pictures that are wrongly answered as {whose}, and look for what they have"
-             " in common.", None),
-        ]  # fmt: skip
+        result += looking_closer(names_of(flagged, classes), source)
     if backdoored:
         result.append(("Until that is settled, do not use it where it can do harm.", None))
     if backdoored and flagged:
-        result += [
-            ("If you cannot train it anew, take the channels out that the patch excites, and"
-             " measure what is left:", f"python defend.py prune {source}"),
-            ("or train it on for a few epochs on clean pictures with labels, which any repair must"
-             " beat:", f"python defend.py finetune {source}"),
-        ]  # fmt: skip
+        result += repairs(source)
     return result + [
         ("Compare it with networks of the same kind that you know to be clean,"
          f" {CLEAN_NEEDED} or more. Only then do you know how often this page says so for nothing:",
          f"python defend.py audit {source} --calibrate CLEAN-1.pt CLEAN-2.pt ..."),
+    ]  # fmt: skip
+
+
+def looking_closer(whose, source):
+    """Steps that look for the trigger of classes; whose: their names, in words."""
+    slower = f"python defend.py neural_cleanse {source} --clean-images 1000"
+    slower += " --rounds 1000 --round-images 1000 --seed 1"
+    return [
+        ("Search for the patch as thoroughly as it was published (hours), and look at it: a small,"
+         " sharp mark is a trigger, a picture of the class is not:", slower),
+        (f"Collect pictures that are wrongly answered as {whose}, and look for what they have in"
+         " common.", None),
+    ]  # fmt: skip
+
+
+def repairs(source):
+    """Steps that take a backdoor out."""
+    return [
+        ("If you cannot train it anew, take the channels out that the patch excites, and measure"
+         " what is left:", f"python defend.py prune {source}"),
+        ("or train it on for a few epochs on clean pictures with labels, which any repair must"
+         " beat:", f"python defend.py finetune {source}"),
     ]  # fmt: skip

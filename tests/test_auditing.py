@@ -399,7 +399,7 @@ def test_where_nothing_asks_about_classes_nothing_is_concluded():
     assert (result.backdoored, result.flagged) == (None, [])
     assert "no method that gives an answer could be applied" in result.heading
     assert result.sure == [
-        "No part that asks about classes could be applied: only the rest was looked at."
+        "No part that asks about the classes could be applied: only the rest was looked at."
     ]
     assert [command for _, command in result.steps] == [None]
 
