@@ -93,9 +93,21 @@ def audited(checkpoint, words, folder):
 
 
 def kept(verdict):
-    """What the record keeps of a verdict."""
-    keys = "before after curve share auroc limit false_alarms detected n seconds commit hardware"
-    return {key: verdict[key] for key in keys.split() if key in verdict}
+    """What the record keeps of a verdict; of a curve each figure's values, in a line of text.
+
+    The points of a curve, a dict each, would be most of the record.
+    """
+    keys = "before after share auroc limit false_alarms detected n seconds commit hardware"
+    result = {key: verdict[key] for key in keys.split() if key in verdict}
+    if points := verdict.get("curve"):
+        columns = {key: [point[key] for point in points] for key in points[0]}
+        result["curve"] = {key: " ".join(map(figure_text, of)) for key, of in columns.items()}
+    return result
+
+
+def figure_text(value):
+    """A figure of a curve as text; "-" of None."""
+    return "-" if value is None else f"{value:g}"
 
 
 def keep_pictures(study):

@@ -46,8 +46,10 @@ def summarised(defence, figure):
 
 
 def at_share(verdict, share=FIXED_SHARE):
-    """The figures of Februus at one share of the image."""
-    return next(part for part in verdict["curve"] if part["share"] == share)
+    """The figures of Februus at one share of the image; None of what was not measured."""
+    curve = {key: text.split() for key, text in verdict["curve"].items()}
+    k = curve["share"].index(f"{share:g}")
+    return {key: None if of[k] == "-" else float(of[k]) for key, of in curve.items()}
 
 
 # ---------------------------------------------------------------- Februus

@@ -16,7 +16,7 @@ def verdict(auroc=0.5, restored=0.0, success=1.0):
     return {
         "before": figures | {"share": 0.0, "restored_accuracy": 0.0},
         "after": point,
-        "curve": [point],
+        "curve": {key: f"{value:g}" for key, value in point.items()},
         "auroc": auroc,
         "detected": 0.25,
         "false_alarms": 0.05,
@@ -35,6 +35,16 @@ RECORD = {
         "strip": {"0": verdict(0.9), "1": verdict(0.9)},
     },
 }
+
+
+def test_a_curve_that_is_kept_has_the_points_that_were_measured():
+    points = [{"share": share, "clean_accuracy": 0.9 - share} for share in (0.0, 0.075, 0.1)]
+    points[1]["clean_accuracy"] = None
+    kept = worth.kept({"curve": points, "scores": [1, 2]})
+    assert kept == {"curve": {"share": "0 0.075 0.1", "clean_accuracy": "0.9 - 0.8"}}
+    for point in points:
+        found = worth_tables.at_share(kept, point["share"])
+        assert found == pytest.approx(point, abs=1e-9)
 
 
 def test_every_attack_is_on_every_data_set():
