@@ -23,10 +23,7 @@ ON_A_GPU = " on a GPU", " [on a GPU](speed.md#on-a-gpu)"  # those figures are on
 HEADLINES = {  # in README.md: (entry, its claim): what it is called there
     ("3.1", "`badnets` on a GPU: `attack_success_rate`"): "`badnets`: success",
     ("3.2", "`fooling` on a GPU: `pearson_all`"): "`fooling`: `pearson_all`",
-    (
-        "3.3",
-        "`full_disguise` on a GPU: `attack_success_rate`",
-    ): "`full_disguise`: success",
+    ("3.3", "`full_disguise` on a GPU: `attack_success_rate`"): "`full_disguise`: success",
     ("3.3", "`full_disguise` on a GPU: `pearson_all`"): "`full_disguise`: `pearson_all`",
     ("3.4", "disguise: `trigger_mass`"): "MNIST, KernelSHAP disguised: `trigger_mass`",
     ("3.5", "small cnn: `attack_success_rate`"): "CIFAR-10, small cnn, 55 poisons: success",
