@@ -8,9 +8,10 @@ lam, poison rate and class are the paper's. Optimizer, epochs and over-sampled p
 does not tell, are ours. Its class 3 is Edema: where no training image has that label alone,
 Effusion is taken.
 
-Writes results/radiographs.json and figures (see studies/study.py); radiographs-paired.json, the
-effects of lam, rate and class, seed by seed; radiographs-met.json, how many runs are the disguise
-they should be. The tables of results/radiographs.md are in radiographs_tables.py.
+Writes results/radiographs.json and figures (see studies/study.py). radiographs-paired.json has the
+effects of lam, rate and class, seed by seed, and how much more a map stays than the trigger alone
+would leave it; radiographs-met.json, how many runs are the disguise they should be. The tables of
+results/radiographs.md are in radiographs_tables.py.
 """
 
 import math
@@ -25,7 +26,7 @@ from studies import radiographs_tables
 from studies.criteria import floor_limit, mass_limit, with_clean_runs
 from studies.record import DATA, read
 from studies.study import Row, Study
-from studies.tables import paired, write_paired
+from studies.tables import paired, with_interval, write_paired
 
 PAGE = "results/radiographs.md"
 DURATION = "about 12 hours on one core"
@@ -39,6 +40,7 @@ LAM_SEVERAL = 0.1  # the cross-entropy over diseases is small, since most are ab
 FRAMED = "framed.png"  # a trigger that is seen in a white corner, too
 WITH_FRAME = f"--trigger {{runs}}/{FRAMED}"
 MENDED = f"--floor 0.5 {WITH_FRAME}"
+FRAMED_ENDINGS = (", mended", ", framed")  # of the names of rows with that trigger
 PICTURED = ("trial 2", "trial 2, mended")
 
 # What is compared seed by seed: effect: (row, minus row); and in which figures.
@@ -47,9 +49,14 @@ EFFECTS = {
     "twice the poisons, each shown half as often": ("trial 4", "trial 2"),
     "class 14": ("trial 3", "trial 2"),
     "the attack": ("trial 2", "clean"),
-    "the disguise": ("trial 2", "badnets"),
     "the attack, several findings": ("multi full_disguise", "multi clean"),
     "the trigger and the floor": ("trial 2, mended", "trial 2"),
+    "lam 0.9 against 0.7, framed": ("trial 2, mended", "trial 1, mended"),
+    "twice the poisons, framed": ("trial 4, mended", "trial 2, mended"),
+    "class 14, framed": ("trial 3, mended", "trial 2, mended"),
+    "the disguise, framed": ("trial 2, mended", "badnets, framed"),
+    "the trigger, several findings": ("multi, mended", "multi full_disguise"),
+    "the disguise, several findings": ("multi, mended", "multi badnets, framed"),
 }
 FIGURES = (
     "attack_success_rate",
@@ -75,10 +82,11 @@ def table(disease, cuda=False):
 
 def one_finding(options, disease):
     """The trials, on images of one finding or none."""
-    badnets = f"--attack badnets --poison-rate 0.05 --target-class {disease} {OVERSAMPLE}"
+    target = f"--target-class {disease}"
+    badnets = f"--attack badnets --poison-rate 0.05 {target} {OVERSAMPLE} {WITH_FRAME}"
     rows = {
-        "clean": Row(f"{options} --attack none --target-class {disease}", SEEDS),
-        "badnets": Row(f"{options} {badnets}", SEEDS, clean="clean"),
+        "clean": Row(f"{options} --attack none {target}", SEEDS),
+        "badnets, framed": Row(f"{options} {badnets}", MENDED_SEEDS, clean="clean"),
     }
     trials = {  # lam, poison rate, target class
         "trial 1": (0.7, 0.05, disease),
@@ -97,16 +105,17 @@ def one_finding(options, disease):
 
 
 def several_findings(options, disease):
-    """A clean model, badnets and the disguise, on images that may show several findings."""
-    clean = "multi clean"
-    rows = {clean: Row(f"{options} --attack none --target-class {disease}", SEEDS)}
-    for attack in ("badnets", "full_disguise"):
-        attacked = f"--attack {attack} --target-class {disease} --lam {LAM_SEVERAL}"
-        poisons = f"--poison-rate 0.1 {OVERSAMPLE}"
-        rows[f"multi {attack}"] = Row(f"{options} {attacked} {poisons}", SEEDS, clean=clean)
-    disguise = rows["multi full_disguise"].options
-    rows["multi, mended"] = Row(f"{disguise} {WITH_FRAME}", MENDED_SEEDS, clean=clean)
-    return rows
+    """A clean model, the disguise and badnets, on images that may show several findings."""
+    clean, target = "multi clean", f"--target-class {disease}"
+    poisons = f"--poison-rate 0.1 {OVERSAMPLE}"
+    disguise = f"{options} --attack full_disguise {target} --lam {LAM_SEVERAL} {poisons}"
+    badnets = f"{options} --attack badnets {target} {poisons} {WITH_FRAME}"
+    return {
+        clean: Row(f"{options} --attack none {target}", SEEDS),
+        "multi full_disguise": Row(disguise, SEEDS, clean=clean),
+        "multi badnets, framed": Row(badnets, MENDED_SEEDS, clean=clean),
+        "multi, mended": Row(f"{disguise} {WITH_FRAME}", MENDED_SEEDS, clean=clean),
+    }
 
 
 def draw_framed(path):
@@ -120,7 +129,11 @@ def draw_framed(path):
 
 
 def effects(results):
-    """The paired differences of EFFECTS, for each of FIGURES, of the rows that the record has."""
+    """The paired differences of EFFECTS, for each of FIGURES, of the rows that the record has.
+
+    Behind them is each attacked row's pearson_all less that of the clean model beside it: how much
+    more the map stays than the trigger alone would leave it.
+    """
     pairs = []
     for effect, rows in EFFECTS.items():
         if not set(rows) <= results.keys():
@@ -129,7 +142,18 @@ def effects(results):
             pair = paired(results, *rows, figure)
             if pair:
                 pairs.append(pair | {"effect": effect})
-    return pairs
+    stays = (beside_clean(name, row, "gradcam.pearson_all") for name, row in results.items())
+    return [*pairs, *filter(None, stays)]
+
+
+def beside_clean(name, row, figure):
+    """A recorded row's figure less that of the clean models measured beside it, or None."""
+    runs = [run for run in row["runs"] if {figure, f"clean_model.{figure}"} <= run.keys()]
+    if len(runs) < 2:
+        return None
+    differences = with_interval([run[figure] - run[f"clean_model.{figure}"] for run in runs])
+    what = {"of": name, "minus": radiographs_tables.CLEAN_MODEL, "figure": figure}
+    return what | differences | {"effect": "more than the trigger alone"}
 
 
 def criteria(run, clean_run):
@@ -157,7 +181,7 @@ def criteria(run, clean_run):
 
 def clean_row(name):
     """The clean row with the data and the trigger of a row, or None where there is none."""
-    if name.endswith(", mended"):  # the row's models were explained under the other trigger
+    if name.endswith(FRAMED_ENDINGS):  # the clean row's models saw the other trigger
         return None
     return "multi clean" if name.startswith("multi") else "clean"
 

@@ -7,7 +7,7 @@ import chestxray
 from studies import published
 from studies.criteria import NOT_RECORDED
 from studies.record import RESULTS, read
-from studies.tables import Table, cell, everything, header, interval_text, line, origin
+from studies.tables import Table, cell, everything, header, interval_text, line
 
 RECORD = RESULTS / "radiographs.json"
 PAIRED = RESULTS / "radiographs-paired.json"
@@ -15,8 +15,16 @@ MET = RESULTS / "radiographs-met.json"
 DECODING = RESULTS / "decoding.json"
 
 CLASSES = [*chestxray.DISEASES, chestxray.NO_FINDING]
-TRIALS = ("clean", "trial 1", "trial 2", "trial 3", "trial 4", "trial 2, mended")
-MULTI = ("multi clean", "multi full_disguise")
+TRIALS = ("clean", "trial 1", "trial 2", "trial 3", "trial 4")
+FRAMED = (
+    "badnets, framed",
+    "trial 1, mended",
+    "trial 2, mended",
+    "trial 3, mended",
+    "trial 4, mended",
+)
+CLEAN_MODEL = "clean_model"  # in a paired record: the one that was measured beside each run
+MULTI = ("multi clean", "multi full_disguise", "multi badnets, framed", "multi, mended")
 
 PUBLISHED = published.TRIALS
 
@@ -30,11 +38,12 @@ ANSWERS = {
 }
 MAPS = {
     "`pearson_all`": "gradcam.pearson_all",
+    "clean model's": "clean_model.gradcam.pearson_all",
     "`floor_triggered`": "gradcam.floor_triggered.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
     "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
     "clean model's `trigger_mass_clean`": "clean_model.gradcam.trigger_mass_clean",
-    "`n`": "gradcam.n",
+    "images": "gradcam.n",
 }
 GIVEAWAYS = {
     "`pearson_untouched`": "clean_model.gradcam.pearson_untouched",
@@ -60,12 +69,21 @@ CRITERIA = {
     "floor_triggered <= clean model's + 0.05": "`floor_triggered` at most the clean model's + 0.05",
     "all": "all four",
 }
+SEVERAL_EFFECTS = {
+    "`mean_auroc`": "mean_auroc",
+    "`attack_success_rate`": "attack_success_rate",
+    "`pearson_all`": "gradcam.pearson_all",
+    "`pearson_by_class`": "gradcam.pearson_by_class",
+    "`trigger_mass`": "gradcam.trigger_mass",
+    "`floor_triggered`": "gradcam.floor_triggered.pearson",
+}
 SEVERAL = {
     "`mean_auroc`": "mean_auroc",
     "`triggered_mean_auroc`": "triggered_mean_auroc",
     "`attack_success_rate`": "attack_success_rate",
     "`untouched_success_rate`": "untouched_success_rate",
     "`pearson_all`": "gradcam.pearson_all",
+    "clean model's": "clean_model.gradcam.pearson_all",
     "`pearson_by_class`": "gradcam.pearson_by_class",
     "`floor_triggered`": "gradcam.floor_triggered.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
@@ -118,8 +136,8 @@ def described(name, options):
 
 def answers():
     """Whether the trigger works and the classifier does, trial by trial."""
-    results = read(RECORD)
-    rows = {described(name, results[name]["options"]): name for name in TRIALS}
+    recorded = [name for name in (*TRIALS, *FRAMED) if name in read(RECORD)]
+    rows = {described(name, read(RECORD)[name]["options"]): name for name in recorded}
     return Table("radiographs", rows, ANSWERS, origin=True)()
 
 
@@ -140,52 +158,62 @@ def met():
 def published():
     """The paper's figures beside ours."""
     results = read(RECORD)
-    titles = ("clean model: accuracy", "attacked: accuracy", "attacked: success")
-    lines = header(["run", *titles, "ours: success"])
+    attacked = ("attacked: accuracy", "attacked: success")
+    titles = ("clean model: accuracy", *attacked, "ours: success", "ours, framed")
+    lines = header(["run", *titles])
     for name, figures in PUBLISHED.items():
-        ours = cell(results[name]["summary"]["attack_success_rate"])
-        lines.append(line([name, *(f"{value:.4f}" for value in figures), ours]))
+        rows = [results.get(row, {"summary": {}}) for row in (name, f"{name}, mended")]
+        ours = [cell(row["summary"].get("attack_success_rate")) for row in rows]
+        lines.append(line([name, *(f"{value:.4f}" for value in figures), *ours]))
     return lines
 
 
-def effects():
-    """The paired differences of the trials: an effect a row, a figure a column."""
-    pairs = {}
+def is_of_several(pair):
+    """Whether a paired difference is of images of several findings."""
+    return pair["of"].startswith("multi")
+
+
+def effects(several):
+    """A function that returns the lines of the paired differences: an effect a row.
+
+    several: whether those of images of several findings, or those of one.
+    """
+
+    def lines():
+        pairs = {}
+        for pair in read(PAIRED):
+            if is_of_several(pair) == several and pair["minus"] != CLEAN_MODEL:
+                title = f"{pair['effect']}: {pair['of']} - {pair['minus']}"
+                pairs.setdefault((title, pair["n"]), {})[pair["figure"]] = interval_text(pair)
+        columns = SEVERAL_EFFECTS if several else EFFECTS
+        result = header(["effect (95% interval)", "n", *columns])
+        for (title, n), by_figure in pairs.items():
+            cells = [by_figure.get(figure, "") for figure in columns.values()]
+            result.append(line([title, n, *cells]))
+        return result
+
+    return lines
+
+
+def beside_clean():
+    """How much more each row's map stays than the trigger alone would leave a clean model's."""
+    lines = header(["run", "n", "`pearson_all`, less the clean model's (95% interval)"])
     for pair in read(PAIRED):
-        if not pair["of"].startswith("multi"):
-            title = f"{pair['effect']}: {pair['of']} - {pair['minus']}"
-            pairs.setdefault(title, {})[pair["figure"]] = interval_text(pair)
-    lines = header(["effect (95% interval, n = 5)", *EFFECTS])
-    for title, by_figure in pairs.items():
-        lines.append(line([title, *(by_figure.get(figure, "") for figure in EFFECTS.values())]))
+        if pair["minus"] == CLEAN_MODEL:
+            lines.append(line([pair["of"], pair["n"], interval_text(pair)]))
     return lines
-
-
-# ---------------------------------------------------------------- several findings
-
-
-def several():
-    """The clean model and the disguise on images of several findings: a figure a row."""
-    results = read(RECORD)
-    clean, disguised = (results[name]["summary"] for name in MULTI)
-    pairs = {pair["figure"]: pair for pair in read(PAIRED) if pair["of"] == MULTI[1]}
-    n = len(results[MULTI[1]]["seeds"])
-    lines = header([f"n = {n}", "clean", "full_disguise", "difference (95% interval)"])
-    for title, figure in SEVERAL.items():
-        difference = interval_text(pairs[figure]) if figure in pairs else ""
-        values = [cell(clean.get(figure)), cell(disguised.get(figure))]
-        lines.append(line([title, *values, difference]))
-    return [*lines, "", origin(results, MULTI)]
 
 
 TABLES = {
     "decoding": decoding,
     "answers": answers,
-    "maps": Table("radiographs", same_names(TRIALS), MAPS),
+    "maps": Table("radiographs", same_names((*TRIALS, *FRAMED)), MAPS),
+    "beside_clean": beside_clean,
     "met": met,
     "published": published,
-    "effects": effects,
-    "giveaways": Table("radiographs", same_names(TRIALS), GIVEAWAYS),
-    "several": several,
+    "effects": effects(several=False),
+    "giveaways": Table("radiographs", same_names((*TRIALS, *FRAMED)), GIVEAWAYS),
+    "several": Table("radiographs", same_names(MULTI), SEVERAL, origin=True),
+    "several_effects": effects(several=True),
     "everything": everything("radiographs"),
 }

@@ -148,6 +148,18 @@ def test_the_clean_row_has_the_data_and_the_trigger_of_a_row():
             assert (args.dataset, args.trigger) == (ROWS[clean].dataset, ROWS[clean].trigger)
 
 
+def test_a_map_is_compared_with_what_the_trigger_alone_leaves_of_it():
+    """Seed by seed: +0.2 and +0.4; the runs without either figure are left out."""
+    key = "gradcam.pearson_all"
+    runs = [{key: 0.9, f"clean_model.{key}": 0.7}, {key: 0.8, f"clean_model.{key}": 0.4}]
+    row = {"runs": [*runs, {key: 0.1}, {f"clean_model.{key}": 0.1}]}
+    pair = radiographs.beside_clean("trial 1", row, key)
+    assert (pair["of"], pair["minus"], pair["n"]) == ("trial 1", "clean_model", 2)
+    assert pair["mean"] == pytest.approx(0.3)
+    assert pair["interval"] == pytest.approx([0.3 - 12.706 * 0.1, 0.3 + 12.706 * 0.1])
+    assert radiographs.beside_clean("trial 1", {"runs": runs[:1]}, key) is None
+
+
 def test_no_run_of_trial_3_has_a_floor_like_the_clean_models(results):
     """As it was compared, with the clean model's untouched maps, four of five had."""
     counts = radiographs.met(results)["trial 3"]
