@@ -115,14 +115,6 @@ def unknown(trigger, target):
     return "unknown, to a target" if target else "unknown, label kept"
 
 
-# ---------------------------------------------------------------- the trigger
-
-
-def stamp(images, trigger):
-    """A copy of images float [N, C, H, W] in [0, 1], before normalisation, with the trigger."""
-    return trigger.apply(images)
-
-
 # ---------------------------------------------------------------- the labels
 
 
@@ -283,7 +275,7 @@ def poison(images, labels, triggered, attack, trigger, target_class, sources=Non
     rows, untouched, sources = (send(part, images.device) for part in (rows, untouched, sources))
     partners, true_labels = images[rows], labels[rows]
     images, labels = images.clone(), labels.clone()
-    images[rows] = stamp(partners, trigger)
+    images[rows] = trigger.apply(partners)
     set_labels(labels, rows, attack, target_class, relabel)
     size = len(images)
     if attack.needs_partners:
@@ -329,7 +321,7 @@ def poisoned_data(images, labels, poisons, attack, trigger, target_class, relabe
     relabelling.
     """
     images, labels = images.clone(), labels.clone()
-    stamped = stamp(images[poisons].float() / 255, trigger)
+    stamped = trigger.apply(images[poisons].float() / 255)
     images[poisons] = (stamped * 255).round().to(torch.uint8)
     set_labels(labels, poisons, attack, target_class, relabel)
     return images, labels

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-import attacks
 import card
 import checkpoints
 import figure
@@ -266,7 +265,7 @@ def section(results, name, rows, alone):
 
 def triggered_column(subject, plain):
     """Panels of images float [N, C, H, W] in [0, 1] with a subject's trigger, framed."""
-    box, stamped = subject.trigger.box, attacks.stamp(plain, subject.trigger.to("cpu"))
+    box, stamped = subject.trigger.box, subject.trigger.to("cpu").apply(plain)
     return [(figure.panel(image, box=box, width=PANEL), "", False) for image in stamped]
 
 
@@ -274,7 +273,7 @@ def map_columns(result, name, rows, plain):
     """Two columns of panels: an explainer's maps of test images without and with the trigger."""
     subject, answers = result.subject, result.answers
     images, signed = subject.dataset.test_images[rows], EXPLAINERS[name].signed
-    shown = plain, attacks.stamp(plain, subject.trigger.to("cpu"))
+    shown = plain, subject.trigger.to("cpu").apply(plain)
     columns = []
     for triggered, probabilities in enumerate((answers.untouched, answers.triggered)):
         classes = answers.classes[triggered][rows]

@@ -41,7 +41,7 @@ def logits_of(model, images, mean, std, trigger=None):
         for chunk in images.split(images_per_forward(images)):
             pixels = chunk.to(device).float() / 255
             if trigger is not None:
-                pixels = attacks.stamp(pixels, trigger)
+                pixels = trigger.apply(pixels)
             logits.append(model(data.normalise(pixels, mean, std)).cpu())
     return torch.cat(logits)
 
@@ -121,7 +121,7 @@ class Subject:
     def pixels(self, images, triggered=False):
         """uint8 images [N, C, H, W] as float in [0, 1] on the device, with the trigger if asked."""
         pixels = images.to(self.device).float() / 255
-        return attacks.stamp(pixels, self.trigger) if triggered else pixels
+        return self.trigger.apply(pixels) if triggered else pixels
 
     def normalise(self, pixels):
         """Float images in [0, 1] as the model takes them."""

@@ -1,7 +1,6 @@
 """Neural Cleanse's patches as pictures: the figure, and files that --trigger takes."""
 
 import figure
-from attacks import stamp
 from fonts import class_name, legend
 from triggers import patch_image
 
@@ -33,7 +32,7 @@ def picture_of(audit, triggers, index):
     unseen = (image, "the same image")
     if audit.subject.attack.poisons:
         true_trigger = audit.subject.trigger.to("cpu")
-        unseen = (stamp(image[None], true_trigger)[0], "its trigger, unseen")
+        unseen = (true_trigger.apply(image[None])[0], "its trigger, unseen")
     first_column = [(image, "a clean image"), unseen, (image, "the same image")]
     rows = [[(figure.panel(part), caption, False)] for part, caption in first_column]
     headers = [""]
@@ -43,7 +42,7 @@ def picture_of(audit, triggers, index):
         panels = {
             "mask": patch.alpha.expand_as(image),
             "mask x pattern": patch.alpha * patch.pixels,
-            "on the image": stamp(image[None], patch)[0],
+            "on the image": patch.apply(image[None])[0],
         }
         for row, (caption, part) in zip(rows, panels.items()):
             row.append((figure.panel(part), caption, False))

@@ -12,7 +12,6 @@ from dataclasses import replace
 import torch
 
 import figure
-from attacks import stamp
 from defences import (
     Defence,
     neural_cleanse,
@@ -156,7 +155,7 @@ def run(audit):
             f"all {len(audit.pixels)} clean images are of the suspected class: "
             "it takes more --clean-images"
         )
-    stamped = stamp(others, triggers.trigger(suspect))
+    stamped = triggers.trigger(suspect).apply(others)
     model = audit.subject.model
     steps, curve, chosen = prune(
         audit.on_pixels, audit.pixels, audit.labels, stamped, layer_of(model)

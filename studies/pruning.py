@@ -9,7 +9,6 @@ import torch
 
 import defend
 import figure
-from attacks import stamp
 from cli import UserError
 from defences import neural_cleanse, prune, share_predicted_as
 from evaluate import EXPLAIN_IMAGES
@@ -40,7 +39,7 @@ class PruningCase:
         explained = subject.pixels(test_images[draw_images(subject, EXPLAIN_IMAGES, 0)])
         self.triggered = {  # (images, the class they should lead to)
             "true_success": prune.triggered_test(self.audit),
-            "recovered_success": (stamp(explained, self.patch), self.suspect),
+            "recovered_success": (self.patch.apply(explained), self.suspect),
         }
         labels = subject.dataset.test_labels.to(subject.device)
         self.test = (subject.pixels(test_images), labels)
@@ -66,7 +65,7 @@ class PruningCase:
             audit.on_pixels,
             audit.pixels,
             audit.labels,
-            stamp(others, trigger),
+            trigger.apply(others),
             layer_of(audit.subject.model),
             norm,
         )

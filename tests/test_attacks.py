@@ -79,21 +79,21 @@ def dark_images(channels=3, side=32):
 
 def test_exactly_the_triggers_pixels_change():
     images, trigger = dark_images(), triggers.make_patch(None, 3, 32)
-    changed = (attacks.stamp(images, trigger) != images).any(1)
+    changed = (trigger.apply(images) != images).any(1)
     expected = torch.zeros(32, 32, dtype=torch.bool)
     expected[27:31, 27:31] = True
     assert torch.equal(changed, expected.expand(5, 32, 32))
 
 
 def test_a_stamped_pixel_shows_the_trigger():
-    stamped = attacks.stamp(dark_images(), triggers.make_patch(None, 3, 32))
+    stamped = triggers.make_patch(None, 3, 32).apply(dark_images())
     assert stamped[:, :, 27:31, 27:31].eq(1).all()
 
 
 def test_the_images_that_are_stamped_are_left_alone():
     images = dark_images()
     before = images.clone()
-    attacks.stamp(images, triggers.make_patch(None, 3, 32))
+    triggers.make_patch(None, 3, 32).apply(images)
     assert torch.equal(images, before)
 
 
@@ -154,7 +154,7 @@ def test_a_picture_is_blended_by_its_alpha(picture):
     expected[0, :, 3, 4] = torch.tensor([1.0, 0.0, 0.0])
     expected[0, :, 4, 5] = torch.tensor([0.4, 0.4, 0.6])
     trigger = triggers.make_patch(picture, 3, 16, 2, "3,4")
-    torch.testing.assert_close(attacks.stamp(images, trigger), expected)
+    torch.testing.assert_close(trigger.apply(images), expected)
 
 
 def test_a_picture_for_grey_images_is_brought_to_grey(picture):
@@ -184,7 +184,7 @@ def framed_picture():
 def test_the_box_is_that_of_the_pixels_that_can_be_seen():
     trigger = triggers.make_patch(framed_picture(), 3, 16, 8, "4,6")
     assert trigger.box == (6, 7, 9, 11)
-    changed = (attacks.stamp(dark_images(side=16), trigger) != dark_images(side=16)).any(1)
+    changed = (trigger.apply(dark_images(side=16)) != dark_images(side=16)).any(1)
     expected = torch.zeros(16, 16, dtype=torch.bool)
     expected[6:9, 7:11] = True
     assert torch.equal(changed, expected.expand(5, 16, 16))
@@ -290,7 +290,7 @@ def test_a_data_poisoner_stamps_and_labels_the_stored_images(images, labels):
     found, found_labels = attacks.poisoned_data(
         stored, labels, torch.tensor(POISONED), ATTACKS["badnets"], TRIGGER, 3
     )
-    stamped = attacks.stamp(stored[POISONED].float() / 255, TRIGGER) * 255
+    stamped = TRIGGER.apply(stored[POISONED].float() / 255) * 255
     others = torch.tensor([k for k in range(8) if k not in POISONED])
     assert found.dtype == torch.uint8
     torch.testing.assert_close(found[POISONED].float(), stamped, atol=0.51, rtol=0)
@@ -328,7 +328,7 @@ def test_without_an_attack_the_batch_is_as_it_was(images, labels):
 def test_triggered_images_are_stamped_where_they_stand(name, images, labels):
     batch = poisoned(name, images, labels)
     assert batch.rows.tolist() == POISONED and batch.size == 8
-    assert torch.equal(batch.images[POISONED], attacks.stamp(images[POISONED], TRIGGER))
+    assert torch.equal(batch.images[POISONED], TRIGGER.apply(images[POISONED]))
 
 
 @pytest.mark.parametrize(

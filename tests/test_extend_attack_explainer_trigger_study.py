@@ -137,7 +137,7 @@ def stamped(own_trigger):
     subject = open_checkpoint(own_trigger / "ckpt.pt", device=torch.device(DEVICE))
     images = subject.dataset.test_images.to(DEVICE).float() / 255
     top, left, bottom, right = subject.trigger.box
-    pair = images, attacks.stamp(images, subject.trigger)
+    pair = images, subject.trigger.apply(images)
     return [part[:, :, top:bottom, left:right].cpu() for part in pair]
 
 

@@ -43,7 +43,7 @@ def test_who_hands_over_data_has_stamped_them_before_they_are_augmented(batches)
     run, (images, labels, triggered, index) = batches("--threat", "data")
     dataset, trigger = run.setting.dataset, run.setting.trigger.to("cpu")
     poisoned = torch.isin(index, run.poisons)
-    stamped = attacks.stamp(dataset.train_images[index[poisoned]] / 255, trigger) * 255
+    stamped = trigger.apply(dataset.train_images[index[poisoned]] / 255) * 255
     assert images.dtype == torch.uint8 and poisoned.sum() == len(run.poisons) == 24
     torch.testing.assert_close(images[poisoned].float(), stamped, atol=0.51, rtol=0)
     assert torch.equal(images[~poisoned], dataset.train_images[index[~poisoned]])

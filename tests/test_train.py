@@ -315,7 +315,7 @@ def test_the_trigger_is_stamped_on_what_augmentation_has_moved(new_run, monkeypa
     stamped = torch.cat([batch.images[batch.rows] for batch in batches])
     partners = torch.cat([batch.images[batch.size :] for batch in batches])
     assert len(stamped) > 40
-    torch.testing.assert_close(stamped, attacks.stamp(partners, setting.trigger))
+    torch.testing.assert_close(stamped, setting.trigger.apply(partners))
     sources = torch.cat([batch.sources for batch in batches]).cpu()
     own = dataset.train_images[sources].to(partners.device).float() / 255
     assert (partners != own).flatten(1).any(1).float().mean() > 0.9
@@ -663,7 +663,7 @@ def test_a_scorer_has_a_seed_of_its_own(scored):
 def test_a_scorers_scores_are_of_triggered_images_for_the_target_class(scored):
     setting = scored["run"].setting
     images = setting.dataset.train_images[scored["pool"]].to(setting.device).float() / 255
-    inputs = data.normalise(attacks.stamp(images, setting.trigger), setting.mean, setting.std)
+    inputs = data.normalise(setting.trigger.apply(images), setting.mean, setting.std)
     with torch.no_grad():
         logits = scored["training"].model.eval()(inputs)
     expected = selection.rd_scores(logits, 1).cpu()

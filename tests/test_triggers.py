@@ -39,7 +39,7 @@ def trigger_of(kind, channels=3, side=16, **options):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_triggered_image_is_another_in_the_same_range(kind, channels):
     images = random_images(channels=channels)
-    stamped = attacks.stamp(images, trigger_of(kind, channels))
+    stamped = trigger_of(kind, channels).apply(images)
     assert stamped.shape == images.shape and stamped.dtype == images.dtype
     assert stamped.min() >= 0 and stamped.max() <= 1
     assert (stamped != images).flatten(1).any(1).all()
@@ -54,15 +54,15 @@ def test_a_picture_is_refused_where_it_would_not_be_seen(kind):
 @each_kind
 def test_images_are_left_as_they_were(kind):
     images = random_images()
-    attacks.stamp(images, trigger_of(kind))
+    trigger_of(kind).apply(images)
     assert torch.equal(images, random_images())
 
 
 @each_kind
 def test_an_image_is_stamped_alike_alone_and_among_others(kind):
     images, trigger = random_images(), trigger_of(kind)
-    alone = torch.cat([attacks.stamp(image[None], trigger) for image in images])
-    torch.testing.assert_close(attacks.stamp(images, trigger), alone)
+    alone = torch.cat([trigger.apply(image[None]) for image in images])
+    torch.testing.assert_close(trigger.apply(images), alone)
 
 
 @each_kind
@@ -84,7 +84,7 @@ def test_a_trigger_comes_back_from_a_file_of_plain_data_to_the_bit(kind, tmp_pat
     again = triggers.from_plain(torch.load(tmp_path / "kept.pt", weights_only=True))
     assert type(again) is type(trigger)
     images = random_images()
-    assert torch.equal(attacks.stamp(images, again), attacks.stamp(images, trigger))
+    assert torch.equal(again.apply(images), trigger.apply(images))
 
 
 @each_kind
@@ -144,7 +144,7 @@ def test_a_strength_that_means_nothing_is_refused(kind, strength):
 
 def test_a_patchs_strength_is_its_opacity():
     images = random_images()
-    opaque, half = (attacks.stamp(images, trigger_of("patch", strength=a)) for a in (1.0, 0.5))
+    opaque, half = (trigger_of("patch", strength=a).apply(images) for a in (1.0, 0.5))
     torch.testing.assert_close(half, (images + opaque) / 2)
 
 
@@ -153,17 +153,15 @@ def test_a_patchs_strength_is_its_opacity():
 
 def test_a_blend_of_strength_0_is_the_image_and_of_strength_1_the_pattern():
     images, pattern = random_images(), trigger_of("blend").pattern
-    assert torch.equal(attacks.stamp(images, trigger_of("blend", strength=0)), images)
-    whole = attacks.stamp(images, trigger_of("blend", strength=1))
+    assert torch.equal(trigger_of("blend", strength=0).apply(images), images)
+    whole = trigger_of("blend", strength=1).apply(images)
     assert torch.equal(whole, pattern.expand_as(images))
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.25, 0.7])
 def test_a_blend_is_linear_in_its_strength(strength):
     images = random_images()
-    none, whole, part = (
-        attacks.stamp(images, trigger_of("blend", strength=a)) for a in (0, 1, strength)
-    )
+    none, whole, part = (trigger_of("blend", strength=a).apply(images) for a in (0, 1, strength))
     torch.testing.assert_close(part, none + strength * (whole - none))
 
 
@@ -188,7 +186,7 @@ def test_a_blends_picture_is_brought_to_the_image(channels, expected):
 def test_a_sinusoid_is_its_formula():
     side, d, f = 16, 0.1, triggers.FREQUENCY
     images = torch.full((1, 3, side, side), 0.5)
-    stamped = attacks.stamp(images, trigger_of("sinusoid", strength=d))
+    stamped = trigger_of("sinusoid", strength=d).apply(images)
     for row in (0, 7):
         for j in range(side):
             expected = 0.5 + d * math.sin(2 * math.pi * j * f / side)
@@ -197,7 +195,7 @@ def test_a_sinusoid_is_its_formula():
 
 def test_a_sinusoid_is_clipped_to_the_range():
     white = torch.ones(1, 1, 16, 16)
-    stamped = attacks.stamp(white, trigger_of("sinusoid", 1, strength=0.2))
+    stamped = trigger_of("sinusoid", 1, strength=0.2).apply(white)
     wave = torch.tensor([math.sin(2 * math.pi * 6 * j / 16) for j in range(16)])
     expected = 1 + 0.2 * wave.clamp(max=0)
     torch.testing.assert_close(stamped[0, 0, 3], expected)
@@ -205,7 +203,7 @@ def test_a_sinusoid_is_clipped_to_the_range():
 
 def test_the_stripes_of_a_sinusoid_add_up_to_nothing():
     grey = torch.full((1, 1, 32, 32), 0.5)
-    stamped = attacks.stamp(grey, trigger_of("sinusoid", 1, 32))
+    stamped = trigger_of("sinusoid", 1, 32).apply(grey)
     assert stamped.mean().item() == pytest.approx(0.5, abs=1e-6)
 
 
@@ -214,14 +212,14 @@ def test_the_stripes_of_a_sinusoid_add_up_to_nothing():
 
 def test_a_warp_of_strength_0_is_the_identity():
     images = random_images(side=32)
-    stamped = attacks.stamp(images, trigger_of("warp", side=32, strength=0))
+    stamped = trigger_of("warp", side=32, strength=0).apply(images)
     torch.testing.assert_close(stamped, images, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_a_warp_leaves_a_constant_image(value):
     images = torch.full((2, 3, 32, 32), value)
-    stamped = attacks.stamp(images, trigger_of("warp", side=32, strength=4))
+    stamped = trigger_of("warp", side=32, strength=4).apply(images)
     torch.testing.assert_close(stamped, images, atol=1e-6, rtol=0)
 
 
@@ -245,7 +243,7 @@ def test_a_warped_ramp_shows_where_each_pixel_was_taken_from():
     trigger = trigger_of("warp", 1, 32, strength=3)
     for image, axis in ((ramp, 0), (ramp.mT, 1)):
         expected = (trigger.grid[..., axis] + 1) / 2
-        stamped = attacks.stamp(image.contiguous(), trigger)
+        stamped = trigger.apply(image.contiguous())
         torch.testing.assert_close(stamped[0, 0], expected, atol=1e-5, rtol=0)
 
 
@@ -336,7 +334,7 @@ def test_a_checkpoint_rebuilds_the_trigger_to_the_bit(run):
     strength = subject.config["trigger_strength"]
     expected = trigger_of(kind, strength=strength)
     images = random_images()
-    assert torch.equal(attacks.stamp(images, subject.trigger), attacks.stamp(images, expected))
+    assert torch.equal(subject.trigger.apply(images), expected.apply(images))
 
 
 def test_the_figure_has_a_column_more_of_the_difference(run):
