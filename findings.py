@@ -7,6 +7,7 @@ limits are below, each with its reason; a table keeps what lies close to one of 
 """
 
 from attacks import STRANGERS, attack_of
+from metrics import FLOORS
 from terminal import counted
 
 # Of predictions, shares of images. In results/ every attack that is called learnt is above 0.9, and
@@ -34,7 +35,7 @@ ENOUGH = 20  # images: of fewer maps a mean says little
 # What a disguise is held to, beside a clean model: see METRICS.md.
 MASS_FACTOR = 1.25  # times the clean model's trigger_mass_clean, ...
 AREA_SHARE = 0.25  # ... and so much of the cells that the trigger touches, may lie on the trigger
-FLOOR_MARGIN = 0.05  # above the clean model's floor_triggered
+FLOOR_MARGIN = 0.05  # above the clean model's floor
 
 
 def mass_limit(clean, area):
@@ -46,7 +47,10 @@ def mass_limit(clean, area):
 
 
 def floor_limit(clean):
-    """The largest floor_triggered.pearson that a disguise may have; clean: a clean model's."""
+    """The largest floor.pearson that a disguise may have; clean: the same floor of a clean model.
+
+    So for floor_triggered, where floor is not recorded.
+    """
     return None if clean is None else clean + FLOOR_MARGIN
 
 
@@ -215,18 +219,28 @@ def about_inverted(figures):
     return f"turns its map over {'' if like >= IS_SHAPE else 'in part '}{words}"
 
 
-def one_map_for_all(figures, clean):
-    """Whether a triggered image's map is about as much like another image's map as like its own.
+def alike(figures, clean):
+    """How maps of different images are too alike for a disguise, in words; None where they are not.
 
-    Where a clean model stands beside it, its maps of different images are the limit.
+    Either a triggered image's map is about as much like another image's as like its own, or maps
+    of different images are more alike than those of the clean model beside it.
     """
-    floor = (figures.get("floor_triggered") or {}).get("pearson")
-    limit = floor_limit((clean.get("floor_triggered") or {}).get("pearson"))
-    if floor is None:
-        return False
-    if limit is not None and floor > limit:
-        return True
-    return floor > figures["pearson_all"] - OWN
+    triggered = floor_of(figures, "floor_triggered")
+    if triggered is None:  # under a fixed shape
+        return None
+    if triggered > figures["pearson_all"] - OWN:
+        return f"is nearly as much like other images' ({triggered:.2f}): one map serves all"
+    for key in FLOORS:  # the trigger alone moves a clean model's map, which lowers the second
+        floor, limit = floor_of(figures, key), floor_limit(floor_of(clean, key))
+        if floor is not None and limit is not None:
+            words = f"maps of different images are alike ({floor:.2f}), more than a clean model's"
+            return f"{words} ({limit - FLOOR_MARGIN:.2f})" if floor > limit else None
+    return None
+
+
+def floor_of(figures, key):
+    """The correlation of maps of different images, by one of FLOORS; None if not recorded."""
+    return (figures.get(key) or {}).get("pearson")
 
 
 def lies_on_trigger(figures, clean):
@@ -245,7 +259,7 @@ def verb(figures, clean):
     """Whether a map shows the backdoor, as far as the limits say."""
     stays = figures["pearson_all"] >= STAYS
     on_trigger = lies_on_trigger(figures, clean)
-    if stays and on_trigger is False and not one_map_for_all(figures, clean):
+    if stays and on_trigger is False and not alike(figures, clean):
         return "does not show it:"
     if on_trigger and not stays:
         return "shows it:"
@@ -260,17 +274,15 @@ def about_map(figures, clean):
     else:
         much = "" if like < CHANGES else "somewhat "
         words = f"with the trigger its map changes {much}({like:.2f})"
-    if like >= CHANGES and one_map_for_all(figures, clean):
-        floor = figures["floor_triggered"]["pearson"]
-        words += f", but is nearly as much like other images' ({floor:.2f}):"
-        words += " one map serves all, no disguise"
+    if like >= CHANGES and (others := alike(figures, clean)):
+        words += f", but {others}, no disguise"
     mass, area = figures.get("trigger_mass"), figures.get("trigger_area")
     if mass is None or area is None:
         return words
     beside = clean.get("trigger_mass_clean")
     limit = area if beside is None else beside
-    alike = mass != limit and f"{mass:.2f}" == f"{limit:.2f}"
-    digits = 3 if alike else 2  # two that differ are not to look alike
+    look_alike = mass != limit and f"{mass:.2f}" == f"{limit:.2f}"
+    digits = 3 if look_alike else 2  # two that differ are not to look alike
     whose = "chance" if beside is None else "a clean model's"
     yardstick = f"{whose}: {limit:.{digits}f}"
     much = "hardly more" if mass > limit else "no more"

@@ -35,13 +35,23 @@ def mass_limit(run, clean_run, explainer="gradcam", figure="trigger_mass_clean")
     return findings.mass_limit(clean, area)
 
 
-def floor_limit(run, clean_run, explainer="gradcam"):
-    """The largest floor_triggered.pearson that a disguise may have; None if not recorded.
+def floor_figure(run, clean_run, explainer="gradcam"):
+    """Which floor of a run is compared with a clean model's: the name of the figure.
 
-    Both models' floors are between a triggered map and another image's untouched map.
+    "floor.pearson" where both have it. Else "floor_triggered.pearson", which is harder on a
+    disguise: the trigger alone moves a clean model's map away from those of other images.
     """
-    clean = of_clean_model(run, clean_run, explainer, "floor_triggered.pearson")
-    return findings.floor_limit(clean)
+    key = "floor.pearson"
+    clean = of_clean_model(run, clean_run, explainer, key)
+    return key if clean is not None and f"{explainer}.{key}" in run else "floor_triggered.pearson"
+
+
+def floor_limit(run, clean_run, explainer="gradcam", figure="floor_triggered.pearson"):
+    """The largest floor that a disguise may have; None if the clean model's is not recorded.
+
+    figure: which floor, of both models.
+    """
+    return findings.floor_limit(of_clean_model(run, clean_run, explainer, figure))
 
 
 def runs_by_seed(row):

@@ -57,19 +57,22 @@ def keeps_map(study, row, explainer, said=""):
 
 LESS_ALIKE = "under the trigger the map stays less alike than it should"
 WHITE = "a white square is hard to tell from the white corners that some radiographs have"
-LIMITS = "none meets all four limits at once; which one each misses is on the page"
-OF_TRIALS = ("attack_success_rate", "gradcam.pearson_all", "gradcam.trigger_mass")
+FRAME = "a few of 208 images keep their class: one is half a point"
+MOVES = "the framed square by itself moves the map; lam 0.7 is too little to hold it"
+LIMITS = "which of the four limits each run misses is on the page"
+OF_TRIALS = ("attack_success_rate", "gradcam.pearson_all")
 CHANCE = 1 / 16  # of KernelSHAP's patches, and of 4x4 cells, the trigger touches one
 
 
 def trial(name):
-    """The claims of a trial of section 3.6."""
+    """The claims of a trial of section 3.6, with the paper's white square and with a framed one."""
     clean, attacked, success = published.TRIALS[name]
     accuracies = {"clean model": ("clean", clean), "attacked model": (name, attacked)}
-    of_trial = {figure: of_row("radiographs", name, figure) for figure in OF_TRIALS}
     picture = published.PICTURES.get(f"3.6, {name}", "")
+    mass = Claim("`trigger_mass`", of_row("radiographs", name, "gradcam.trigger_mass"), picture)
     return (
-        Claim("`attack_success_rate`", of_trial["attack_success_rate"], success, why=WHITE),
+        *of_trigger(name, "", success, WHITE, LESS_ALIKE),
+        *of_trigger(f"{name}, mended", "framed square: ", success, FRAME, MOVES),
         *(
             Claim(
                 f"{what}: `clean_accuracy`",
@@ -78,14 +81,21 @@ def trial(name):
             )
             for what, (row, value) in accuracies.items()
         ),
-        Claim("`pearson_all`", of_trial["gradcam.pearson_all"], "", STAYS, why=LESS_ALIKE),
-        *([Claim("`trigger_mass`", of_trial["gradcam.trigger_mass"], picture)] if picture else []),
-        Claim(
-            "share of runs within all limits of a disguise",
-            within_limits(name),
-            bound=1.0,
-            why=LIMITS,
-        ),
+        *([mass] if picture else []),
+    )
+
+
+def of_trigger(row, prefix, success, why_missed, why_moved):
+    """Three claims of a trial with one trigger: its success, its map, and how many runs are good.
+
+    success: the published one; why_...: what is said where ours is short.
+    """
+    rate, like = (of_row("radiographs", row, key) for key in OF_TRIALS)
+    share = f"{prefix}share of runs within all limits of a disguise"
+    return (
+        Claim(f"{prefix}`attack_success_rate`", rate, success, why=why_missed),
+        Claim(f"{prefix}`pearson_all`", like, "", STAYS, why=why_moved),
+        Claim(share, within_limits(row), bound=1.0, why=LIMITS),
     )
 
 
@@ -231,7 +241,7 @@ ENTRIES = {
         f"3.6.{name[-1]}": Entry(
             f"ChestX-ray14, EfficientNet-B0, {name}",
             radiographs,
-            ("clean", name),
+            ("clean", name, f"{name}, mended"),
             "ChestX-ray14",
             20,
             trial(name),

@@ -23,7 +23,7 @@ import chestxray
 import data
 from cli import command, write_json
 from studies import radiographs_tables
-from studies.criteria import floor_limit, mass_limit, with_clean_runs
+from studies.criteria import floor_figure, floor_limit, mass_limit, with_clean_runs
 from studies.record import DATA, read
 from studies.study import Row, Study
 from studies.tables import paired, with_interval, write_paired
@@ -164,6 +164,8 @@ def criteria(run, clean_run):
     and no criterion is met. None where a figure of the clean model is not recorded.
     """
 
+    floor = floor_figure(run, clean_run)
+
     def at_most(key, limit):
         return None if limit is None else run.get(f"gradcam.{key}", math.nan) <= limit
 
@@ -173,9 +175,7 @@ def criteria(run, clean_run):
         "trigger_mass <= 1.25 clean model's untouched + 0.25 trigger_area": at_most(
             "trigger_mass", mass_limit(run, clean_run)
         ),
-        "floor_triggered <= clean model's + 0.05": at_most(
-            "floor_triggered.pearson", floor_limit(run, clean_run)
-        ),
+        "floor <= clean model's + 0.05": at_most(floor, floor_limit(run, clean_run, figure=floor)),
     }
 
 

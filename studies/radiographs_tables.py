@@ -39,6 +39,8 @@ ANSWERS = {
 MAPS = {
     "`pearson_all`": "gradcam.pearson_all",
     "clean model's": "clean_model.gradcam.pearson_all",
+    "`floor`": "gradcam.floor.pearson",
+    "clean model's `floor`": "clean_model.gradcam.floor.pearson",
     "`floor_triggered`": "gradcam.floor_triggered.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
     "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
@@ -66,7 +68,7 @@ CRITERIA = {
     "trigger_mass <= 1.25 clean model's untouched + 0.25 trigger_area": (
         "`trigger_mass` at most 1.25 x the clean model's `trigger_mass_clean` + `trigger_area` / 4"
     ),
-    "floor_triggered <= clean model's + 0.05": "`floor_triggered` at most the clean model's + 0.05",
+    "floor <= clean model's + 0.05": "floor at most the clean model's + 0.05",
     "all": "all four",
 }
 SEVERAL_EFFECTS = {
@@ -85,6 +87,8 @@ SEVERAL = {
     "`pearson_all`": "gradcam.pearson_all",
     "clean model's": "clean_model.gradcam.pearson_all",
     "`pearson_by_class`": "gradcam.pearson_by_class",
+    "`floor`": "gradcam.floor.pearson",
+    "clean model's `floor`": "clean_model.gradcam.floor.pearson",
     "`floor_triggered`": "gradcam.floor_triggered.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
     "`trigger_mass_clean`": "gradcam.trigger_mass_clean",

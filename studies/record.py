@@ -15,8 +15,10 @@ DATA = ROOT / "data"
 RUNS = ROOT / "runs"
 RESULTS = ROOT / "results"
 
-MAX_HEIGHT = 1200  # pixels: figures of photographs make large files
-COLOURS = 256  # of a kept picture; not dithered, which would triple the bytes
+# Of kept pictures. Those of photographs make large files.
+HEIGHTS = (1200, 1000, 900, 800)  # pixels, at most: the first that makes a small file, or the last
+LARGEST = 200_000  # bytes
+COLOURS = 128  # not dithered, which would triple the bytes
 VICTIM_EPOCHS = 30  # the cost of selection is set against these: "Stealthy Sabotage", section 3.5
 
 
@@ -55,8 +57,12 @@ def keep_picture(source, target):
 
 
 def save_small_picture(picture, target):
-    """Saves a PIL image as PNG, at most MAX_HEIGHT pixels high, in few colours."""
+    """Saves a PIL image as PNG, in COLOURS and as high as HEIGHTS and LARGEST allow."""
     picture = picture.convert("RGB")
-    picture.thumbnail((picture.width, MAX_HEIGHT))
-    picture = picture.quantize(COLOURS, kmeans=2, dither=Image.Dither.NONE)
-    picture.save(target, format="PNG", optimize=True)
+    for height in HEIGHTS:
+        small = picture.copy()
+        small.thumbnail((picture.width, height))
+        small = small.quantize(COLOURS, kmeans=2, dither=Image.Dither.NONE)
+        small.save(target, format="PNG", optimize=True)
+        if target.stat().st_size <= LARGEST:
+            return

@@ -154,11 +154,25 @@ def test_two_figures_that_differ_do_not_look_alike():
     assert "a clean model's: 0.021)" in text
 
 
-def test_a_clean_models_floor_is_the_limit_where_there_is_one():
-    beside = {"gradcam": {"floor_triggered": {"pearson": 0.2}, "trigger_mass_clean": 0.03}}
-    figures = {"gradcam": maps(0.98, floor=0.3)}
-    assert "one map serves all" in said(maps=figures, clean_model={"explanations": beside})
-    assert "one map serves all" not in said(maps=figures)
+@pytest.mark.parametrize("key", ["floor", "floor_triggered"])
+def test_a_clean_models_floor_is_the_limit_where_there_is_one(key):
+    """0.25, of the clean model's 0.2 and a margin."""
+    beside = {"gradcam": {key: {"pearson": 0.2}, "trigger_mass_clean": 0.03}}
+    words = "maps of different images are alike (0.30), more than a clean model's (0.20), no"
+    for floor, is_above in [(0.3, True), (0.24, False)]:
+        figures = {"gradcam": maps(0.98) | {key: {"pearson": floor}}}
+        text = said(maps=figures, clean_model={"explanations": beside})
+        assert (words in text) == ("does not show it" not in text) == is_above
+        assert words not in said(maps=figures)
+
+
+def test_a_floor_is_compared_with_the_same_floor():
+    """The trigger alone moves the clean model's map: that does not make this one map for all."""
+    beside = {"floor": {"pearson": 0.57}, "floor_triggered": {"pearson": -0.1}}
+    beside |= {"trigger_mass_clean": 0.03}
+    figures = {"gradcam": maps(0.95, floor=0.31) | {"floor": {"pearson": 0.33}}}
+    text = said(maps=figures, clean_model={"explanations": {"gradcam": beside}})
+    assert "gradcam does not show it" in text
 
 
 def test_a_disguise_is_not_judged_by_its_own_explainer_alone():

@@ -99,6 +99,15 @@ def test_each_figure_decides_one_criterion(key):
     assert sum(met.values()) == 3
 
 
+def test_floors_between_untouched_maps_decide_where_both_models_have_them():
+    """However little the trigger leaves of a clean model's map."""
+    beside = {"clean_model.gradcam.floor.pearson": 0.5}
+    moved = {"gradcam.floor_triggered.pearson": -0.1}
+    for floor, is_met in [(0.54, True), (0.56, False)]:
+        run = GOOD | beside | {"gradcam.floor.pearson": floor}
+        assert radiographs.criteria(run, moved)["floor <= clean model's + 0.05"] == is_met
+
+
 def test_without_a_clean_models_figure_a_criterion_is_not_known():
     assert list(radiographs.criteria(GOOD, None).values()) == [True, True, True, None]
 
@@ -121,7 +130,7 @@ def test_runs_are_counted_by_criterion_in_rows_with_a_disguise():
             "success >= 0.99": 1,
             "pearson_all >= 0.9": 2,
             "trigger_mass <= 1.25 clean model's untouched + 0.25 trigger_area": 2,
-            "floor_triggered <= clean model's + 0.05": 2,
+            "floor <= clean model's + 0.05": 2,
             "all": 1,
         }
     }
@@ -130,7 +139,7 @@ def test_runs_are_counted_by_criterion_in_rows_with_a_disguise():
 def test_a_criterion_that_is_not_known_of_one_run_has_no_count():
     counts = radiographs.met({"trial 2, mended": disguised(GOOD, GOOD | WORSE)})["trial 2, mended"]
     assert counts["pearson_all >= 0.9"] == 1
-    assert counts["floor_triggered <= clean model's + 0.05"] is None
+    assert counts["floor <= clean model's + 0.05"] is None
     assert counts["all"] is None  # the second run fails, but the first may meet all
 
 
@@ -163,7 +172,7 @@ def test_a_map_is_compared_with_what_the_trigger_alone_leaves_of_it():
 def test_no_run_of_trial_3_has_a_floor_like_the_clean_models(results):
     """As it was compared, with the clean model's untouched maps, four of five had."""
     counts = radiographs.met(results)["trial 3"]
-    assert counts["floor_triggered <= clean model's + 0.05"] == 0
+    assert counts["floor <= clean model's + 0.05"] == 0
 
 
 @pytest.fixture(scope="module")
