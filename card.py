@@ -20,6 +20,7 @@ from report import show
 from terminal import counted
 
 NAME = "README.md"
+MADE = "\n## How it was made\n"
 CLASSES_SHOWN = 12
 LICENCES = {  # of data sets by name, as their publishers state them
     "shapes": "drawn by `shapes.py`; MIT, as this repository",
@@ -57,7 +58,7 @@ def text(subject, metrics=None, command=None):
     if metrics:
         parts += ["", "## Figures", "", *figures(metrics)]
     if command:
-        parts += ["", "## How it was made", "", fenced("python " + shlex.join(command))]
+        parts += [MADE, fenced("python " + shlex.join(command))]
     elif config.get("adopted"):
         parts += ["", "`adopt.py` made this checkpoint from weights that somebody else trained."]
     return "\n".join(parts) + "\n"
@@ -207,3 +208,14 @@ def write_beside(folder, card):
         return False
     write(folder, card)
     return True
+
+
+def bring_up_to_date(folder, subject, metrics):
+    """Writes the card of a measured checkpoint anew, where it may; whether it was written.
+
+    How the network was made stays as the card in its place says.
+    """
+    path = Path(folder) / NAME
+    before = path.read_text(encoding="utf-8") if path.exists() and ours.is_ours(path) else ""
+    made = "".join(before.rpartition(MADE)[1:]) if MADE in before else ""
+    return write_beside(folder, text(subject, metrics) + made)

@@ -114,9 +114,10 @@ def write_results(results, folders, out, image=None):
         stem = report.stem_for(folder, image) if image else None
         first, *others = report.write(result, folder, stem)
         lines.append(", ".join([str(folder / first), *others]))
-        of_ckpt = image is None and out is None and Path(path).name == "ckpt.pt"
-        if of_ckpt and result.subject.config.get("adopted"):  # the card is of that file
-            card.write_beside(folder, card.text(result.subject, result.metrics))
+        is_beside = image is None and folder == Path(path).parent
+        if is_beside and Path(path).name == "ckpt.pt":  # the card is of that file
+            if card.bring_up_to_date(folder, result.subject, result.metrics):
+                lines[-1] += f", {card.NAME}"
     if len(results) > 1 and image is None:
         folder = folder_of_comparison(results, out)
         if out is not None:

@@ -35,7 +35,6 @@ import report
 import train
 from cli import UserError, write_json
 from provenance import commit, hardware
-from retrain import command_of
 from studies import jobs
 from studies.record import (
     ROOT,
@@ -264,8 +263,7 @@ class Study:
             explainers=self.table[name].explainers,
         )
         report.write(result, folder)
-        made_by = command_of(result.subject.config, result.subject.classes)
-        card.write_beside(folder, card.text(result.subject, result.metrics, made_by))
+        card.bring_up_to_date(folder, result.subject, result.metrics)
 
     # ------------------------------------------------------------ results/
 

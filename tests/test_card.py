@@ -186,6 +186,33 @@ def test_a_users_text_stands_in_code_alone(name, disguised):
     assert without_code(hostile) == without_code(harmless)
 
 
+def said_last(capsys):
+    """The last line of what was printed: which files were written."""
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_later_measurement_is_on_the_card_and_how_it_was_made_stays(tiny, tmp_path, capsys):
+    folder = train_tiny(tiny, tmp_path / "run", "--attack", "badnets", "--epochs", "1")
+    before = card_of(folder)
+    assert "integrated_gradients" not in before
+    evaluate.main([str(folder / "ckpt.pt"), "--explainer", "integrated_gradients"])
+    after = card_of(folder)
+    value = json.loads((folder / "metrics.json").read_text())["explanations"]
+    value = value["integrated_gradients"]["pearson_all"]
+    assert f"| integrated_gradients: pearson_all | {value:.4f} |" in after
+    assert after.count(card.MADE) == 1
+    assert after.partition(card.MADE)[2] == before.partition(card.MADE)[2] != ""
+    assert said_last(capsys).endswith(card.NAME)
+
+
+def test_a_readme_of_the_users_is_left_alone_by_a_measurement(tiny, tmp_path, capsys):
+    folder = train_tiny(tiny, tmp_path / "run", "--attack", "none", "--epochs", "1")
+    (folder / card.NAME).write_text("mine")
+    evaluate.main([str(folder / "ckpt.pt"), "--explainer", "gradient"])
+    assert card_of(folder) == "mine"
+    assert card.NAME not in said_last(capsys)
+
+
 # ---------------------------------------------------------------- the command
 
 
