@@ -219,7 +219,14 @@ def load(model, state, architecture):
     missing = [key for key in own if key not in state and key not in counters]
     unknown = [key for key in state if key not in own]
     differ = [key for key in own if key in state and own[key].shape != state[key].shape]
-    troubles = {"lack {}": missing, "have {} too many": unknown, "have another shape in {}": differ}
+    floats = [key for key in own if key in state and own[key].is_floating_point()]
+    no_floats = [key for key in floats if not state[key].is_floating_point()]  # complex, quantised
+    troubles = {
+        "lack {}": missing,
+        "have {} too many": unknown,
+        "have another shape in {}": differ,
+        "hold no floating-point numbers in {}": no_floats,
+    }
     said = [
         f"{what.format(counted(len(keys), 'key'))}, as {keys[0]}"
         for what, keys in troubles.items()

@@ -233,3 +233,11 @@ def test_what_does_not_fit_is_named(net, state):
     state = {key.replace("0.weight", "0.kernel"): value for key, value in state.items()}
     with pytest.raises(ValueError, match="lack 1 key, as 0.weight; they have 1 key too many"):
         network(f"{net}:build", state, 16)
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int8])
+def test_weights_of_another_kind_are_not_cast_in_silence(kind, net, state):
+    """Of complex ones half would be lost, and quantised ones lack their scale."""
+    state = state | {"0.weight": state["0.weight"].to(kind)}
+    with pytest.raises(ValueError, match="hold no floating-point numbers in 1 key, as 0.weight"):
+        network(f"{net}:build", state, 16)
