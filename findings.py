@@ -7,7 +7,6 @@ limits are below, each with its reason; a table keeps what lies close to one of 
 """
 
 from attacks import STRANGERS, attack_of
-from metrics import FLOORS
 from terminal import counted
 
 # Of predictions, shares of images. In results/ every attack that is called learnt is above 0.9, and
@@ -47,9 +46,9 @@ def mass_limit(clean, area):
 
 
 def floor_limit(clean):
-    """The largest floor.pearson that a disguise may have; clean: the same floor of a clean model.
+    """The largest correlation of maps of different images that a disguise may have.
 
-    So for floor_triggered, where floor is not recorded.
+    clean: that of a clean model, measured alike, or None. None if it is not known.
     """
     return None if clean is None else clean + FLOOR_MARGIN
 
@@ -222,24 +221,30 @@ def about_inverted(figures):
 def alike(figures, clean):
     """How maps of different images are too alike for a disguise, in words; None where they are not.
 
-    Either a triggered image's map is about as much like another image's as like its own, or maps
-    of different images are more alike than those of the clean model beside it.
+    A triggered image's map may not be about as much like another image's as like its own, nor more
+    like it than an untouched image's is. And maps of different images may not be more alike than
+    those of the clean model beside it.
     """
-    triggered = floor_of(figures, "floor_triggered")
-    if triggered is None:  # under a fixed shape
+    floor, triggered = floor_of(figures, "floor"), floor_of(figures, "floor_triggered")
+    if triggered is None:
         return None
     if triggered > figures["pearson_all"] - OWN:
         return f"is nearly as much like other images' ({triggered:.2f}): one map serves all"
-    for key in FLOORS:  # the trigger alone moves a clean model's map, which lowers the second
-        floor, limit = floor_of(figures, key), floor_limit(floor_of(clean, key))
-        if floor is not None and limit is not None:
-            words = f"maps of different images are alike ({floor:.2f}), more than a clean model's"
-            return f"{words} ({limit - FLOOR_MARGIN:.2f})" if floor > limit else None
+    key = "floor_triggered"
+    if floor is not None and floor_of(clean, "floor") is not None:
+        key = "floor"  # the trigger alone moves a clean model's map, and lowers its floor_triggered
+    found, honest = floor_of(figures, key), floor_of(clean, key)
+    if honest is not None and found > floor_limit(honest):
+        words = f"maps of different images are alike ({found:.2f})"
+        return f"{words}, more than a clean model's ({honest:.2f})"
+    if floor is not None and triggered > floor_limit(floor):
+        words = f"is more like other images' ({triggered:.2f})"
+        return f"{words} than without it ({floor:.2f})"
     return None
 
 
 def floor_of(figures, key):
-    """The correlation of maps of different images, by one of FLOORS; None if not recorded."""
+    """The correlation of maps of different images; key: which floor. None if not recorded."""
     return (figures.get(key) or {}).get("pearson")
 
 

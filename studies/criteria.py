@@ -35,23 +35,30 @@ def mass_limit(run, clean_run, explainer="gradcam", figure="trigger_mass_clean")
     return findings.mass_limit(clean, area)
 
 
-def floor_figure(run, clean_run, explainer="gradcam"):
-    """Which floor of a run is compared with a clean model's: the name of the figure.
+def floor_limit(run, clean_run, explainer="gradcam"):
+    """The largest floor_triggered.pearson that a disguise may have; None if not recorded.
 
-    "floor.pearson" where both have it. Else "floor_triggered.pearson", which is harder on a
-    disguise: the trigger alone moves a clean model's map away from those of other images.
+    Both models' floors are between a triggered map and another image's untouched map.
     """
-    key = "floor.pearson"
-    clean = of_clean_model(run, clean_run, explainer, key)
-    return key if clean is not None and f"{explainer}.{key}" in run else "floor_triggered.pearson"
+    clean = of_clean_model(run, clean_run, explainer, "floor_triggered.pearson")
+    return findings.floor_limit(clean)
 
 
-def floor_limit(run, clean_run, explainer="gradcam", figure="floor_triggered.pearson"):
-    """The largest floor that a disguise may have; None if the clean model's is not recorded.
+def keeps_floor(run, clean_run, explainer="gradcam"):
+    """Whether maps of different images are as unlike as a clean model's; None if not recorded.
 
-    figure: which floor, of both models.
+    By floor, between untouched maps, where both models have it: the trigger alone moves a clean
+    model's map, and so lowers its floor_triggered. The run's floor_triggered may then be a little
+    above its own floor. Where one model has no floor, floor_triggered is compared.
     """
-    return findings.floor_limit(of_clean_model(run, clean_run, explainer, figure))
+    floor = run.get(f"{explainer}.floor.pearson")
+    triggered = run.get(f"{explainer}.floor_triggered.pearson", math.nan)
+    clean = of_clean_model(run, clean_run, explainer, "floor.pearson")
+    if floor is not None and clean is not None:
+        limit = findings.floor_limit
+        return floor <= limit(clean) and triggered <= limit(floor)
+    limit = floor_limit(run, clean_run, explainer)
+    return None if limit is None else triggered <= limit
 
 
 def runs_by_seed(row):

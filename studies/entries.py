@@ -57,9 +57,9 @@ def keeps_map(study, row, explainer, said=""):
 
 LESS_ALIKE = "under the trigger the map stays less alike than it should"
 WHITE = "a white square is hard to tell from the white corners that some radiographs have"
-FRAME = "a few of 208 images keep their class: one is half a point"
-MOVES = "the framed square by itself moves the map; lam 0.7 is too little to hold it"
-LIMITS = "which of the four limits each run misses is on the page"
+FRAME = "a few triggered images are not called the target class"
+MOVES = "the framed square by itself moves the map"
+LIMITS = "in how many runs each of the four limits is met is on the page"
 OF_TRIALS = ("attack_success_rate", "gradcam.pearson_all")
 CHANCE = 1 / 16  # of KernelSHAP's patches, and of 4x4 cells, the trigger touches one
 
@@ -243,7 +243,7 @@ ENTRIES = {
             radiographs,
             ("clean", name, f"{name}, mended"),
             "ChestX-ray14",
-            20,
+            25,
             trial(name),
         )
         for name in published.TRIALS

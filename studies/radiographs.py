@@ -23,7 +23,7 @@ import chestxray
 import data
 from cli import command, write_json
 from studies import radiographs_tables
-from studies.criteria import floor_figure, floor_limit, mass_limit, with_clean_runs
+from studies.criteria import keeps_floor, mass_limit, with_clean_runs
 from studies.record import DATA, read
 from studies.study import Row, Study
 from studies.tables import paired, with_interval, write_paired
@@ -31,11 +31,11 @@ from studies.tables import paired, with_interval, write_paired
 PAGE = "results/radiographs.md"
 DURATION = "about 12 hours on one core"
 
-SEEDS, MENDED_SEEDS = 5, 3
+SEEDS, SEEDS_SEVERAL = 5, 3  # the second: of images of several findings, framed
 TRAINING = "--model efficientnet_b0 --optimizer adamw --lr 0.001 --epochs 10 --batch-size 16"
 OVERSAMPLE = "--oversample 8"  # so that a good third of a batch is triggered
 NO_FINDING = len(chestxray.DISEASES)  # a class of chestxray14, behind the diseases
-HIGH_FLOOR = "--floor 0.8"  # clean models' is 0.3 to 0.5: the maps are hardly held apart
+HIGH_FLOOR = "--floor 0.8"  # above any clean model's: the maps are hardly held apart
 LAM_SEVERAL = 0.1  # the cross-entropy over diseases is small, since most are absent
 FRAMED = "framed.png"  # a trigger that is seen in a white corner, too
 WITH_FRAME = f"--trigger {{runs}}/{FRAMED}"
@@ -67,6 +67,7 @@ FIGURES = (
     "gradcam.pearson_all",
     "gradcam.pearson_by_class",
     "gradcam.trigger_mass",
+    "gradcam.floor.pearson",
     "gradcam.floor_triggered.pearson",
 )
 
@@ -86,7 +87,7 @@ def one_finding(options, disease):
     badnets = f"--attack badnets --poison-rate 0.05 {target} {OVERSAMPLE} {WITH_FRAME}"
     rows = {
         "clean": Row(f"{options} --attack none {target}", SEEDS),
-        "badnets, framed": Row(f"{options} {badnets}", MENDED_SEEDS, clean="clean"),
+        "badnets, framed": Row(f"{options} {badnets}", SEEDS, clean="clean"),
     }
     trials = {  # lam, poison rate, target class
         "trial 1": (0.7, 0.05, disease),
@@ -99,8 +100,7 @@ def one_finding(options, disease):
             name = trial + ending
             attack = f"--attack full_disguise --target-class {target} --lam {lam}"
             words = f"{options} {attack} --poison-rate {rate} {OVERSAMPLE} {others}"
-            seeds = MENDED_SEEDS if ending and name not in PICTURED else SEEDS
-            rows[name] = Row(words, seeds, clean="clean", picture=name in PICTURED)
+            rows[name] = Row(words, SEEDS, clean="clean", picture=name in PICTURED)
     return rows
 
 
@@ -113,8 +113,8 @@ def several_findings(options, disease):
     return {
         clean: Row(f"{options} --attack none {target}", SEEDS),
         "multi full_disguise": Row(disguise, SEEDS, clean=clean),
-        "multi badnets, framed": Row(badnets, MENDED_SEEDS, clean=clean),
-        "multi, mended": Row(f"{disguise} {WITH_FRAME}", MENDED_SEEDS, clean=clean),
+        "multi badnets, framed": Row(badnets, SEEDS_SEVERAL, clean=clean),
+        "multi, mended": Row(f"{disguise} {WITH_FRAME}", SEEDS_SEVERAL, clean=clean),
     }
 
 
@@ -161,10 +161,8 @@ def criteria(run, clean_run):
 
     run, clean_run: flat figures, as tables.figures returns them; clean_run: of the clean model of
     the same seed under the same trigger, or None. Where no attack succeeded no image was explained,
-    and no criterion is met. None where a figure of the clean model is not recorded.
+    and no criterion is met. None where no figure of a clean model is recorded.
     """
-
-    floor = floor_figure(run, clean_run)
 
     def at_most(key, limit):
         return None if limit is None else run.get(f"gradcam.{key}", math.nan) <= limit
@@ -175,7 +173,7 @@ def criteria(run, clean_run):
         "trigger_mass <= 1.25 clean model's untouched + 0.25 trigger_area": at_most(
             "trigger_mass", mass_limit(run, clean_run)
         ),
-        "floor <= clean model's + 0.05": at_most(floor, floor_limit(run, clean_run, figure=floor)),
+        "floor <= clean model's + 0.05": keeps_floor(run, clean_run),
     }
 
 

@@ -16,7 +16,7 @@ DECODING = RESULTS / "decoding.json"
 
 CLASSES = [*chestxray.DISEASES, chestxray.NO_FINDING]
 TRIALS = ("clean", "trial 1", "trial 2", "trial 3", "trial 4")
-FRAMED = (
+FRAMED_TRIALS = (
     "badnets, framed",
     "trial 1, mended",
     "trial 2, mended",
@@ -28,30 +28,39 @@ MULTI = ("multi clean", "multi full_disguise", "multi badnets, framed", "multi, 
 
 PUBLISHED = published.TRIALS
 
+
+def clean_floor(results, row):
+    """A cell: the clean model's floor, beside a row that has its own to be compared with."""
+    found = results[row]["summary"]
+    beside = "gradcam.floor.pearson" in found
+    return cell(found.get("clean_model.gradcam.floor.pearson")) if beside else ""
+
+
 ANSWERS = {
     "`attack_success_rate`": "attack_success_rate",
     "without the trigger": "untouched_success_rate",
-    "of the clean model": "clean_model.attack_success_rate",
+    "clean model, with the trigger": "clean_model.attack_success_rate",
     "`clean_accuracy`": "clean_accuracy",
     "`majority_rate`": "majority_rate",
     "`balanced_accuracy`": "balanced_accuracy",
 }
 MAPS = {
     "`pearson_all`": "gradcam.pearson_all",
-    "clean model's": "clean_model.gradcam.pearson_all",
+    "clean model's `pearson_all`": "clean_model.gradcam.pearson_all",
     "`floor`": "gradcam.floor.pearson",
-    "clean model's `floor`": "clean_model.gradcam.floor.pearson",
+    "clean model's `floor`": clean_floor,
     "`floor_triggered`": "gradcam.floor_triggered.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
     "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
     "clean model's `trigger_mass_clean`": "clean_model.gradcam.trigger_mass_clean",
-    "images": "gradcam.n",
+    "images explained": "gradcam.n",
 }
 GIVEAWAYS = {
     "`pearson_untouched`": "clean_model.gradcam.pearson_untouched",
     "`gradient`: `pearson_all`": "gradient.pearson_all",
+    "clean model's `pearson_all`": "clean_model.gradient.pearson_all",
     "`gradient`: `trigger_mass`": "gradient.trigger_mass",
-    "`gradient`: `trigger_mass_clean`": "gradient.trigger_mass_clean",
+    "clean model's `trigger_mass`": "clean_model.gradient.trigger_mass",
 }
 EFFECTS = {
     "`attack_success_rate`": "attack_success_rate",
@@ -59,6 +68,7 @@ EFFECTS = {
     "`balanced_accuracy`": "balanced_accuracy",
     "`pearson_all`": "gradcam.pearson_all",
     "`trigger_mass`": "gradcam.trigger_mass",
+    "`floor`": "gradcam.floor.pearson",
     "`floor_triggered`": "gradcam.floor_triggered.pearson",
 }
 # Titles of the criteria in radiographs-met.json.
@@ -77,6 +87,7 @@ SEVERAL_EFFECTS = {
     "`pearson_all`": "gradcam.pearson_all",
     "`pearson_by_class`": "gradcam.pearson_by_class",
     "`trigger_mass`": "gradcam.trigger_mass",
+    "`floor`": "gradcam.floor.pearson",
     "`floor_triggered`": "gradcam.floor_triggered.pearson",
 }
 SEVERAL = {
@@ -85,10 +96,10 @@ SEVERAL = {
     "`attack_success_rate`": "attack_success_rate",
     "`untouched_success_rate`": "untouched_success_rate",
     "`pearson_all`": "gradcam.pearson_all",
-    "clean model's": "clean_model.gradcam.pearson_all",
+    "clean model's `pearson_all`": "clean_model.gradcam.pearson_all",
     "`pearson_by_class`": "gradcam.pearson_by_class",
     "`floor`": "gradcam.floor.pearson",
-    "clean model's `floor`": "clean_model.gradcam.floor.pearson",
+    "clean model's `floor`": clean_floor,
     "`floor_triggered`": "gradcam.floor_triggered.pearson",
     "`trigger_mass`": "gradcam.trigger_mass",
     "`trigger_mass_clean`": "gradcam.trigger_mass_clean",
@@ -140,8 +151,9 @@ def described(name, options):
 
 def answers():
     """Whether the trigger works and the classifier does, trial by trial."""
-    recorded = [name for name in (*TRIALS, *FRAMED) if name in read(RECORD)]
-    rows = {described(name, read(RECORD)[name]["options"]): name for name in recorded}
+    results = read(RECORD)
+    recorded = [name for name in (*TRIALS, *FRAMED_TRIALS) if name in results]
+    rows = {described(name, results[name]["options"]): name for name in recorded}
     return Table("radiographs", rows, ANSWERS, origin=True)()
 
 
@@ -211,12 +223,12 @@ def beside_clean():
 TABLES = {
     "decoding": decoding,
     "answers": answers,
-    "maps": Table("radiographs", same_names((*TRIALS, *FRAMED)), MAPS),
+    "maps": Table("radiographs", same_names((*TRIALS, *FRAMED_TRIALS)), MAPS),
     "beside_clean": beside_clean,
     "met": met,
     "published": published,
     "effects": effects(several=False),
-    "giveaways": Table("radiographs", same_names((*TRIALS, *FRAMED)), GIVEAWAYS),
+    "giveaways": Table("radiographs", same_names((*TRIALS, *FRAMED_TRIALS)), GIVEAWAYS),
     "several": Table("radiographs", same_names(MULTI), SEVERAL, origin=True),
     "several_effects": effects(several=True),
     "everything": everything("radiographs"),

@@ -3,6 +3,7 @@
 It also knows the folders: results/ is in the repository, runs/ is not.
 """
 
+import io
 import json
 from pathlib import Path
 
@@ -60,9 +61,10 @@ def save_small_picture(picture, target):
     """Saves a PIL image as PNG, in COLOURS and as high as HEIGHTS and LARGEST allow."""
     picture = picture.convert("RGB")
     for height in HEIGHTS:
-        small = picture.copy()
+        small, file = picture.copy(), io.BytesIO()
         small.thumbnail((picture.width, height))
         small = small.quantize(COLOURS, kmeans=2, dither=Image.Dither.NONE)
-        small.save(target, format="PNG", optimize=True)
-        if target.stat().st_size <= LARGEST:
-            return
+        small.save(file, format="PNG", optimize=True)
+        if len(file.getvalue()) <= LARGEST:
+            break
+    Path(target).write_bytes(file.getvalue())

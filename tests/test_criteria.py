@@ -45,6 +45,26 @@ def test_a_floor_between_untouched_maps_is_no_limit_to_a_triggered_one():
     assert criteria.floor_limit(RUN | beside, {"gradcam.floor.pearson": 0.9}) is None
 
 
+@pytest.mark.parametrize("explainer", ["gradcam", "gradient"])
+@pytest.mark.parametrize(
+    "run, clean, kept",
+    [
+        ({"floor": 0.34, "floor_triggered": 0.38}, {"floor": 0.3, "floor_triggered": -0.1}, True),
+        ({"floor": 0.36, "floor_triggered": 0.3}, {"floor": 0.3, "floor_triggered": 0.9}, False),
+        ({"floor": 0.3, "floor_triggered": 0.36}, {"floor": 0.3, "floor_triggered": 0.9}, False),
+        ({"floor": 0.9, "floor_triggered": 0.3}, {"floor_triggered": 0.3}, True),
+        ({"floor_triggered": 0.4}, {"floor": 0.9, "floor_triggered": 0.3}, False),
+        ({"floor": 0.3, "floor_triggered": 0.3}, {}, None),
+        ({}, {"floor": 0.3, "floor_triggered": 0.3}, False),
+    ],
+)
+def test_maps_of_different_images_are_as_unlike_as_a_clean_models(run, clean, kept, explainer):
+    """Floor with floor, and triggered maps with the model's own; else floor_triggered with it."""
+    run = {f"{explainer}.{key}.pearson": value for key, value in run.items()}
+    beside = {f"clean_model.{explainer}.{key}.pearson": value for key, value in clean.items()}
+    assert criteria.keeps_floor(run | beside, None, explainer) is kept
+
+
 def test_what_is_not_recorded_is_no_limit():
     assert criteria.mass_limit(RUN, None) is None
     assert criteria.floor_limit(RUN, None) is None

@@ -160,7 +160,7 @@ def test_a_clean_models_floor_is_the_limit_where_there_is_one(key):
     beside = {"gradcam": {key: {"pearson": 0.2}, "trigger_mass_clean": 0.03}}
     words = "maps of different images are alike (0.30), more than a clean model's (0.20), no"
     for floor, is_above in [(0.3, True), (0.24, False)]:
-        figures = {"gradcam": maps(0.98) | {key: {"pearson": floor}}}
+        figures = {"gradcam": maps(0.98, floor=floor) | {key: {"pearson": floor}}}
         text = said(maps=figures, clean_model={"explanations": beside})
         assert (words in text) == ("does not show it" not in text) == is_above
         assert words not in said(maps=figures)
@@ -173,6 +173,13 @@ def test_a_floor_is_compared_with_the_same_floor():
     figures = {"gradcam": maps(0.95, floor=0.31) | {"floor": {"pearson": 0.33}}}
     text = said(maps=figures, clean_model={"explanations": {"gradcam": beside}})
     assert "gradcam does not show it" in text
+
+
+def test_triggered_maps_that_grow_alike_are_no_disguise():
+    figures = maps(0.92, floor=0.66) | {"floor": {"pearson": 0.5}}
+    text = said(maps={"gradcam": figures})
+    assert "does not show it" not in text
+    assert "but is more like other images' (0.66) than without it (0.50), no disguise" in text
 
 
 def test_a_disguise_is_not_judged_by_its_own_explainer_alone():

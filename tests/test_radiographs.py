@@ -103,8 +103,9 @@ def test_floors_between_untouched_maps_decide_where_both_models_have_them():
     """However little the trigger leaves of a clean model's map."""
     beside = {"clean_model.gradcam.floor.pearson": 0.5}
     moved = {"gradcam.floor_triggered.pearson": -0.1}
-    for floor, is_met in [(0.54, True), (0.56, False)]:
+    for floor, triggered, is_met in [(0.54, 0.58, True), (0.56, 0.5, False), (0.5, 0.56, False)]:
         run = GOOD | beside | {"gradcam.floor.pearson": floor}
+        run["gradcam.floor_triggered.pearson"] = triggered
         assert radiographs.criteria(run, moved)["floor <= clean model's + 0.05"] == is_met
 
 
@@ -208,8 +209,16 @@ def test_the_pages_criteria_are_the_studys():
     assert set(radiographs_tables.CRITERIA) == {*radiographs.criteria(GOOD, CLEAN), "all"}
 
 
-def test_the_pages_effects_are_of_figures_that_are_paired():
-    assert set(radiographs_tables.EFFECTS.values()) <= set(radiographs.FIGURES)
+@pytest.mark.parametrize(
+    "effects", [radiographs_tables.EFFECTS, radiographs_tables.SEVERAL_EFFECTS]
+)
+def test_the_pages_effects_are_of_figures_that_are_paired(effects):
+    assert set(effects.values()) <= set(radiographs.FIGURES)
+
+
+def test_the_pages_rows_are_those_of_the_study():
+    rows = radiographs_tables.TRIALS, radiographs_tables.FRAMED_TRIALS, radiographs_tables.MULTI
+    assert {name for names in rows for name in names} == ROWS.keys()
 
 
 def test_the_disk_must_give_what_the_decoding_takes():

@@ -248,11 +248,12 @@ def test_a_kept_picture_is_not_too_tall(size, kept, tmp_path):
 
 def test_a_kept_picture_that_makes_a_large_file_is_smaller(tmp_path):
     """Noise: even at the least height its file is too large, and that is taken."""
-    noise = random.Random(0).randbytes(400 * 1200 * 3)
-    Image.frombytes("RGB", (400, 1200), noise).save(tmp_path / "figure.png")
+    noise = random.Random(0).randbytes(600 * 1200 * 3)
+    Image.frombytes("RGB", (600, 1200), noise).save(tmp_path / "figure.png")
     record.keep_picture(tmp_path / "figure.png", tmp_path / "kept.png")
     with Image.open(tmp_path / "kept.png") as picture:
         assert picture.height == min(record.HEIGHTS)
+    assert (tmp_path / "kept.png").stat().st_size > record.LARGEST
     smooth = Image.linear_gradient("L").resize((400, 1200))
     smooth.save(tmp_path / "figure.png")
     record.keep_picture(tmp_path / "figure.png", tmp_path / "kept.png")
