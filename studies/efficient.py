@@ -166,8 +166,10 @@ def main(argv):
     study = Study("efficient", TABLE, groups=GROUPS)
     try:
         study.run(argv)
-    finally:  # also of what is done when it is interrupted
+    except KeyboardInterrupt:  # what is done is compared, too
         write_comparisons(study.path)
+        raise
+    write_comparisons(study.path)
 
 
 if __name__ == "__main__":

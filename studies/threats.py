@@ -142,8 +142,10 @@ def main(argv):
     study = Study("threats", TABLE, groups=GROUPS)
     try:
         study.run(argv)
-    finally:  # also of what is done when it is interrupted
+    except KeyboardInterrupt:  # what is done is compared, too
         write_comparisons(study)
+        raise
+    write_comparisons(study)
 
 
 if __name__ == "__main__":

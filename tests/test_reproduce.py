@@ -57,8 +57,11 @@ def test_an_unknown_study_is_refused_in_one_line(capsys):
 
 @pytest.mark.parametrize("name", [*ROW_STUDIES, "sampling", "speed"])
 def test_an_unknown_row_is_refused_in_one_line(name, capsys):
+    kept = {path: path.stat().st_mtime_ns for path in (ROOT / "results").iterdir()}
     error = refused([name, "no such row"], capsys)
     assert "'no such row'" in error
+    now = {path: path.stat().st_mtime_ns for path in (ROOT / "results").iterdir()}
+    assert now == kept, "a refused command line wrote a result"
     assert error.splitlines()[-1].startswith(f"{name}.py: ")
 
 
