@@ -211,9 +211,10 @@ def write_beside(folder, card):
 
 
 def bring_up_to_date(folder, subject, metrics):
-    """Writes the card of a measured checkpoint anew, where it may; whether it was written.
+    """Writes the card of a newly measured checkpoint into its folder; whether it was written.
 
-    How the network was made stays as the card in its place says.
+    It is not where a README.md of the user's is in its place. What a former card says of how the
+    network was made is kept.
     """
     path = Path(folder) / NAME
     before = path.read_text(encoding="utf-8") if path.exists() and ours.is_ours(path) else ""
