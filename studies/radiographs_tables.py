@@ -152,8 +152,8 @@ def described(name, options):
 def answers():
     """Whether the trigger works and the classifier does, trial by trial."""
     results = read(RECORD)
-    recorded = [name for name in (*TRIALS, *FRAMED_TRIALS) if name in results]
-    rows = {described(name, results[name]["options"]): name for name in recorded}
+    names = (*TRIALS, *FRAMED_TRIALS)
+    rows = {described(name, results[name]["options"]): name for name in names}
     return Table("radiographs", rows, ANSWERS, origin=True)()
 
 
@@ -178,15 +178,10 @@ def published():
     titles = ("clean model: accuracy", *attacked, "ours: success", "ours, framed")
     lines = header(["run", *titles])
     for name, figures in PUBLISHED.items():
-        rows = [results.get(row, {"summary": {}}) for row in (name, f"{name}, mended")]
-        ours = [cell(row["summary"].get("attack_success_rate")) for row in rows]
+        rows = (name, f"{name}, mended")
+        ours = [cell(results[row]["summary"]["attack_success_rate"]) for row in rows]
         lines.append(line([name, *(f"{value:.4f}" for value in figures), *ours]))
     return lines
-
-
-def is_of_several(pair):
-    """Whether a paired difference is of images of several findings."""
-    return pair["of"].startswith("multi")
 
 
 def effects(several):
@@ -198,7 +193,8 @@ def effects(several):
     def lines():
         pairs = {}
         for pair in read(PAIRED):
-            if is_of_several(pair) == several and pair["minus"] != CLEAN_MODEL:
+            of_several = pair["of"].startswith("multi")
+            if of_several == several and pair["minus"] != CLEAN_MODEL:
                 title = f"{pair['effect']}: {pair['of']} - {pair['minus']}"
                 pairs.setdefault((title, pair["n"]), {})[pair["figure"]] = interval_text(pair)
         columns = SEVERAL_EFFECTS if several else EFFECTS
